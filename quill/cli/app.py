@@ -1,0 +1,331 @@
+"""The command line, assembled: a command is a file in this folder, its name the file's name.
+
+Only the module of the command that was called is imported; the others stand in the help with the
+first line of their files. `main` is the boundary: every failure becomes a few lines on stderr and an
+exit code, and nothing gets past it as a traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from quill import __version__, discovery
+from quill.cli.output import Output, is_terminal, takes_colour
+from quill.errors import InputError, QuillError, ResourceError
+
+PROGRAM = "quill"
+# Files of this folder that are not commands.
+_SHARED = {"app", "output", "options"}
+# The face of quill in the order of its journey; every other command follows by name.
+_FACE = ("prepare", "train", "sample", "eval", "export")
+_PANELS = ("Commands", "More commands")
+_COMPLETION = f"_{PROGRAM.upper()}_COMPLETE"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOMEM}
+
+
+def run() -> None:
+    """The console script: `main` on the process's own arguments and streams."""
+    _open_closed_streams()
+    code = main()
+    if code == 141:
+        # The interpreter flushes once more on its way out, and would complain about the same pipe.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments after the program's name; unset: the process's own.
+
+    Returns:
+        The exit code; 0 when it is done.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _speak_utf8()
+    try:
+        code = _dispatch(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return 141
+    except KeyboardInterrupt as e:
+        Output().warn("interrupted")
+        return 128 + int(getattr(e, "signum", 2))
+    except Exception as e:
+        error = explain(e)
+        Output().fail(error)
+        if error.exit_code == 1 and "--debug" in arguments:
+            import traceback
+
+            traceback.print_exc()
+        return error.exit_code
+
+
+def explain(failure: Exception) -> QuillError:
+    """What any exception means to the person who typed the command."""
+    if isinstance(failure, QuillError):
+        return failure
+    if isinstance(failure, typer.TyperException):
+        return _usage_error(failure)
+    if _is_out_of_memory(failure):
+        return ResourceError(
+            "out of memory",
+            why=str(failure).partition("\n")[0][:200] or "the machine has no more to give",
+            hint="a smaller --batch-size, with more --gradient-accumulation-steps, takes less",
+        )
+    if isinstance(failure, OSError) and failure.errno in _NO_ROOM:
+        return ResourceError(
+            f"cannot use '{failure.filename}'" if failure.filename else "the system refused",
+            why=failure.strerror or str(failure),
+            hint="quill doctor",
+        )
+    return QuillError(
+        f"quill met a bug of its own: {type(failure).__name__}: {failure}",
+        why="this is no fault of yours, and nothing that was complete has changed",
+        hint="the same command with --debug, and report what it prints to quill's issue tracker",
+    )
+
+
+def commands() -> dict[str, str]:
+    """Every command's name and its one line of help, in the order of the help; imports none of them."""
+    names = set(discovery.names("cli")) - _SHARED
+    ordered = [n for n in _FACE if n in names] + sorted(names - set(_FACE))
+    return {n: _summary(Path(__file__).with_name(f"{n}.py")) for n in ordered}
+
+
+def build(load: Iterable[str], *, rich_help: bool = False) -> typer.Typer:
+    """The Typer app, with some commands whole and the others as their line of help.
+
+    Args:
+        load: Names of the commands to import.
+        rich_help: Draw the help for a terminal.
+    """
+    app = typer.Typer(
+        name=PROGRAM,
+        cls=_Group,
+        rich_markup_mode="rich" if rich_help else None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _dashes},
+    )
+    app.callback(help="Train, keep, sample, measure and hand on small GPTs by name.")(_root)
+    wanted = set(load)
+    for name, summary in commands().items():
+        panel = _PANELS[name not in _FACE]
+        if name not in wanted:
+            app.command(name, help=summary, rich_help_panel=panel)(_stub)
+            continue
+        module = import_module(f"quill.cli.{name}")
+        if group := getattr(module, "COMMANDS", None):
+            # The parts of a command that has parts are typed after it: quill config check.
+            inner = typer.Typer(cls=_Group, rich_markup_mode="rich" if rich_help else None)
+            for part, body in group.items():
+                inner.command(part, cls=_Command)(body)
+            app.add_typer(inner, name=name, help=summary, rich_help_panel=panel)
+        else:
+            app.command(name, cls=_Command, help=module.command.__doc__, rich_help_panel=panel)(
+                module.command
+            )
+    return app
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name = _dashes(next((a for a in arguments if not a.startswith("-")), ""))
+    known = commands()
+    if not arguments:
+        _help_on_stderr()
+        return 2
+    if name and name not in known:
+        raise _no_such_command(name, list(known))
+    completing = _COMPLETION in os.environ
+    app = build(known if completing else [name], rich_help=_rich_help())
+    group = typer.main.get_command(app)
+    if completing:
+        group.main(prog_name=PROGRAM)
+    try:
+        # Typer's own main answers a closed pipe with exit code 1 and draws its errors itself.
+        with group.make_context(PROGRAM, arguments) as context:
+            group.invoke(context)
+    except typer.Exit as e:
+        return e.exit_code
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return 0
+
+
+def _help_on_stderr() -> None:
+    group = typer.main.get_command(build([]))
+    with group.make_context(PROGRAM, [], resilient_parsing=True) as context:
+        Output().say(group.get_help(context))
+
+
+class _Grouped:
+    """Plain help in the groups that help on a terminal has; plain arguments read without pydantic."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if param._runtime_param is None:
+                param._runtime_param = _Plain()
+        return params
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            default = "Arguments" if param.param_type_name == "argument" else "Options"
+            if (record := param.get_help_record(ctx)) is not None:
+                panels.setdefault(getattr(param, "rich_help_panel", None) or default, []).append(record)
+        for title, records in panels.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+class _Command(_Grouped, TyperCommand):
+    """A command, read and explained in quill's way."""
+
+
+class _Plain:
+    """Stands in for Typer's conversion of an argument where that only hands text through.
+
+    Typer builds a pydantic adapter for every argument, also for those not given, and `quill list` would
+    spend most of its time on that. An attribute that another Typer does not look at costs only time.
+    """
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        many = param.multiple or param.nargs == -1
+        if value is None:
+            return () if many else None
+        kind = param.type_descriptor.annotation
+        for plain in (str, Path):
+            if kind is plain:
+                return plain(value)
+            if kind == list[plain]:  # type: ignore[valid-type]
+                return tuple(plain(v) for v in value)
+        choices = param.type_descriptor.choices
+        if choices and value in choices:
+            return value
+        param._runtime_param = None
+        adapter = param.get_runtime_param()
+        return adapter.coerce(value, param=param, ctx=ctx)
+
+
+class _Group(_Grouped, TyperGroup):
+    """The commands, whose plain help is in groups."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        super().format_options(ctx, formatter)
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            found = self.commands[name]
+            panel = getattr(found, "rich_help_panel", None) or _PANELS[0]
+            panels.setdefault(panel, []).append((name, found.get_short_help_str(formatter.width)))
+        for title in sorted(panels):
+            with formatter.section(title):
+                formatter.write_dl(panels[title])
+
+
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", is_eager=True, callback=lambda v: _print_version(v)
+    ),
+    debug: bool = typer.Option(False, "--debug", help="On a bug of ours: the traceback."),
+) -> None:
+    pass
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        Output().write(f"{PROGRAM} {__version__}\n")
+        raise typer.Exit
+
+
+def _stub() -> None:
+    raise AssertionError("only named commands run, and those are loaded")
+
+
+def _summary(path: Path) -> str:
+    """The first line of a file's docstring, read without importing it."""
+    with suppress(OSError), path.open(encoding="utf-8") as file:
+        return file.readline().strip().strip('"')
+    return ""
+
+
+def _no_such_command(name: str, known: list[str]) -> InputError:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, 3)
+    return InputError(
+        f"no command '{name}'",
+        why=f"did you mean {' or '.join(close)}?" if close else f"there is {', '.join(known)}",
+        hint=f"{PROGRAM} {close[0]} --help" if close else f"{PROGRAM} --help",
+    )
+
+
+def _usage_error(failure: typer.TyperException) -> InputError:
+    """Typer's own refusals in quill's words; told apart by what they carry, as their classes are private."""
+    context: Any = getattr(failure, "ctx", None)
+    path = context.command_path if context is not None else PROGRAM
+    option = getattr(failure, "option_name", None)
+    possibilities = getattr(failure, "possibilities", None)
+    message = failure.format_message().strip().rstrip(".")
+    message = message.replace("Value error, ", "")
+    what, why = message[:1].lower() + message[1:], ""
+    if possibilities is not None and option:
+        what = f"no flag '{option}'"
+        close = " or ".join(possibilities)
+        why = f"did you mean {close}?" if close else f"{path} does not take it"
+        if path == PROGRAM:
+            why = "flags come after the command, as in: quill list --json"
+    elif message.startswith("Missing command"):
+        what, why = f"'{path}' needs one more word", f"there is {', '.join(context.command.commands)}"
+    return InputError(what.replace("\n\t", " "), why=why, hint=f"{path} --help")
+
+
+def _is_out_of_memory(failure: BaseException) -> bool:
+    """Python's, CUDA's, and torch's allocator on the CPU, which has no class of its own."""
+    if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(failure, RuntimeError) and any(w in str(failure) for w in words)
+
+
+def _rich_help() -> bool:
+    """Typer would draw for GitHub's runners in a pipe too; here only a terminal, or who asks, gets it."""
+    env = os.environ
+    if env.get("TERM") == "dumb" and not env.get("FORCE_COLOR"):
+        return False
+    return is_terminal(sys.stdout) or takes_colour(sys.stdout, env)
+
+
+def _dashes(text: str) -> str:
+    return text.replace("_", "-")
+
+
+def _speak_utf8() -> None:
+    """Text is UTF-8 whatever the locale says; what no UTF-8 can hold shows as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _open_closed_streams() -> None:
+    """A process started with a standard stream closed would get its first file in that place."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

@@ -1,0 +1,119 @@
+"""Say what quill runs on here, and what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from quill import __version__
+from quill.cli import options
+from quill.cli.options import Session
+from quill.cli.output import size
+from quill.errors import QuillError
+
+State = Literal["ok", "warning", "wrong"]
+Finding = tuple[str, State, str]
+
+# Extras, and what is missing without them.
+_EXTRAS = {
+    "rustbpe": "--tokenizer bpe: pip install 'quill[bpe]'",
+    "zstandard": "reading .zst files: pip install 'quill[zst]'",
+}
+_LITTLE_SPACE = 1 << 30
+
+
+@options.command()
+def command(session: Session) -> None:
+    """Say what quill runs on here, and what is wrong with it.
+
+    Exit code 7 if something would keep it from training or from keeping a model.
+    """
+    registry = session.registry()
+    findings = [*_versions(), _device(), *_folder("registry", registry.root, registry.why)]
+    findings += _models(session)
+    findings += _folder("datasets", session.datasets(), "")
+    findings.append(_encoding())
+    wrong = [f for f in findings if f[1] == "wrong"]
+    output = session.output
+    marks = {"ok": "", "warning": "warning: ", "wrong": "WRONG: "}
+    output.emit(
+        "quill.doctor/1",
+        {
+            "healthy": not wrong,
+            "findings": [{"what": what, "state": state, "found": found} for what, state, found in findings],
+        },
+        human=output.fields([(what, marks[state] + found) for what, state, found in findings]),
+        quiet=[f"{what}: {found}" for what, _, found in wrong],
+    )
+    if wrong:
+        raise typer.Exit(7)
+
+
+def _versions() -> list[Finding]:
+    found: list[Finding] = [
+        ("quill", "ok", __version__),
+        ("python", "ok", f"{'.'.join(map(str, sys.version_info[:3]))} on {sys.platform}"),
+    ]
+    for package in ("numpy", "safetensors", "tiktoken"):
+        try:
+            found.append((package, "ok", metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            found.append((package, "wrong", "not installed: pip install --force-reinstall quill"))
+    for package, use in _EXTRAS.items():
+        there = find_spec(package) is not None
+        found.append((package, "ok", "installed" if there else f"not installed; only needed for {use}"))
+    return found
+
+
+def _device() -> Finding:
+    try:
+        import torch
+    except Exception as e:
+        return "torch", "wrong", f"cannot be imported: {e}"
+    device = f"cpu, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        device = f"cuda, {torch.cuda.get_device_name()}"
+    elif torch.backends.mps.is_available():
+        device = "mps"
+    return "torch", "ok", f"{torch.__version__} on {device}"
+
+
+def _folder(what: str, folder: Path, why: str) -> list[Finding]:
+    """Whether a folder can be written, or made, and how much room it has."""
+    place = f"{folder} ({why})" if why else str(folder)
+    existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), None)
+    if existing is None:
+        return [(what, "wrong", f"{place}: no part of that path exists")]
+    if not existing.is_dir():
+        return [(what, "wrong", f"{place}: '{existing}' is a file")]
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return [(what, "wrong", f"{place}: '{existing}' cannot be written; choose another with --registry")]
+    import shutil
+
+    free = shutil.disk_usage(existing).free
+    made = "" if folder.exists() else ", made when first needed"
+    state: State = "warning" if free < _LITTLE_SPACE else "ok"
+    return [(what, state, f"{place}{made}, {size(free)} free")]
+
+
+def _models(session: Session) -> list[Finding]:
+    try:
+        versions = session.registry().entries(all_versions=True)
+    except QuillError as e:
+        return [("models", "wrong", str(e))]
+    damaged = [v.reference for v in versions if v.damaged]
+    if damaged:
+        return [("models", "warning", f"{len(versions)}, damaged: {', '.join(damaged)}")]
+    return [("models", "ok", str(len(versions)))]
+
+
+def _encoding() -> Finding:
+    import locale
+
+    return "locale", "ok", f"{locale.getpreferredencoding(False)}; quill itself speaks UTF-8"

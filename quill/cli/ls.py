@@ -1,0 +1,5 @@
+"""The same as list."""
+
+from __future__ import annotations
+
+from quill.cli.list import command as command

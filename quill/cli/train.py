@@ -1,0 +1,193 @@
+"""Train a model and keep it by name."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from typer import Option
+
+from quill.cli import options
+from quill.cli.options import Session
+from quill.cli.output import Output, count, duration, size
+from quill.config.settings import SECTIONS
+from quill.errors import InputError
+
+if TYPE_CHECKING:
+    from quill.config.settings import RunConfig
+    from quill.training.events import Event, Observer
+    from quill.training.run import Plan
+
+
+@options.command(SECTIONS)
+def command(
+    session: Session,
+    config: Annotated[
+        Path | None, Option("--config", "-c", metavar="FILE", help="A config file; flags win over it.")
+    ] = None,
+    name: Annotated[
+        str | None, Option(metavar="NAME", help="The model's name; unset: the config's, or the data's.")
+    ] = None,
+    resume: Annotated[
+        Literal["auto", "never", "must"],
+        Option(
+            metavar="auto|never|must", help="Go on with an unfinished run of the same config (default auto)."
+        ),
+    ] = "auto",
+    new_version: Annotated[
+        bool, Option("--new-version", help="Train again under a name that has a finished model.")
+    ] = False,
+    max_minutes: Annotated[
+        float | None,
+        Option(metavar="NUMBER", help="Stop and save after so long; the same command then goes on."),
+    ] = None,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print the settings, the size, and the time it would take.")
+    ] = False,
+) -> None:
+    """Train a model and keep it by name; the same command again resumes it, or finds it done.
+
+    Prints the model's reference. Every setting of a config file is a flag too; 'none' unsets an optional one.
+    """
+    run = read_config(session, config, name)
+    registry, data_root = session.registry(), session.datasets()
+    if dry_run:
+        from quill.training.run import plan
+
+        _print_plan(session.output, plan(run, registry, data_root))
+        return
+    with Signals() as signals:
+        from quill.cli import _training_display
+        from quill.training.run import train
+
+        with _training_display.watch(session.output) as observer:
+            version = train(
+                run,
+                registry,
+                data_root,
+                resume=resume,
+                new_version=new_version,
+                max_seconds=_seconds(max_minutes),
+                observer=signals.watch(observer),
+                stop=signals.poll,
+            )
+    session.output.event(
+        _training_display.SCHEMA,
+        {"event": "result", "reference": version.reference, "manifest": version.manifest},
+    )
+    if session.output.form != "json":
+        session.output.write(version.reference + "\n")
+
+
+def read_config(session: Session, file: Path | None, name: str | None) -> RunConfig:
+    """The run that flags and file ask for, with a name.
+
+    Raises:
+        InputError: A setting is refused, or no name follows from the data.
+    """
+    from quill.config import reading
+    from quill.registry.names import check_name
+
+    overrides = {**session.overrides, **({"name": name} if name is not None else {})}
+    if file is not None:
+        run = reading.load(file, overrides)
+    else:
+        run = reading.parse({}, overrides, origin="the flags")
+    if run.name is None:
+        source = run.data.source
+        if not isinstance(source, str) or "/" in source or "." in source or source == "-":
+            raise InputError(
+                "the model has no name",
+                why="it follows from the config file's, or from the data's where that has one",
+                hint="--name my-model",
+            )
+        run = run.model_copy(update={"name": source})
+    check_name(str(run.name))
+    return run
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came where there is nothing to save yet."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class Signals:
+    """The first INT, TERM or HUP asks a run to save and stop; the second ends the process at once.
+
+    Before the first step there is nothing to save, and the first one ends it too. A signal that is ignored
+    already, as HUP is under nohup, stays so.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+        self._stepping = False
+
+    def __enter__(self) -> Self:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is None or signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            try:
+                self._before[number] = signal.signal(number, self._receive)
+            except ValueError:
+                # Only the main thread may listen; whoever called from another does so itself.
+                break
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def watch(self, observer: Observer) -> Observer:
+        """The same observer, from whose events it follows whether there is something to save."""
+
+        def observe(event: Event) -> None:
+            self._stepping = self._stepping or isinstance(event, Started)
+            observer(event)
+
+        from quill.training.events import Started
+
+        return observe
+
+    def poll(self) -> int | None:
+        """The signal that came, or None."""
+        return self._received
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+        if not self._stepping:
+            raise Interrupted(number)
+
+
+def _seconds(minutes: float | None) -> float | None:
+    if minutes is not None and not 0 < minutes < 60 * 24 * 366:
+        raise InputError(f"--max-minutes {minutes:g} is refused", why="it is above 0, and at most a year")
+    return None if minutes is None else 60 * minutes
+
+
+def _print_plan(output: Output, plan: Plan) -> None:
+    import json
+
+    facts = output.fields(
+        [
+            ("parameters", f"{plan.parameters:,} ({count(plan.parameters)})"),
+            ("tokens per step", f"{plan.tokens_per_step:,}"),
+            ("memory", size(plan.memory_bytes)),
+            ("device", f"{plan.device} {plan.dtype}"),
+            ("time per step", duration(plan.seconds_per_step)),
+            ("time in all", duration(plan.seconds_total)),
+        ]
+    )
+    config = json.dumps(plan.config, indent=2, ensure_ascii=False)
+    output.emit(
+        "quill.train.plan/1", asdict(plan), human=f"{config}\n{facts}", quiet=str(plan.config.get("name", ""))
+    )

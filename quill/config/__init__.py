@@ -1,0 +1,1 @@
+"""Settings of a run: declared in `settings`, read in `reading`, older forms in `lineage`."""

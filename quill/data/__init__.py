@@ -1,0 +1,1 @@
+"""Text files into token shards, and shards into batches."""

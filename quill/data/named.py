@@ -1,0 +1,106 @@
+"""Texts known by name: those inside the package, and those fetched from their public home when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from quill import fsio
+from quill.errors import CorruptError, ResourceError
+
+# Told of a stage's name, the bytes done, and the bytes in all where they are known.
+OnBytes = Callable[[str, int, "int | None"], None]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A text that is known by name.
+
+    Attributes:
+        about: What it is, in a few words.
+        file: Where it lies inside the package, if it does.
+        url: Where it is downloaded from, if it is.
+        size: Its length in bytes.
+        sha256: Its hash, in hex.
+    """
+
+    about: str
+    file: Path | None = None
+    url: str = ""
+    size: int = 0
+    sha256: str = ""
+
+
+NAMED: dict[str, Named] = {
+    "harpoon": Named(
+        "prose and verse of the sea, part of quill", file=Path(__file__).with_name("harpoon.txt")
+    ),
+    "shakespeare": Named(
+        "tiny Shakespeare, 1.1 MB of his plays",
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        size=1_115_394,
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+}
+
+
+def fetch(name: str, root: Path, on_bytes: OnBytes | None = None) -> Path:
+    """The file of a named text, downloaded and checked on first use.
+
+    Args:
+        name: One of NAMED.
+        root: The data root; what is downloaded is kept in its `.downloads`.
+        on_bytes: Told how far the download is.
+
+    Raises:
+        ResourceError: It cannot be downloaded; the message tells how to place it by hand.
+        CorruptError: What is there, or what came, is not that text.
+    """
+    named = NAMED[name]
+    if named.file:
+        return named.file
+    path = root / ".downloads" / f"{name}.txt"
+    if not path.is_file():
+        fsio.make_dir(path.parent)
+        fsio.write_bytes(path, _download(name, named, path, on_bytes))
+    elif path.stat().st_size != named.size or fsio.sha256(path) != named.sha256:
+        raise CorruptError(
+            f"'{path}' is not the text known as '{name}'",
+            why=f"its sha256 is not {named.sha256}",
+            hint=f"rm '{path}', and the next run downloads it again",
+        )
+    return path
+
+
+def _download(name: str, named: Named, path: Path, on_bytes: OnBytes | None) -> bytes:
+    """Fetch a named text whole and check it before anything is written."""
+    from http.client import HTTPException
+    from urllib.request import Request, urlopen
+
+    hint = f"fetch it elsewhere and place it: curl -o '{path}' {named.url}"
+    data = bytearray()
+    try:
+        with urlopen(Request(named.url, headers={"User-Agent": "quill"}), timeout=30) as reply:
+            # One byte over, so that a longer file shows without being read to its end.
+            while len(data) <= named.size and (more := reply.read(min(65536, named.size + 1 - len(data)))):
+                data += more
+                if on_bytes:
+                    on_bytes("downloading", len(data), named.size)
+    except (OSError, HTTPException) as e:
+        reason = getattr(e, "reason", None) or e
+        raise ResourceError(
+            f"cannot download '{name}'", why=f"{named.url}: {reason or type(e).__name__}", hint=hint
+        ) from e
+    if len(data) < named.size:
+        raise ResourceError(
+            f"cannot download '{name}'",
+            why=f"{named.url} ended after {len(data):,} of {named.size:,} bytes",
+            hint=hint,
+        )
+    if hashlib.sha256(data).hexdigest() != named.sha256:
+        raise CorruptError(
+            f"what {named.url} holds is not '{name}'", why=f"its sha256 is not {named.sha256}", hint=hint
+        )
+    return bytes(data)

@@ -1,0 +1,55 @@
+"""Causal attention over new positions and cached ones; what every block shares.
+
+Legend: B batch, T query length, S key length, H n_head, K n_kv_head, D head_size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quill.model.kv_cache import LayerCache
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: LayerCache | None = None,
+    *,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """Mix the values of each position and those before it.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762; shared keys and values: Ainslie et al. 2023,
+    arXiv:2305.13245.
+
+    Args:
+        q: Queries, (B, H, T, D).
+        k: Keys, (B, K, T, D), K dividing H.
+        v: Values, like k.
+        cache: Earlier positions' keys and values; extended in place.
+        dropout: Share of attention weights dropped.
+        scale: Factor on the scores; D ** -0.5 where None.
+
+    Returns:
+        (B, H, T, D).
+    """
+    if cache is not None:
+        k, v = cache.extend(k, v)
+    T, S = q.shape[2], k.shape[2]
+    grouped = q.shape[1] != k.shape[1]
+    if T == 1:
+        # One query sees every key: no mask, and no kernel that would build one.
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale, enable_gqa=grouped)
+    if T == S:
+        return F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
+        )
+    # is_causal would align its triangle top-left; new positions sit at the bottom right.
+    mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=grouped
+    )

@@ -1,0 +1,110 @@
+"""The GPT-2 block: pre-LayerNorm, learned positions, fused query/key/value.
+
+Covers GPT-2 (Radford et al. 2019), nanoGPT (biases optional) and QuillGPT (ReLU, no biases on query,
+key and value, any head_size). Tensor names are GPT-2's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quill.config.settings import ModelConfig
+from quill.model.attention import attend
+from quill.model.kv_cache import LayerCache
+from quill.model.rope import Rope
+
+LEARNED_POSITIONS = True
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+_ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "relu": F.relu, "relu2": _relu2}
+
+
+def norm(config: ModelConfig) -> nn.Module:
+    """The family's norm over the residual stream."""
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps or 1e-5, bias=config.bias)
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head, self.head_size = config.n_head, config.head_size or 0
+        self.scale, self.dropout = config.attention_scale, config.dropout
+        inner = self.n_head * self.head_size
+        self.c_attn = nn.Linear(config.n_embd, 3 * inner, bias=bool(config.qkv_bias))
+        self.c_proj = nn.Linear(inner, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
+        """Mix each position with those before it; (B, T, C) to (B, T, C)."""
+        B, T, _ = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, self.head_size)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, D) each
+        y = attend(q, k, v, cache, dropout=self.dropout if self.training else 0.0, scale=self.scale)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """Two layers with a pointwise nonlinearity between."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = config.mlp_size or 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, hidden, bias=config.bias)
+        self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
+        self.activation = _ACTIVATIONS[config.activation or "gelu"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        return self.c_proj(self.activation(self.c_fc(x)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.ln_1 = norm(config)
+        self.attn = Attention(config)
+        self.ln_2 = norm(config)
+        self.mlp = MLP(config)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, rope: Rope | None = None, cache: LayerCache | None = None) -> Tensor:
+        """One layer.
+
+        Args:
+            x: Activations, (B, T, C).
+            rope: Unused: positions were added to the embeddings.
+            cache: This layer's earlier keys and values; extended in place.
+
+        Returns:
+            Same shape as x.
+        """
+        x = x + F.dropout(self.attn(self.ln_1(x), cache), self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
+
+    @torch.no_grad()
+    def init_weights(self, n_layer: int, generator: torch.Generator) -> None:
+        """GPT-2's initialisation: N(0, 0.02), residual projections scaled by (2 n_layer) ** -0.5.
+
+        Source: Radford et al. 2019, section 2.3.
+        """
+        for name, p in self.named_parameters():
+            if p.dim() < 2:
+                nn.init.zeros_(p) if name.endswith("bias") else nn.init.ones_(p)
+            else:
+                std = 0.02 / math.sqrt(2 * n_layer) if name.endswith("c_proj.weight") else 0.02
+                p.normal_(0.0, std, generator=generator)

@@ -1,0 +1,121 @@
+"""The modern block: RMSNorm, rotary positions, normed queries and keys, grouped heads, gated MLP.
+
+With swiglu it is the dense block of Qwen3 (Qwen team 2025, arXiv:2505.09388), tensor for tensor and
+name for name. RMSNorm: Zhang and Sennrich 2019, arXiv:1910.07467. SwiGLU: Shazeer 2020,
+arXiv:2002.05202. ReLU squared: So et al. 2021, arXiv:2109.08668.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quill.config.settings import ModelConfig
+from quill.errors import InputError
+from quill.model.attention import attend
+from quill.model.kv_cache import LayerCache
+from quill.model.rope import Rope
+
+LEARNED_POSITIONS = False
+
+
+def norm(config: ModelConfig) -> nn.Module:
+    """The family's norm over the residual stream."""
+    return nn.RMSNorm(config.n_embd, eps=config.norm_eps or 1e-6)
+
+
+class Attention(nn.Module):
+    """Grouped-query causal self-attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        n_kv_head, D = config.n_kv_head or config.n_head, config.head_size or 0
+        self.head_size, self.dropout = D, config.dropout
+        self.q_proj = nn.Linear(config.n_embd, config.n_head * D, bias=False)
+        self.k_proj = nn.Linear(config.n_embd, n_kv_head * D, bias=False)
+        self.v_proj = nn.Linear(config.n_embd, n_kv_head * D, bias=False)
+        self.o_proj = nn.Linear(config.n_head * D, config.n_embd, bias=False)
+        self.q_norm = nn.RMSNorm(D, eps=config.norm_eps or 1e-6)
+        self.k_norm = nn.RMSNorm(D, eps=config.norm_eps or 1e-6)
+
+    def forward(self, x: Tensor, rope: Rope, cache: LayerCache | None) -> Tensor:
+        """Mix each position with those before it; (B, T, C) to (B, T, C)."""
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_size)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_size)).transpose(1, 2)  # (B, K, T, D)
+        v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, K, T, D)
+        # Rotate before caching: a stored key keeps its absolute position.
+        y = attend(rope(q), rope(k), v, cache, dropout=self.dropout if self.training else 0.0)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """Gated (swiglu) or plain (the other activations) feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = config.mlp_size or 4 * config.n_embd
+        self.activation = config.activation
+        if self.activation == "swiglu":
+            self.gate_proj = nn.Linear(config.n_embd, hidden, bias=False)
+        self.up_proj = nn.Linear(config.n_embd, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, config.n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        up = self.up_proj(x)
+        match self.activation:
+            case "swiglu":
+                up = F.silu(self.gate_proj(x)) * up
+            case "relu2":
+                up = F.relu(up).square()
+            case "relu":
+                up = F.relu(up)
+            case "gelu" | "gelu_tanh":
+                up = F.gelu(up, approximate="tanh" if self.activation == "gelu_tanh" else "none")
+            case _:
+                raise InputError(f"block modern has no activation '{self.activation}'")
+        return self.down_proj(up)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = norm(config)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = norm(config)
+        self.mlp = MLP(config)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, rope: Rope, cache: LayerCache | None = None) -> Tensor:
+        """One layer.
+
+        Args:
+            x: Activations, (B, T, C).
+            rope: Rotation for these T absolute positions.
+            cache: This layer's earlier keys and values; extended in place.
+
+        Returns:
+            Same shape as x.
+        """
+        x = x + F.dropout(self.self_attn(self.input_layernorm(x), rope, cache), self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
+
+    @torch.no_grad()
+    def init_weights(self, n_layer: int, generator: torch.Generator) -> None:
+        """Uniform of variance 1 / fan_in; projections into the residual stream start at zero.
+
+        A block that starts as the identity lets the first steps be large (Zhang et al. 2019,
+        arXiv:1901.09321, section 3).
+        """
+        for name, p in self.named_parameters():
+            if p.dim() < 2:
+                nn.init.ones_(p)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.zeros_(p)
+            else:
+                bound = (3 / p.shape[1]) ** 0.5
+                p.uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,165 @@
+"""A GPT: token ids to logits, for every block family.
+
+Legend: B batch, T query length, C n_embd, V vocabulary. The module holds parameters only; positions
+and caches are computed or passed in, so that a checkpoint is exactly the weights.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quill import discovery
+from quill.config.settings import ModelConfig
+from quill.errors import InputError
+from quill.model.kv_cache import KVCache
+from quill.model.rope import Rope
+
+
+class GPT(nn.Module):
+    """Decoder-only transformer; with no layers, a bigram table.
+
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
+
+    Args:
+        config: The shape; vocab_size must be set.
+        seed: Seed of the initial weights.
+
+    Raises:
+        InputError: vocab_size is unset.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 1337) -> None:
+        super().__init__()
+        if config.vocab_size is None:
+            raise InputError("'model.vocab_size' is unset", why="it comes from the tokenizer of the data")
+        self.config = config
+        V, C = config.vocab_size, config.n_embd
+        self._rope: Rope | None = None
+        if config.n_layer == 0:
+            # Row i of the table holds the logits of what follows token i.
+            self.wte = nn.Embedding(V, V)
+        else:
+            family = discovery.load("model.blocks", config.block)
+            self.wte = nn.Embedding(V, C)
+            if family.LEARNED_POSITIONS:
+                self.wpe = nn.Embedding(config.block_size, C)
+            self.learned_positions: bool = family.LEARNED_POSITIONS
+            self.h = nn.ModuleList(family.Block(config) for _ in range(config.n_layer))
+            self.ln_f = family.norm(config)
+            if not config.tie_embeddings:
+                self.lm_head = nn.Linear(C, V, bias=config.head_bias)
+        if self.wte.weight.device.type != "meta":
+            self.init_weights(seed)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Draw the initial weights: N(0, 0.02) outside the blocks, the family's own inside."""
+        device = self.wte.weight.device
+        generator = torch.Generator(device).manual_seed(seed)
+        if self.config.n_layer == 0:
+            self.wte.weight.normal_(0.0, 1.0, generator=generator)
+            return
+        for name, p in self.named_parameters():
+            if not name.startswith("h.") and p.dim() == 2:
+                p.normal_(0.0, 0.02, generator=generator)
+        if self.config.head_bias:
+            nn.init.zeros_(self.lm_head.bias)
+        for block in self.h:
+            block.init_weights(self.config.n_layer, generator)  # type: ignore[operator]
+
+    def forward(self, idx: Tensor, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
+        """Logits of the token after each position.
+
+        Args:
+            idx: Token ids, (B, T), T at most block_size less what the cache holds.
+            cache: Tokens already seen; extended in place.
+            last_only: Only the last position's logits, which saves the rest of the head's work.
+
+        Returns:
+            (B, T, V), or (B, 1, V).
+        """
+        if self.config.n_layer == 0:
+            return cast(Tensor, self.wte(idx[:, -1:] if last_only else idx))
+        T = idx.shape[1]
+        start = cache.length if cache is not None else 0
+        x = self.wte(idx)  # (B, T, C)
+        rope = None
+        if self.learned_positions:
+            x = x + self.wpe.weight.narrow(0, start, T)
+        else:
+            rope = self.rotations().span(start, T)
+        x = F.dropout(x, self.config.dropout, self.training)
+        if cache is None:
+            for block in self.h:
+                x = block(x, rope)
+        else:
+            for block, layer in zip(self.h, cache.layers, strict=True):
+                x = block(x, rope, layer)
+            cache.advance(T)
+        x = self.ln_f(x[:, -1:] if last_only else x)
+        if self.config.tie_embeddings:
+            return F.linear(x, self.wte.weight)
+        return cast(Tensor, self.lm_head(x))
+
+    def rotations(self) -> Rope:
+        """The rotary table for the whole context, on the device of the weights."""
+        device = self.wte.weight.device
+        if self._rope is None or self._rope.cos.device != device:
+            c = self.config
+            self._rope = Rope.table(c.block_size, c.head_size or 0, c.rope_theta, device)
+        return self._rope
+
+    def new_cache(self, batch_size: int = 1) -> KVCache:
+        """An empty cache for this model, for `batch_size` sequences."""
+        weight = self.wte.weight
+        return KVCache(self.config, batch_size, weight.device, weight.dtype)
+
+    @torch.inference_mode()
+    def predict(self, idx: Tensor, targets: bool = True) -> Tensor:
+        """Logits without gradients or dropout.
+
+        Args:
+            idx: Token ids, (B, T); beyond block_size only the last block_size count.
+            targets: Every position's logits (what is compared with targets), else the last alone.
+
+        Returns:
+            (B, T, V), or (B, V).
+        """
+        training = self.training
+        self.eval()
+        try:
+            logits = self(idx[:, -self.config.block_size :], last_only=not targets)
+        finally:
+            self.train(training)
+        return cast(Tensor, logits if targets else logits[:, -1])
+
+
+def loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy in nats per token.
+
+    Args:
+        logits: (B, T, V).
+        targets: Token ids, (B, T).
+    """
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def n_params(config: ModelConfig) -> int:
+    """Exact number of parameters, counted without allocating any.
+
+    All layers are alike, so two models of at most one layer tell the rest, however deep.
+    """
+
+    def count(n_layer: int) -> int:
+        with torch.device("meta"):
+            model = GPT(config.model_copy(update={"n_layer": n_layer}))
+        return sum(p.numel() for p in model.parameters())
+
+    if config.n_layer <= 1:
+        return count(config.n_layer)
+    one, two = count(1), count(2)
+    return one + (config.n_layer - 1) * (two - one)

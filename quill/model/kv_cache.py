@@ -1,0 +1,71 @@
+"""Keys and values of tokens already seen, so that decoding computes only what is new.
+
+The cache is an argument of the model and holds at most one context; who wants to go on beyond it
+starts a new window (see `quill.generation.generator`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quill.config.settings import ModelConfig
+
+
+class LayerCache:
+    """One layer's keys and values, (B, K, block_size, D) each, filled up to `length`."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        self.length = 0
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append T positions and return all that is held.
+
+        Args:
+            k: Keys of the new positions, (B, K, T, D).
+            v: Values, likewise.
+
+        Returns:
+            Keys and values of every position so far, (B, K, S, D).
+        """
+        end = self.length + k.shape[2]
+        self.keys[:, :, self.length : end] = k
+        self.values[:, :, self.length : end] = v
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+class KVCache:
+    """The caches of all layers.
+
+    Args:
+        config: The model's shape.
+        batch_size: Sequences decoded side by side, B.
+        device: Where the model is.
+        dtype: What its activations are in.
+    """
+
+    def __init__(
+        self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (batch_size, config.n_kv_head or config.n_head, config.block_size, config.head_size or 0)
+        self.block_size = config.block_size
+        self.layers = [
+            LayerCache(
+                torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype)
+            )
+            for _ in range(config.n_layer)
+        ]
+        self.length = 0
+
+    def advance(self, n_tokens: int) -> None:
+        """Count tokens that every layer has taken in."""
+        self.length += n_tokens
+
+    def clear(self) -> None:
+        """Forget everything, keeping the memory."""
+        self.length = 0
+        for layer in self.layers:
+            layer.length = 0

@@ -1,0 +1,52 @@
+"""Rotary positions. Source: Su et al. 2021, arXiv:2104.09864, in the half-split layout of GPT-NeoX and Qwen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Rope:
+    """Rotation of queries and keys for T absolute positions.
+
+    Args:
+        cos: Cosines of each position's angles, both halves alike, (T, D).
+        sin: Sines, the first half negated, (T, D).
+    """
+
+    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+        self.cos = cos
+        self.sin = sin
+
+    @classmethod
+    def table(cls, length: int, head_size: int, theta: float, device: torch.device) -> Rope:
+        """Rotations for positions 0 to length - 1.
+
+        Args:
+            length: Positions, T.
+            head_size: Width of one head, D; even.
+            theta: Base period.
+            device: Where the table lives.
+        """
+        steps = torch.arange(0, head_size, 2, dtype=torch.float32, device=device)
+        frequency = theta ** (-steps / head_size)
+        angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)
+        cos, sin = angle.cos(), angle.sin()
+        # Negating here rather than in every call saves one pass over each query and key.
+        return cls(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+
+    def span(self, start: int, length: int) -> Rope:
+        """The rotations of positions start to start + length - 1."""
+        return Rope(self.cos.narrow(0, start, length), self.sin.narrow(0, start, length))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate.
+
+        Args:
+            x: Queries or keys, (B, H, T, D).
+
+        Returns:
+            Same shape and dtype as x.
+        """
+        swapped = x.roll(x.shape[-1] // 2, -1)
+        return (x * self.cos + swapped * self.sin).to(x.dtype)

@@ -1,0 +1,252 @@
+"""What the byte-pair tokenizers share: ranks and a split pattern, run by tiktoken.
+
+Byte-level BPE: Radford et al. 2019 (GPT-2), after Sennrich et al. 2016, arXiv:1508.07909. The ranks, the
+pattern and the special tokens are all in the JSON form, so what was stored once needs neither network nor
+training again. Decoding is a table of bytes and does not need tiktoken at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+from quill.errors import CorruptError, InputError, ResourceError
+from quill.tokenizers import base
+
+if TYPE_CHECKING:
+    import tiktoken
+
+END_OF_TEXT = "<|endoftext|>"
+
+# White space without an end is what the regex engine gives up on, at about ten times this; no text has it.
+LONGEST_BLANK = 1 << 16
+_BLANK = re.compile(rf"\s{{{LONGEST_BLANK}}}")
+_LARGEST_ID = 1 << 24
+_SMALLEST_PART = 1024
+
+T = TypeVar("T")
+
+
+class RankTokenizer(base.Tokenizer):
+    """Byte-pair encoding by ranks.
+
+    Args:
+        ranks: The bytes of each token; its place is its id and its rank.
+        specials: Tokens that no text is encoded to, by their names.
+        pattern: How text is split before pairs are merged, as a regular expression of tiktoken's.
+    """
+
+    def __init__(self, ranks: Sequence[bytes], specials: Mapping[str, int], pattern: str) -> None:
+        self._ranks = list(ranks)
+        self._specials = dict(specials)
+        self._pattern = pattern
+        self.eot_id = self._specials.get(END_OF_TEXT)
+        # Ids between the ranks and the special tokens may be nobody's; they decode to nothing.
+        size = max(len(self._ranks), *(i + 1 for i in self._specials.values()))
+        self._bytes = self._ranks + [b""] * (size - len(self._ranks))
+        for name, i in self._specials.items():
+            self._bytes[i] = name.encode()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return len(self._bytes)
+
+    def encode(self, text: str, *, unknown: base.Unknown = "error") -> list[int]:
+        """Text to ids; every character has its bytes, so only lone surrogates are unknown."""
+        text = base.encodable(text, unknown)
+        encode = self._encoding.encode_ordinary
+        ids: list[int] = []
+        for part in parts(text):
+            for found in _guarded(encode, part):
+                ids += found
+        return ids
+
+    def encode_array(self, text: str) -> base.Ids:
+        """Text to ids in bulk, with no Python object for each and other threads free to run."""
+        import numpy as np
+
+        try:
+            found = [ids for part in parts(text) for ids in _guarded(self._encode_numpy, part)]
+        except UnicodeEncodeError:
+            base.encodable(text, "error")
+            raise
+        whole = found[0] if len(found) == 1 else np.concatenate([np.empty(0, np.uint32), *found])
+        return whole.astype(self.dtype, copy=False)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token; of a special token, its name."""
+        if not 0 <= token < len(self._bytes):
+            raise base.no_such_token(token, len(self._bytes))
+        return self._bytes[token]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Pattern, special tokens, and the ranks in base64, in order, with a space between."""
+        return {
+            "schema": 1,
+            "kind": self.kind,
+            "pattern": self._pattern,
+            "specials": self._specials,
+            "ranks": " ".join(base64.b64encode(token).decode() for token in self._ranks),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The tokenizer of those ranks."""
+        pattern = base.take(data, "pattern", str)
+        specials = base.take(data, "specials", dict)
+        try:
+            ranks = [
+                base64.b64decode(token, validate=True) for token in base.take(data, "ranks", str).split()
+            ]
+        except (binascii.Error, ValueError):
+            raise CorruptError("'ranks' is not base64") from None
+        missing = {bytes([b]) for b in range(256)}.difference(ranks)
+        if missing:
+            raise CorruptError(f"'ranks' has no token for the byte {min(missing)[0]:#04x}")
+        if len(set(ranks)) != len(ranks) or b"" in ranks:
+            raise CorruptError("'ranks' holds a token twice or an empty one")
+        ids = list(specials.values())
+        if any(type(i) is not int or not len(ranks) <= i < _LARGEST_ID for i in ids) or len(set(ids)) < len(
+            ids
+        ):
+            raise CorruptError("'specials' has an id that is taken or is none")
+        if not all(name and _is_text(name) for name in specials):
+            raise CorruptError("'specials' has a name that is no text")
+        return cls(ranks, specials, pattern)
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        import tiktoken
+
+        try:
+            return tiktoken.Encoding(
+                self.kind,
+                pat_str=self._pattern,
+                mergeable_ranks={token: i for i, token in enumerate(self._ranks)},
+                special_tokens=self._specials,
+            )
+        except ValueError as e:
+            raise CorruptError(f"the {self.kind} tokenizer's pattern is refused", why=str(e)) from None
+
+    def _encode_numpy(self, text: str) -> base.Ids:
+        # Nothing is disallowed: the name of a special token is plain text like any other.
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
+
+class PublishedTokenizer(RankTokenizer):
+    """A tokenizer whose ranks were published, and are fetched by tiktoken when first needed.
+
+    Attributes:
+        urls: Where they are, for whoever has to place them by hand.
+    """
+
+    urls: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        *,
+        vocab_size: int | None = None,
+        vocabulary: Sequence[str] | None = None,
+    ) -> Self:
+        """The published tokenizer; the text does not matter."""
+        refuse_vocabulary(cls.kind, vocabulary)
+        ranks, specials, pattern = _published(cls.kind, cls.urls)
+        tokenizer = cls(ranks, specials, pattern)
+        if vocab_size not in (None, tokenizer.vocab_size):
+            raise InputError(
+                f"vocab_size {vocab_size} does not apply to {cls.kind}",
+                why=f"it has {tokenizer.vocab_size} tokens",
+                hint="leave --vocab-size out, or use --tokenizer bpe",
+            )
+        return tokenizer
+
+
+def parts(text: str) -> Iterator[str]:
+    """The text in parts that a regex engine gets through: all of it, but for endless white space."""
+    # A run that long covers a whole window of half its length, wherever it begins.
+    step = LONGEST_BLANK // 2
+    if not any(text[i : i + step].isspace() for i in range(0, len(text), step)):
+        yield text
+        return
+    at = 0
+    for run in _BLANK.finditer(text):
+        yield text[at : run.end()]
+        at = run.end()
+    if at < len(text) or not text:
+        yield text[at:]
+
+
+def refuse_vocabulary(kind: str, vocabulary: Sequence[str] | None) -> None:
+    """Refuse a list of characters where tokens are not characters.
+
+    Raises:
+        InputError: There is one.
+    """
+    if vocabulary is not None:
+        raise InputError(
+            f"vocabulary does not apply to the {kind} tokenizer",
+            why="it lists characters, and tokens here are not characters",
+            hint="leave it out, or use --tokenizer char",
+        )
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether this is how a library written in Rust says that it gave up; no ordinary Exception."""
+    return type(error).__name__ == "PanicException"
+
+
+def _guarded(encode: Callable[[str], T], text: str) -> Iterator[T]:
+    """Encode, and where the library gives up encode the halves."""
+    try:
+        yield encode(text)
+        return
+    except BaseException as e:
+        if not is_panic(e):
+            raise
+        if len(text) < _SMALLEST_PART:
+            raise InputError(f"the tokenizer gave up on {text[:40]!a}", why=str(e)) from None
+    middle = len(text) // 2
+    yield from _guarded(encode, text[:middle])
+    yield from _guarded(encode, text[middle:])
+
+
+def _published(kind: str, urls: Sequence[str]) -> tuple[list[bytes], dict[str, int], str]:
+    from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS  # type: ignore[import-untyped]
+
+    try:
+        found = ENCODING_CONSTRUCTORS[kind]()
+    except (OSError, ValueError, AssertionError) as e:
+        folder = os.environ.get("TIKTOKEN_CACHE_DIR")
+        place = folder or "some folder, set TIKTOKEN_CACHE_DIR to it,"
+        files = " and ".join(f"{url} as {hashlib.sha1(url.encode()).hexdigest()}" for url in urls)
+        raise ResourceError(
+            f"cannot get the ranks of the {kind} tokenizer",
+            why=f"{', '.join(urls)}: {_reason(e)}",
+            hint=f"fetch them elsewhere and place in {place} {files}",
+        ) from e
+    ranks = sorted(found["mergeable_ranks"], key=found["mergeable_ranks"].__getitem__)
+    return ranks, found["special_tokens"], found["pat_str"]
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause: what a stack of network libraries wraps in each other's words."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return str(error) or type(error).__name__
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,74 @@
+"""A byte-pair tokenizer learnt from the text itself, split the way GPT-4 splits it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar, Literal, Self
+
+from quill.errors import InputError
+from quill.tokenizers import _ranks
+
+DEFAULT_SIZE = 4096
+_SMALLEST = 256 + 1
+_LARGEST = 1 << 20
+
+# GPT-4's split: contractions, words with the space or sign before them, digits by up to three, signs with the
+# line ends after them, line ends, spaces.
+_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+
+class BpeTokenizer(_ranks.RankTokenizer):
+    """Ranks learnt from text: the 256 bytes, the merges, and `<|endoftext|>` as the last id."""
+
+    learns: ClassVar[Literal["nothing", "characters", "text"]] = "text"
+    # Merges are settled long before this, and the words of more text would take memory without end.
+    learn_chars: ClassVar[int | None] = 1 << 28
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        *,
+        vocab_size: int | None = None,
+        vocabulary: Sequence[str] | None = None,
+    ) -> Self:
+        """Learn merges until there are vocab_size ids, or nothing is left to merge."""
+        _ranks.refuse_vocabulary(cls.kind, vocabulary)
+        size = DEFAULT_SIZE if vocab_size is None else vocab_size
+        if not _SMALLEST <= size <= _LARGEST:
+            raise InputError(
+                f"vocab_size {size} is refused for bpe",
+                why=f"it is from {_SMALLEST} to {_LARGEST}: 256 bytes, {_ranks.END_OF_TEXT}, and merges",
+                hint=f"--vocab-size {DEFAULT_SIZE}",
+            )
+        merges = _learn(texts, size - 1)
+        return cls(merges, {_ranks.END_OF_TEXT: len(merges)}, _PATTERN)
+
+
+def _learn(texts: Iterable[str], size: int) -> list[bytes]:
+    """Tokens in the order of their ids, single bytes first."""
+    try:
+        import rustbpe  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError:
+        raise InputError(
+            "cannot learn a bpe vocabulary",
+            why="that needs the rustbpe package",
+            hint="pip install 'quill[bpe]'",
+        ) from None
+
+    def pieces() -> Iterator[str]:
+        for text in texts:
+            yield from _ranks.parts(text)
+
+    learner = rustbpe.Tokenizer()
+    try:
+        # A few at a time: it splits what it holds on all processors, and what it holds is memory.
+        learner.train_from_iterator(pieces(), vocab_size=size, buffer_size=16, pattern=_PATTERN)
+    except BaseException as e:
+        if not _ranks.is_panic(e):
+            raise
+        raise InputError("learning a bpe vocabulary failed", why=str(e), hint="--tokenizer gpt2") from None
+    return [bytes(token) for token, _ in sorted(learner.get_mergeable_ranks(), key=lambda pair: pair[1])]

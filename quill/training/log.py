@@ -1,0 +1,87 @@
+"""A run's own record beside its weights: metrics.jsonl for programs, run.log for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quill import fsio, strictjson
+from quill.errors import InputError
+from quill.training.events import Evaluated, Event, Finished, Notice, Saved, Started, Stepped
+
+METRICS, LOG = "metrics.jsonl", "run.log"
+
+
+class RunLog:
+    """Observer that writes a run's record, and forgets what a resumed run will do again.
+
+    Args:
+        folder: The version in progress.
+        log_interval: Steps between lines of metrics.
+        step: Steps already done; lines beyond belong to work that was lost.
+    """
+
+    def __init__(self, folder: Path, log_interval: int, step: int) -> None:
+        self._metrics, self._log, self._interval = folder / METRICS, folder / LOG, log_interval
+        kept = [line for line in read_metrics(self._metrics) if line["step"] <= step]
+        fsio.write_bytes(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def __call__(self, event: Event) -> None:
+        """Record one event."""
+        match event:
+            case Stepped() if event.step % self._interval == 0 or event.step == event.max_iters:
+                self._metric(
+                    {
+                        "step": event.step,
+                        "loss": round(event.loss, 6),
+                        "learning_rate": event.learning_rate,
+                        "grad_norm": round(event.grad_norm, 6),
+                        "tokens_per_second": round(event.tokens_per_second),
+                    }
+                )
+            case Evaluated():
+                self._metric({"step": event.step, "val_loss": event.val_loss})
+        if text := describe(event):
+            fsio.append_line(self._log, text)
+
+    def _metric(self, line: dict[str, Any]) -> None:
+        fsio.append_line(self._metrics, json.dumps(line))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one that was cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for raw in path.read_bytes().splitlines():
+        try:
+            line = strictjson.parse(raw, origin=str(path))
+        except InputError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
+
+
+def describe(event: Event) -> str:
+    """One line for people, or nothing for the events that come too often to be read."""
+    match event:
+        case Started():
+            how = f"resumed at step {event.step:,}" if event.resumed else "started"
+            compiled = ", compiled" if event.compiled else ""
+            return (
+                f"{event.reference}: {how} of {event.max_iters:,}; {event.parameters:,} parameters, "
+                f"{event.tokens_per_step:,} tokens a step, {event.device} {event.dtype}{compiled}; "
+                f"data {event.dataset}: {event.train_tokens:,} + {event.val_tokens:,} tokens"
+            )
+        case Evaluated():
+            mark = "best" if event.best else f"best {event.best_val_loss:.4f} at step {event.best_step:,}"
+            return f"step {event.step:,}: val loss {event.val_loss:.4f} ({mark})"
+        case Saved():
+            return f"step {event.step:,}: state saved"
+        case Finished():
+            return f"{event.reference}: {event.reason} after {event.step:,} steps; val loss {event.val_loss:.4f}"
+        case Notice():
+            return event.message
+    return ""

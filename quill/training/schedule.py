@@ -1,0 +1,33 @@
+"""How the learning rate moves: linear warmup, then a fall to min_lr.
+
+Cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, as nanoGPT applies it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from quill.config.settings import TrainConfig
+
+
+def rate(step: int, config: TrainConfig) -> float:
+    """The learning rate of a step as a share of the peak.
+
+    Args:
+        step: Steps already done.
+        config: Peak, end, shape and length of the schedule.
+
+    Returns:
+        Between min_lr / learning_rate and 1 after warmup; both optimizers scale by it.
+    """
+    if step < config.warmup_iters:
+        return (step + 1) / (config.warmup_iters + 1)
+    if config.schedule == "constant":
+        return 1.0
+    floor = config.min_lr / config.learning_rate if config.learning_rate else 0.0
+    end = config.lr_decay_iters or config.max_iters
+    if step >= end or end <= config.warmup_iters:
+        return floor
+    done = (step - config.warmup_iters) / (end - config.warmup_iters)
+    fall = 0.5 * (1.0 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0 - done
+    return floor + (1.0 - floor) * fall

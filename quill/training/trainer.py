@@ -1,0 +1,164 @@
+"""One optimizer step after another: what is computed, apart from where it is kept and who watches.
+
+A step is a pure function of the weights, the optimizer's state, the seed and the step's number: the
+batch and the dropout masks come from (seed, step). So a run that was interrupted needs nothing but
+weights and optimizer to go on bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from quill.config.settings import TrainConfig
+from quill.data.batches import batch
+from quill.errors import DivergedError
+from quill.evaluation import measure
+from quill.model.gpt import GPT, loss
+from quill.training import schedule
+from quill.training.machine import Machine
+from quill.training.optimizer import Optimizer
+
+if TYPE_CHECKING:
+    from quill.data.batches import Tokens
+
+# float16 gradients vanish below 6e-8; the scale is halved when one overflows and grows back slowly.
+_FIRST_SCALE, _GROWTH_STEPS = 2.0**15, 2000
+
+
+class Trainer:
+    """A model, its optimizer and its place in the run.
+
+    Args:
+        model: On the machine's device.
+        config: How to fit it.
+        train: Ids of the training split, (n,).
+        machine: Device, precision, compilation.
+
+    Attributes:
+        step: Optimizer steps done.
+    """
+
+    def __init__(self, model: GPT, config: TrainConfig, train: Tokens, machine: Machine) -> None:
+        self.model, self.config, self.train, self.machine = model, config, train, machine
+        self.optimizer = Optimizer(model, config)
+        self.step = 0
+        self._scale = _FIRST_SCALE if machine.dtype == "float16" else 1.0
+        self._good_steps = 0
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if machine.compiled else model
+
+    @property
+    def learning_rate(self) -> float:
+        """AdamW's rate in the coming step."""
+        return self.config.learning_rate * schedule.rate(self.step, self.config)
+
+    def advance(self) -> tuple[float, float]:
+        """Do one optimizer step.
+
+        Returns:
+            The step's mean loss in nats per token, and the gradient's norm before clipping.
+
+        Raises:
+            DivergedError: Loss or gradient is not finite; the weights are those before the step.
+        """
+        self.model.train()
+        value = self.gradients()
+        norm = self._clip()
+        if self.machine.dtype == "float16" and not math.isfinite(norm) and math.isfinite(value):
+            self._lower_scale()
+        else:
+            self._check_finite(value, norm)
+            self.optimizer.step(schedule.rate(self.step, self.config))
+            self._raise_scale()
+        self.step += 1
+        return value, norm
+
+    def gradients(self) -> float:
+        """Add up the gradients of one step's batches.
+
+        Returns:
+            The mean loss in nats per token.
+        """
+        c, n_micro = self.config, self.config.gradient_accumulation_steps
+        total: Tensor | float = 0.0
+        for micro in range(n_micro):
+            x, y = batch(
+                self.train,
+                seed=c.seed,
+                step=self.step,
+                batch_size=c.batch_size,
+                block_size=self.model.config.block_size,
+                micro=micro,
+                n_micro=n_micro,
+            )
+            device = self.machine.device
+            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            if self.model.config.dropout:
+                torch.manual_seed((c.seed * 1_000_003 + self.step * n_micro + micro) % 2**63)
+            with self.machine.autocast():
+                logits = self._forward(x)
+            part = loss(logits.float(), y) / n_micro
+            (part * self._scale if self._scale != 1.0 else part).backward()  # type: ignore[no-untyped-call]
+            total = total + part.detach()
+        return float(total)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and facts from which `load_state` goes on exactly."""
+        weights = {f"model/{n}": p.detach() for n, p in self.model.state_dict().items()}
+        moments = {f"optimizer/{n}": t for n, t in self.optimizer.state().items()}
+        facts = {"step": self.step, "scale": self._scale, "good_steps": self._good_steps}
+        return {**weights, **moments}, facts
+
+    def load_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Take up where `state` was read."""
+
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+        self.model.load_state_dict(below("model/"))
+        self.optimizer.load_state(below("optimizer/"))
+        self.step, self._scale = facts["step"], facts["scale"]
+        self._good_steps = facts["good_steps"]
+
+    def evaluate(self, val: Tokens, n_bytes: int) -> measure.Figures:
+        """The validation loss: the whole split in float32, or eval_iters batches of it."""
+        return measure.evaluate(
+            self.model, val, n_bytes=n_bytes, iters=self.config.eval_iters, seed=self.config.seed
+        )
+
+    def _clip(self) -> float:
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self._scale != 1.0:
+            torch._foreach_mul_(grads, 1.0 / self._scale)
+        norm = torch.nn.utils.get_total_norm(grads)
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(
+                [p for p in self.model.parameters() if p.grad is not None], self.config.grad_clip, norm
+            )
+        return float(norm)
+
+    def _check_finite(self, value: float, norm: float) -> None:
+        if math.isfinite(value) and math.isfinite(norm):
+            return
+        bad = "loss" if not math.isfinite(value) else "gradient"
+        lr = self.learning_rate
+        raise DivergedError(
+            f"the {bad} is not finite at step {self.step + 1}",
+            why=f"loss {value:g}, gradient norm {norm:g}, learning rate {lr:g}; the last saved state is kept",
+            hint=f"a lower rate, such as --learning-rate {lr / 3:.2g}, or a longer --warmup-iters",
+        )
+
+    def _lower_scale(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        self._scale, self._good_steps = max(self._scale / 2, 1.0), 0
+
+    def _raise_scale(self) -> None:
+        if self.machine.dtype != "float16":
+            return
+        self._good_steps += 1
+        if self._good_steps >= _GROWTH_STEPS:
+            self._scale, self._good_steps = self._scale * 2, 0

@@ -1,0 +1,151 @@
+"""What tests share: the project's folders, text to learn from, a registry, and a model in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from quill.registry.store import Registry
+    from quill.registry.version import Version
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Quill = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the registry of whoever runs the tests nor their terminal's wishes reach a test."""
+    for name in list(os.environ):
+        if name.startswith("QUILL_") or name in (
+            "NO_COLOR",
+            "FORCE_COLOR",
+            "GITHUB_ACTIONS",
+            "CI",
+            "COLUMNS",
+        ):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Material beside the project that is not part of it: reference text, tokenizer ranks."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("there is no ../shared beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shakespeare_file(shared: Path) -> Path:
+    """Tiny Shakespeare, 1,115,394 bytes."""
+    path = shared / "data" / "tinyshakespeare" / "input.txt"
+    if not path.is_file():
+        pytest.skip("../shared has no tiny Shakespeare")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shakespeare_text(shakespeare_file: Path) -> str:
+    """Tiny Shakespeare as text."""
+    return shakespeare_file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def ranks(shared: Path) -> Path:
+    """A folder with GPT-2's byte pairs as tiktoken caches them."""
+    folder = shared / "data" / "tiktoken"
+    if not folder.is_dir():
+        pytest.skip("../shared has no tiktoken ranks")
+    return folder
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """A registry with nothing in it, not yet on disk."""
+    from quill.registry.store import Registry
+
+    return Registry(tmp_path / "weights")
+
+
+@pytest.fixture
+def quill(tmp_path: Path) -> Quill:
+    """Run the command line as a process of its own: `quill("list", "--json", stdin=b"")`."""
+
+    def run(
+        *arguments: str, stdin: bytes | None = None, env: dict[str, str | None] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        environment = {**os.environ, "QUILL_REGISTRY": str(tmp_path / "weights")}
+        for name, value in (env or {}).items():
+            if value is None:
+                environment.pop(name, None)
+            else:
+                environment[name] = value
+        return subprocess.run(
+            [sys.executable, "-c", "from quill.cli.app import run; run()", *arguments],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            env=environment,
+            cwd=tmp_path,
+            timeout=120,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_text() -> str:
+    """A few thousand characters that a model of a few hundred parameters can learn something of."""
+    return "".join(f"{i} bells, {i} bells, and the tide is {i * 7 % 12} feet.\n" for i in range(150))
+
+
+@pytest.fixture(scope="session")
+def tiny_registry(tmp_path_factory: pytest.TempPathFactory, tiny_text: str) -> Registry:
+    """A registry, not to be changed, with the trained model `tiny`; its dataset `tiny` lies beside it."""
+    from quill.config import reading
+    from quill.data.prepare import prepare
+    from quill.registry.store import Registry
+    from quill.training.run import train
+
+    folder = tmp_path_factory.mktemp("tiny")
+    text = folder / "tiny.txt"
+    text.write_text(tiny_text, encoding="utf-8")
+    settings = {
+        "data.source": "tiny",
+        "model.n_layer": 1,
+        "model.n_head": 1,
+        "model.n_embd": 8,
+        "model.block_size": 16,
+        "train.batch_size": 4,
+        "train.max_iters": 5,
+        "train.eval_interval": 5,
+        "train.warmup_iters": 0,
+        "train.device": "cpu",
+        "train.dtype": "float32",
+        "train.compile": "off",
+    }
+    config = reading.parse({"name": "tiny"}, settings, origin="the tests")
+    prepare(config.data.model_copy(update={"source": str(text)}), folder / "data", name="tiny")
+    registry = Registry(folder / "weights")
+    train(config, registry, folder / "data")
+    return registry
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_registry: Registry) -> Version:
+    """A trained model of a few hundred parameters."""
+    return tiny_registry.resolve("tiny")
