@@ -81,7 +81,8 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> str:
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> str:
     """Write a JSON document for people and programs; the rest is as for `write_bytes`."""
-    return write_bytes(path, strictjson.dumps(value).encode(), durable=durable)
+    # A lone surrogate (a file name that is no UTF-8 has them) is written as the escape that JSON has for it.
+    return write_bytes(path, strictjson.dumps(value).encode("utf-8", "backslashreplace"), durable=durable)
 
 
 def write_chunks(path: Path, chunks: Iterable[Any], *, durable: bool = True) -> str:

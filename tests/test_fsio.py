@@ -167,7 +167,7 @@ def test_f14_a_link_is_replaced_and_not_written_through(tmp_path):
 
 
 def test_json_keeps_what_it_was_given(tmp_path):
-    value = {"text": "Ünï ☃", "number": 1e-5, "list": [1, None, True]}
+    value = {"text": "Ünï ☃", "file name": "caf\udce9", "number": 1e-5, "list": [1, None, True]}
     fsio.write_json(tmp_path / "a.json", value)
     assert fsio.strictjson.read(tmp_path / "a.json") == value
 

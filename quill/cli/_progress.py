@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 @contextmanager
 def bar(stream: TextIO | None) -> Iterator[Callable[[str, float, float | None], None]]:
-    """Draw a bar that goes when the work is done.
+    """Draw a bar from the first report on, that goes when the work is done.
 
     Args:
         stream: A terminal.
@@ -22,16 +22,20 @@ def bar(stream: TextIO | None) -> Iterator[Callable[[str, float, float | None], 
     """
     console = Console(file=stream, markup=False, highlight=False, emoji=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as drawn:
-        task = drawn.add_task("", total=None)
-        at = ""
+    drawn = Progress(*columns, console=console, transient=True)
+    task = drawn.add_task("", total=None)
+    at = ""
 
-        def report(stage: str, done: float, total: float | None) -> None:
-            nonlocal at
-            if stage != at:
-                # A stage of its own has a speed of its own.
-                drawn.reset(task, description=stage, total=total)
-                at = stage
-            drawn.update(task, completed=done, total=total)
+    def report(stage: str, done: float, total: float | None) -> None:
+        nonlocal at
+        drawn.start()
+        if stage != at:
+            # A stage of its own has a speed of its own.
+            drawn.reset(task, description=stage, total=total)
+            at = stage
+        drawn.update(task, completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        drawn.stop()

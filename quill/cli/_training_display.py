@@ -49,8 +49,6 @@ class Lines:
             if now - self._last >= LINE_INTERVAL:
                 self._last = now
                 self._output.say(describe(event))
-        elif isinstance(event, events.Notice):
-            self._output.warn(event.message)
         elif isinstance(event, events.Saved):
             self._output.detail(describe(event))
         else:
@@ -79,7 +77,6 @@ class Live:
         self._pace = Pace()
 
     def __enter__(self) -> Live:
-        self._panel.start()
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -92,6 +89,7 @@ class Live:
             left = self._pace.left(event)
             if self._output.clock() - self._drawn >= 1 / _FRAMES_PER_SECOND:
                 self._drawn = self._output.clock()
+                self._panel.start()
                 self._panel.update(self._draw(event, left), refresh=True)
             return
         if isinstance(event, events.Evaluated) and event.best:
@@ -99,8 +97,6 @@ class Live:
         # Lifted for a moment, so that the line stays above it.
         self._panel.stop()
         self._lines(event)
-        if not isinstance(event, events.Finished):
-            self._panel.start()
 
     def _draw(self, event: events.Stepped, left: float | None) -> RenderableType:
         from rich.console import Group

@@ -10,6 +10,7 @@ help and group. A command's function says only what is its own:
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import typing
 from collections.abc import Callable, Mapping
@@ -53,6 +54,8 @@ _COMMON: Mapping[str, tuple[Any, Any]] = {
 # Settings whose values are what discovery finds in a package.
 _REGISTERED = {"tokenizer": "tokenizers", "block": "model.blocks"}
 _WHOLE = re.compile(r"[+-]?[0-9]+")
+# float() alone would also take spaces, underscores and the digits of every script.
+_REAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf|infinity)", re.I)
 # Above this a bound only guards against overflow, and says nothing to a reader of the help.
 _TELLING = 2**16
 
@@ -85,15 +88,25 @@ class Session:
 
         return locate(self.registry().root)
 
+    def device(self) -> str:
+        """Where a model is put: what QUILL_DEVICE names, else the fastest there is. Imports torch."""
+        from quill.training.machine import find_device
+
+        return find_device(os.environ.get("QUILL_DEVICE") or "auto")
+
 
 def command(
-    settings: Mapping[str, type[Section]] | None = None, *, skip: frozenset[str] = frozenset()
+    settings: Mapping[str, type[Section]] | None = None,
+    *,
+    skip: frozenset[str] = frozenset(),
+    short: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command's function the common options and the flags of its settings.
 
     Args:
         settings: Sections by the prefix of their dotted paths; "" for paths without one.
         skip: Dotted paths that the command has a form of its own for.
+        short: Second, short flags by dotted path.
 
     Returns:
         A decorator; the function gets a Session first and what it declared itself after that.
@@ -104,7 +117,8 @@ def command(
             path = f"{section}.{name}" if section else name
             if path not in skip:
                 parameter = path.replace(".", "__")
-                made, convert = _flag(parameter, name, info, model.title)
+                also = (short or {}).get(path)
+                made, convert = _flag(parameter, name, info, model.title, also)
                 flags[parameter] = (path, made, convert)
 
     def decorate(body: Callable[..., None]) -> Callable[..., None]:
@@ -136,7 +150,7 @@ def command(
 
 
 def _flag(
-    parameter: str, name: str, info: FieldInfo, panel: str
+    parameter: str, name: str, info: FieldInfo, panel: str, short: str | None
 ) -> tuple[inspect.Parameter, Callable[[Any], Any]]:
     """The parameter that Typer makes a setting's flag from, and what turns its text into a raw value."""
     from quill.config.reading import plain_type
@@ -161,7 +175,8 @@ def _flag(
         convert = _one_or_many if _also_takes_text(info.annotation) else list
     elif name in _REGISTERED:
         metavar = "|".join(discovery.names(_REGISTERED[name]))
-    option = Option(declared, metavar=metavar, help=_help(info), rich_help_panel=panel, show_default=False)
+    spelled = (declared, short) if short else (declared,)
+    option = Option(*spelled, metavar=metavar, help=_help(info), rich_help_panel=panel, show_default=False)
     made = inspect.Parameter(
         parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
     )
@@ -215,11 +230,6 @@ def _number(kind: type, optional: bool) -> Callable[[str], Any]:
             return None
         if _WHOLE.fullmatch(text) and len(text) < 400:
             return int(text)
-        if kind is float:
-            try:
-                return float(text)
-            except ValueError:
-                return text
-        return text
+        return float(text) if kind is float and _REAL.fullmatch(text) else text
 
     return convert

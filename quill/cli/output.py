@@ -248,9 +248,9 @@ def duration(seconds: float | None) -> str:
     """Seconds for a person: 4.2s, 3m 20s, 2h 05m."""
     if seconds is None or not math.isfinite(seconds):
         return ""
-    if seconds < 60:
-        return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
-    minutes, rest = divmod(int(seconds), 60)
+    if seconds < 59.5:
+        return f"{seconds:.1f}s" if seconds < 9.95 else f"{seconds:.0f}s"
+    minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes}m {rest:02d}s"
     hours, minutes = divmod(minutes, 60)

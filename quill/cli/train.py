@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -13,12 +14,13 @@ from typer import Option
 from quill.cli import options
 from quill.cli.options import Session
 from quill.cli.output import Output, count, duration, size
+from quill.cli.prepare import watch as watch_data
 from quill.config.settings import SECTIONS
 from quill.errors import InputError
 
 if TYPE_CHECKING:
     from quill.config.settings import RunConfig
-    from quill.training.events import Event, Observer
+    from quill.training.events import Event
     from quill.training.run import Plan
 
 
@@ -33,16 +35,14 @@ def command(
     ] = None,
     resume: Annotated[
         Literal["auto", "never", "must"],
-        Option(
-            metavar="auto|never|must", help="Go on with an unfinished run of the same config (default auto)."
-        ),
+        Option(metavar="auto|never|must", help="Whether to go on with an unfinished run of the same config."),
     ] = "auto",
     new_version: Annotated[
         bool, Option("--new-version", help="Train again under a name that has a finished model.")
     ] = False,
     max_minutes: Annotated[
         float | None,
-        Option(metavar="NUMBER", help="Stop and save after so long; the same command then goes on."),
+        Option(metavar="NUMBER", help="Save and stop after so long, with nothing printed; repeat to go on."),
     ] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print the settings, the size, and the time it would take.")
@@ -50,7 +50,8 @@ def command(
 ) -> None:
     """Train a model and keep it by name; the same command again resumes it, or finds it done.
 
-    Prints the model's reference. Every setting of a config file is a flag too; 'none' unsets an optional one.
+    Every setting of a config file is a flag too; 'none' unsets an optional one. Without a file, all others
+    are at their defaults. Prints the model's reference.
     """
     run = read_config(session, config, name)
     registry, data_root = session.registry(), session.datasets()
@@ -59,27 +60,43 @@ def command(
 
         _print_plan(session.output, plan(run, registry, data_root))
         return
+    output = session.output
     with Signals() as signals:
         from quill.cli import _training_display
         from quill.training.run import train
 
-        with _training_display.watch(session.output) as observer:
-            version = train(
+        with ExitStack() as preparing, _training_display.watch(output) as observer:
+            on_data = preparing.enter_context(watch_data(output))
+
+            def observe(event: Event) -> None:
+                # The bar of preparing makes way for the run's own display.
+                preparing.close()
+                signals.notice(event)
+                observer(event)
+
+            outcome = train(
                 run,
                 registry,
                 data_root,
                 resume=resume,
                 new_version=new_version,
                 max_seconds=_seconds(max_minutes),
-                observer=signals.watch(observer),
+                observer=observe,
+                on_data=on_data,
                 stop=signals.poll,
             )
-    session.output.event(
+    manifest = outcome.version.manifest if outcome.version else None
+    output.event(
         _training_display.SCHEMA,
-        {"event": "result", "reference": version.reference, "manifest": version.manifest},
+        {
+            "event": "result",
+            "reference": outcome.reference,
+            "reason": outcome.reason,
+            "manifest": manifest,
+        },
     )
-    if session.output.form != "json":
-        session.output.write(version.reference + "\n")
+    if output.form != "json" and outcome.version:
+        output.write(outcome.reference + "\n")
 
 
 def read_config(session: Session, file: Path | None, name: str | None) -> RunConfig:
@@ -145,16 +162,11 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def watch(self, observer: Observer) -> Observer:
-        """The same observer, from whose events it follows whether there is something to save."""
-
-        def observe(event: Event) -> None:
-            self._stepping = self._stepping or isinstance(event, Started)
-            observer(event)
-
+    def notice(self, event: Event) -> None:
+        """Follow a run's events: from its first step on there is something to save."""
         from quill.training.events import Started
 
-        return observe
+        self._stepping = self._stepping or isinstance(event, Started)
 
     def poll(self) -> int | None:
         """The signal that came, or None."""

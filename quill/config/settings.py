@@ -87,7 +87,7 @@ class DataConfig(Section):
     @field_validator("source")
     @classmethod
     def _some_source(cls, value: str | list[str]) -> str | list[str]:
-        if not value or "" in value and not isinstance(value, str):
+        if not value or (isinstance(value, list) and "" in value):
             raise ValueError("it names no text")
         return value
 
@@ -175,7 +175,9 @@ class ModelConfig(Section):
             raise ValueError("head_bias needs tie_embeddings: false")
         if self.block == "gpt2":
             if self.activation == "swiglu":
-                raise ValueError("block gpt2 has no swiglu: use block modern, or gelu, gelu_tanh, relu, relu2")
+                raise ValueError(
+                    "block gpt2 has no swiglu: use block modern, or gelu, gelu_tanh, relu, relu2"
+                )
             if self.n_kv_head != self.n_head:
                 raise ValueError("block gpt2 has as many key and value heads as n_head")
         if self.block == "modern":
@@ -274,7 +276,9 @@ class SampleConfig(Section):
     temperature: Annotated[float, Field(ge=0, le=1000)] = setting(
         0.8, "Divides the logits; 0 always takes the likeliest token"
     )
-    top_k: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = setting(None, "Draw from the k likeliest tokens")
+    top_k: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = setting(
+        None, "Draw from the k likeliest tokens"
+    )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = setting(
         None, "Draw from the fewest tokens with this much probability"
     )

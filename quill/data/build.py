@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quill import fsio, strictjson
 from quill.data import encode, sources
 from quill.data.shards import TOKENIZER, Dataset
+from quill.errors import InputError
 from quill.tokenizers import base
 
 if TYPE_CHECKING:
@@ -56,7 +57,12 @@ def build(
     splits: dict[str, dict[str, int]] = {}
     for split, blocks in (("train", reading.first()), ("val", reading.second())):
         counted = _Counted(encode.encode(blocks, tokenizer, workers=workers))
-        sha256 = fsio.write_chunks(staged / f"{split}.bin", counted, durable=False)
+        try:
+            sha256 = fsio.write_chunks(staged / f"{split}.bin", counted, durable=False)
+        except InputError:
+            # What passed the first reading fails now because it is another text.
+            text.require_unchanged()
+            raise
         files[f"{split}.bin"] = {"bytes": counted.n * width, "sha256": sha256}
         splits[split] = {"tokens": counted.n}
     if reading.sha256 != survey.sha256:

@@ -82,17 +82,31 @@ class GPT(nn.Module):
         Returns:
             (B, T, V), or (B, 1, V).
         """
+        x = self.hidden(idx, cache)
+        return self.head(x[:, -1:] if last_only else x)
+
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the layers make of each position, before the last norm.
+
+        Args:
+            idx: Token ids, (B, T), T at most block_size less what the cache holds.
+            cache: Tokens already seen; extended in place.
+
+        Returns:
+            (B, T, C); with no layers (B, T, V).
+        """
+        x: Tensor = self.wte(idx)  # (B, T, C)
         if self.config.n_layer == 0:
-            return cast(Tensor, self.wte(idx[:, -1:] if last_only else idx))
+            return x
         T = idx.shape[1]
         start = cache.length if cache is not None else 0
-        x = self.wte(idx)  # (B, T, C)
         rope = None
         if self.learned_positions:
             x = x + self.wpe.weight.narrow(0, start, T)
         else:
             rope = self.rotations().span(start, T)
-        x = F.dropout(x, self.config.dropout, self.training)
+        if self.training and self.config.dropout:
+            x = F.dropout(x, self.config.dropout)
         if cache is None:
             for block in self.h:
                 x = block(x, rope)
@@ -100,7 +114,20 @@ class GPT(nn.Module):
             for block, layer in zip(self.h, cache.layers, strict=True):
                 x = block(x, rope, layer)
             cache.advance(T)
-        x = self.ln_f(x[:, -1:] if last_only else x)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits from what `hidden` gives.
+
+        Args:
+            x: (B, T, C), or with no layers (B, T, V); any of the positions.
+
+        Returns:
+            (B, T, V).
+        """
+        if self.config.n_layer == 0:
+            return x
+        x = self.ln_f(x)
         if self.config.tie_embeddings:
             return F.linear(x, self.wte.weight)
         return cast(Tensor, self.lm_head(x))
@@ -110,7 +137,9 @@ class GPT(nn.Module):
         device = self.wte.weight.device
         if self._rope is None or self._rope.cos.device != device:
             c = self.config
-            self._rope = Rope.table(c.block_size, c.head_size or 0, c.rope_theta, device)
+            # A table made in inference mode could not be saved for a later backward pass.
+            with torch.inference_mode(False):
+                self._rope = Rope.table(c.block_size, c.head_size or 0, c.rope_theta, device)
         return self._rope
 
     def new_cache(self, batch_size: int = 1) -> KVCache:

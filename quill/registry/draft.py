@@ -80,10 +80,12 @@ class Draft:
             with suppress(QuillError):
                 fsio.remove_file(path)
             raise
-        ledger.reserve(self.path.parent, self.number)
-        if (self.path / manifests.STATE).is_dir():
-            fsio.discard(self.path / manifests.STATE, self.trash)
-        fsio.remove_file(self.path / manifests.STATUS)
+        # It is published; what cannot be tidied up now neither undoes that nor is in anybody's way.
+        with suppress(QuillError):
+            ledger.reserve(self.path.parent, self.number)
+            if (self.path / manifests.STATE).is_dir():
+                fsio.discard(self.path / manifests.STATE, self.trash)
+            fsio.remove_file(self.path / manifests.STATUS)
         return Version(self.name, self.number, self.path, document)
 
     def discard(self) -> None:

@@ -48,7 +48,7 @@ class RankTokenizer(base.Tokenizer):
         self._pattern = pattern
         self.eot_id = self._specials.get(END_OF_TEXT)
         # Ids between the ranks and the special tokens may be nobody's; they decode to nothing.
-        size = max(len(self._ranks), *(i + 1 for i in self._specials.values()))
+        size = max([len(self._ranks), *(i + 1 for i in self._specials.values())])
         self._bytes = self._ranks + [b""] * (size - len(self._ranks))
         for name, i in self._specials.items():
             self._bytes[i] = name.encode()
@@ -226,12 +226,12 @@ def _published(kind: str, urls: Sequence[str]) -> tuple[list[bytes], dict[str, i
         found = ENCODING_CONSTRUCTORS[kind]()
     except (OSError, ValueError, AssertionError) as e:
         folder = os.environ.get("TIKTOKEN_CACHE_DIR")
-        place = folder or "some folder, set TIKTOKEN_CACHE_DIR to it,"
-        files = " and ".join(f"{url} as {hashlib.sha1(url.encode()).hexdigest()}" for url in urls)
+        place = folder or "$TIKTOKEN_CACHE_DIR"
+        fetch = "; ".join(f"curl -o '{place}/{hashlib.sha1(url.encode()).hexdigest()}' {url}" for url in urls)
         raise ResourceError(
             f"cannot get the ranks of the {kind} tokenizer",
             why=f"{', '.join(urls)}: {_reason(e)}",
-            hint=f"fetch them elsewhere and place in {place} {files}",
+            hint=f"{'' if folder else 'set TIKTOKEN_CACHE_DIR to a folder; '}place them by hand: {fetch}",
         ) from e
     ranks = sorted(found["mergeable_ranks"], key=found["mergeable_ranks"].__getitem__)
     return ranks, found["special_tokens"], found["pat_str"]

@@ -260,13 +260,15 @@ def encodable(text: str, unknown: Unknown) -> str:
     return text
 
 
-def unknown_characters(characters: Iterable[str], why: str) -> InputError:
+def unknown_characters(
+    characters: Iterable[str], why: str, hint: str = "--unknown skip leaves them out"
+) -> InputError:
     """The refusal of characters that have no id, naming each one once."""
     distinct = list(dict.fromkeys(characters))
     shown = ", ".join(f"{_show(c)} (U+{ord(c):04X})" for c in distinct[:_NAMED_AT_MOST])
     more = f" and {len(distinct) - _NAMED_AT_MOST} more" if len(distinct) > _NAMED_AT_MOST else ""
     plural = "characters" if len(distinct) > 1 else "character"
-    return InputError(f"unknown {plural} {shown}{more}", why=why, hint="--unknown skip leaves them out")
+    return InputError(f"unknown {plural} {shown}{more}", why=why, hint=hint)
 
 
 def no_such_token(token: object, vocab_size: int) -> InputError:

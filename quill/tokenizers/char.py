@@ -41,14 +41,21 @@ class CharTokenizer(base.Tokenizer):
                 why="it has one id for each distinct character of the text",
                 hint="leave --vocab-size out, or use --tokenizer bpe",
             )
+        seen: set[str] = set()
+        for text in texts:
+            seen.update(text)
         if vocabulary is None:
-            seen: set[str] = set()
-            for text in texts:
-                seen.update(text)
             vocabulary = sorted(seen)
         fault = _fault(vocabulary)
         if fault:
             raise InputError("the vocabulary is refused", why=fault)
+        unlisted = sorted(seen.difference(vocabulary))
+        if unlisted:
+            raise base.unknown_characters(
+                unlisted,
+                f"the text has them, the vocabulary of {len(vocabulary)} given has not",
+                "add them to data.vocabulary, or leave that out",
+            )
         return cls(vocabulary)
 
     @property

@@ -20,7 +20,7 @@ UNKNOWN = "<unk>"
 # A word with its apostrophes, white space, or signs: every character is in one of them.
 _PIECES = re.compile(r"\w+(?:['’]\w+)*|\s+|[^\w\s]+")
 # Distinct words counted at a time. Beyond, those seen least are dropped, as none of them would be kept.
-_MOST_COUNTED = 4_000_000
+_MOST_COUNTED = 2_000_000
 
 
 class WordTokenizer(base.Tokenizer):

@@ -33,7 +33,7 @@ def card(reference: str, config: RunConfig, facts: dict[str, Any], sample: str) 
     fence = "`" * max(3, 1 + max((len(run) for run in _backticks(sample)), default=0))
     return (
         f"# {reference}\n\n| | |\n|---|---|\n{table}\n\n"
-        f"## Use\n\n```sh\nquill sample {name} --prompt \"...\"\nquill eval {name}\n```\n\n"
+        f'## Use\n\n```sh\nquill sample {name} --prompt "..."\nquill eval {name}\n```\n\n'
         f"## Sample\n\n{fence}text\n{sample.strip()}\n{fence}\n"
     )
 

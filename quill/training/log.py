@@ -68,10 +68,10 @@ def describe(event: Event) -> str:
     """One line for people, or nothing for the events that come too often to be read."""
     match event:
         case Started():
-            how = f"resumed at step {event.step:,}" if event.resumed else "started"
+            how = f"goes on at step {event.step:,}" if event.resumed else "starts"
             compiled = ", compiled" if event.compiled else ""
             return (
-                f"{event.reference}: {how} of {event.max_iters:,}; {event.parameters:,} parameters, "
+                f"{event.reference} {how}, {event.max_iters:,} steps in all; {event.parameters:,} parameters, "
                 f"{event.tokens_per_step:,} tokens a step, {event.device} {event.dtype}{compiled}; "
                 f"data {event.dataset}: {event.train_tokens:,} + {event.val_tokens:,} tokens"
             )
@@ -81,7 +81,9 @@ def describe(event: Event) -> str:
         case Saved():
             return f"step {event.step:,}: state saved"
         case Finished():
-            return f"{event.reference}: {event.reason} after {event.step:,} steps; val loss {event.val_loss:.4f}"
+            return (
+                f"{event.reference}: {event.reason} after {event.step:,} steps; val loss {event.val_loss:.4f}"
+            )
         case Notice():
             return event.message
     return ""

@@ -94,7 +94,7 @@ def candidates(device: str, config: TrainConfig) -> list[str]:
         return [config.dtype]
     if kind == "cuda":
         return ["bfloat16"] if torch.cuda.is_bf16_supported() else ["float32"]
-    if kind == "cpu" and torch.backends.mkldnn.is_available():
+    if kind == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return ["float32", "bfloat16"]
     return ["float32"]
 

@@ -78,13 +78,13 @@ class Optimizer:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up where `state` was read from an equal optimizer."""
         parts = {id(p): part for part in self._parts for g in part.param_groups for p in g["params"]}
-        params = {self._names[id(p)]: p for part in self._parts for g in part.param_groups for p in g["params"]}
+        params = {
+            self._names[id(p)]: p for part in self._parts for g in part.param_groups for p in g["params"]
+        }
         for key, value in state.items():
             name, _, quantity = key.rpartition("/")
             p = params[name]
-            # AdamW's step counter stays where it was; the momenta live with their parameter.
-            target = value.clone() if value.dim() == 0 and p.device.type == "cpu" else value.to(p.device, copy=True)
-            parts[id(p)].state[p][quantity] = target
+            parts[id(p)].state[p][quantity] = value.to(p.device, copy=True)
 
     def _states(self) -> Iterator[tuple[Tensor, dict[str, object]]]:
         for part in self._parts:

@@ -1,28 +1,18 @@
-"""A whole run: from settings to a published version, continued where an earlier one stopped.
-
-Repeating a run is always safe: an unfinished run of the same settings goes on, a finished one is
-found, and other settings under the same name are refused.
-"""
+"""A whole run: from settings to a published version, continued where an earlier one stopped."""
 
 from __future__ import annotations
 
 import math
-import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from quill import fsio, strictjson
-from quill.config import reading
-from quill.config.settings import DataConfig, RunConfig, SampleConfig
+from quill import fsio
+from quill.config.settings import RunConfig, SampleConfig
 from quill.data import prepare
-from quill.data.batches import check_length
-from quill.errors import InputError, InterruptedRun, NotFoundError, RefusedError
+from quill.errors import InterruptedRun
 from quill.evaluation import measure
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
@@ -33,24 +23,25 @@ from quill.registry.version import Version
 from quill.training import machine as machines
 from quill.training import size
 from quill.training.card import card
-from quill.training.events import Evaluated, Finished, Notice, Observer, Saved, Started, Stepped, ignore
+from quill.training.claim import Resume, claim, status
+from quill.training.events import (
+    Evaluated,
+    Event,
+    Finished,
+    Notice,
+    Observer,
+    Saved,
+    Started,
+    Stepped,
+    ignore,
+)
+from quill.training.inputs import settle
 from quill.training.log import RunLog
-from quill.training.machine import Machine
+from quill.training.plan import choose_machine, tokens_per_step
 from quill.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from quill.data.shards import Dataset
-
-Resume = Literal["auto", "never", "must"]
-
-# Where a run computes may differ from one repetition to the next without making it another run.
-_OF_THE_MACHINE = frozenset({"train.device", "train.dtype", "train.compile", "train.keep_states"})
-_OF_THE_FILE = frozenset({"name", "$schema", "schema_version", "train.log_interval"})
-# What stands for "the data" is its content, compared apart; where it was read from may change.
-_OF_THE_DATA = frozenset({"data.source", "data.encoding", "data.text_field"})
-
-# Compiling takes about a minute, so a run must be long enough to win it back.
-_COMPILE_PAYS_AFTER_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -103,155 +94,11 @@ def train(
     parent = registry.resolve(config.train.init_from) if config.train.init_from else None
     config, dataset = settle(config, data_root, parent, on_data)
     assert config.name
-    draft = _claim(config, dataset, registry, resume, new_version)
+    draft = claim(config, dataset, registry, resume, new_version)
     if isinstance(draft, Version):
         observer(Notice(f"{draft.reference} is already trained"))
         return Outcome(draft.reference, draft, "already trained")
     return _Run(config, dataset, draft, parent, observer).go(stop, clock, max_seconds)
-
-
-def settle(
-    config: RunConfig, data_root: Path, parent: Version | None, on_data: prepare.Observer | None = None
-) -> tuple[RunConfig, Dataset]:
-    """Settings and data that fit each other: the dataset prepared, the vocabulary filled in.
-
-    Args:
-        config: What was asked for.
-        data_root: Where prepared datasets are.
-        parent: The model to start from; its shape and tokenizer are taken over.
-        on_data: Told of progress while data is prepared.
-
-    Raises:
-        InputError: The name is missing, or the data is too short for the context.
-    """
-    if not config.name:
-        raise InputError("the run has no name", why="neither file nor flag gives one", hint="--name my-model")
-    data, model = config.data, config.model
-    if parent is not None:
-        known = checkpoint.read_tokenizer(parent)
-        model = checkpoint.read_config(parent).model.model_copy(update={"dropout": model.dropout})
-        data = _with_tokenizer_of(data, known.to_dict(), parent)
-    dataset = prepare.resolve(data, data_root, on_data)
-    if parent is not None and dataset.tokenizer.fingerprint != known.fingerprint:
-        raise InputError(
-            f"'{dataset.name}' was prepared with another tokenizer than {parent.reference}'s",
-            why=f"{dataset.tokenizer.kind} against {known.kind}, or other text behind the same kind",
-            hint="prepare the text with the model's own tokenizer",
-        )
-    tokens = dataset.tokenizer.vocab_size
-    if model.vocab_size is None or parent is not None:
-        model = model.model_copy(update={"vocab_size": model.vocab_size or tokens})
-    if model.vocab_size is not None and model.vocab_size < tokens:
-        raise InputError(
-            f"'model.vocab_size' = {model.vocab_size} is too small",
-            why=f"the tokenizer of '{dataset.name}' has {tokens:,} tokens",
-            hint="leave it unset",
-        )
-    check_length(dataset.count("train"), model.block_size, "train", dataset=dataset.name)
-    if data.val_fraction and dataset.count("train"):
-        check_length(dataset.count("val"), model.block_size, "validation", dataset=dataset.name)
-    data = data.model_copy(update={"tokenizer": dataset.tokenizer.kind})
-    return config.model_copy(update={"data": data, "model": model}), dataset
-
-
-def _with_tokenizer_of(data: DataConfig, known: dict[str, Any], parent: Version) -> DataConfig:
-    """Have the text prepared with the parent's characters rather than with its own."""
-    if known.get("kind") == "char" and data.tokenizer in (None, "char"):
-        characters = [c for c in known["characters"]]
-        return data.model_copy(update={"tokenizer": "char", "vocabulary": characters})
-    return data if data.tokenizer else data.model_copy(update={"tokenizer": known.get("kind")})
-
-
-def differences(ran: RunConfig, asked: RunConfig) -> list[str]:
-    """Settings in which two runs differ, as "train.batch_size 32 -> 64"."""
-    before, after = _flat(ran.to_dict()), _flat(asked.to_dict())
-    aside = _OF_THE_MACHINE | _OF_THE_FILE | _OF_THE_DATA
-    return [
-        f"{k} {before.get(k)!r} -> {after.get(k)!r}"
-        for k in sorted(before | after)
-        if k not in aside and before.get(k) != after.get(k)
-    ]
-
-
-def _flat(document: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{k}": v for k, v in value.items()}
-        else:
-            flat[key] = value
-    return flat
-
-
-def _claim(
-    config: RunConfig, dataset: Dataset, registry: Registry, resume: Resume, new_version: bool
-) -> Draft | Version:
-    """The draft to work on, or the finished version that makes work needless."""
-    name = config.name or ""
-    newest, draft = registry.newest(name), registry.unfinished(name)
-    if draft is not None and newest is not None and draft.number < newest.number:
-        draft = None  # given up for a later run; gc removes it
-    if draft is not None:
-        begun = _begun(draft)
-        changed = _changes(begun, config, dataset) if begun else []
-        if begun and not changed and resume != "never":
-            return draft
-        if resume == "must" or (changed and resume == "auto" and not new_version):
-            raise RefusedError(
-                f"{draft.reference} is unfinished and was begun with other settings",
-                why="; ".join(changed) or "its settings cannot be read",
-                hint=f"--name another, or start {name} over with --resume never",
-            )
-        if not new_version or not begun:
-            draft.discard()
-    if resume == "must":
-        raise NotFoundError(
-            f"no unfinished run of '{name}'", why="--resume must asks for one", hint="--resume auto"
-        )
-    if newest is not None and not newest.damaged:
-        changed = _changes(newest, config, dataset)
-        if not changed and not (new_version and newest.manifest is None):
-            return newest
-        if not new_version:
-            raise RefusedError(
-                f"{newest.reference} was trained with other settings",
-                why="; ".join(changed),
-                hint=f"--new-version trains {name}:v{newest.number + 1}, --name another model",
-            )
-    draft = registry.begin(name)
-    fsio.write_json(draft.path / "config.json", config.to_dict())
-    fsio.write_bytes(
-        draft.path / "tokenizer.json", strictjson.dumps(dataset.tokenizer.to_dict()).encode("utf-8")
-    )
-    draft.set_status(_status(0) | {"data_key": dataset.key})
-    return draft
-
-
-def _begun(draft: Draft) -> Draft | None:
-    """The draft, if it got as far as having settings."""
-    return draft if draft.status() and (draft.path / "config.json").exists() else None
-
-
-def _changes(earlier: Draft | Version, config: RunConfig, dataset: Dataset) -> list[str]:
-    if isinstance(earlier, Version):
-        ran = checkpoint.read_config(earlier)
-        key = ((earlier.manifest or {}).get("data") or {}).get("key")
-    else:
-        ran = reading.parse(strictjson.read(earlier.path / "config.json"), origin=earlier.reference)
-        key = (earlier.status() or {}).get("data_key")
-    changed = differences(ran, config)
-    if key is not None and key != dataset.key:
-        changed.append(f"the text or its preparation: {key[:12]} -> {dataset.key[:12]}")
-    return changed
-
-
-def _status(step: int) -> dict[str, Any]:
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "step": step,
-    }
 
 
 class _Run:
@@ -286,7 +133,13 @@ class _Run:
             self.bad_evaluations, self.seconds_before = facts["bad_evaluations"], facts["seconds"]
             self._saved = trainer.step
         log = RunLog(self.draft.path, c.log_interval, trainer.step)
-        observer, self._watch = self._watch, lambda event: (log(event), observer(event), None)[-1]
+        observer = self._watch
+
+        def watch(event: Event) -> None:
+            log(event)
+            observer(event)
+
+        self._watch = watch
         for note in notes:
             self._watch(Notice(note))
         self._announce(trainer)
@@ -398,7 +251,7 @@ class _Run:
         }
         keep = self.config.train.keep_states
         path = checkpoint.save_state(self.draft, trainer.step, tensors, info, keep)
-        self.draft.set_status((self.draft.status() or {}) | _status(trainer.step))
+        self.draft.set_status((self.draft.status() or {}) | status(trainer.step))
         self._saved = trainer.step
         self._watch(Saved(trainer.step, str(path)))
         self._lap = time.monotonic()
@@ -449,9 +302,7 @@ class _Run:
         fsio.write_bytes(self.draft.path / "README.md", text.encode("utf-8", "replace"))
         version = self.draft.finish(**facts)
         loss = published_loss if published_loss is not None else math.nan
-        self._watch(
-            Finished(version.reference, trainer.step, loss, self.best_step, self._seconds(), reason)
-        )
+        self._watch(Finished(version.reference, trainer.step, loss, self.best_step, self._seconds(), reason))
         return version
 
     def _published_loss(self, model: GPT) -> float | None:
@@ -460,65 +311,7 @@ class _Run:
         if self.best_loss is None or (c.eval_iters is None and c.weights_dtype == "float32"):
             return self.best_loss
         n_bytes = self.dataset.count("val", "bytes")
-        return measure.evaluate(model, self.dataset.val, n_bytes=n_bytes).loss
+        return float(measure.evaluate(model, self.dataset.val, n_bytes=n_bytes).loss)
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self._clock
-
-
-def tokens_per_step(config: RunConfig) -> int:
-    """Tokens that one optimizer step sees."""
-    t = config.train
-    return t.batch_size * t.gradient_accumulation_steps * config.model.block_size
-
-
-def choose_machine(
-    model: GPT, config: RunConfig, dataset: Dataset, device: str, earlier: dict[str, Any] | None
-) -> Machine:
-    """Precision and compilation for a run, by timing its own first step.
-
-    Args:
-        model: On the device; its weights do not change.
-        config: The run.
-        dataset: Its data.
-        device: Where it runs.
-        earlier: What an interrupted run had chosen: to go on bit for bit is to keep to it.
-    """
-    c = config.train
-    if earlier is not None and earlier["device"].partition(":")[0] == device.partition(":")[0]:
-        return Machine(device, earlier["dtype"], earlier["compiled"])
-
-    def trial(machine: Machine) -> Callable[[str], None]:
-        trainers: dict[str, Trainer] = {}
-
-        def step(dtype: str) -> None:
-            chosen = Machine(device, dtype, machine.compiled)
-            trainer = trainers.setdefault(dtype, Trainer(model, c, dataset.train, chosen))
-            model.train()
-            trainer.gradients()
-            model.zero_grad(set_to_none=True)
-            chosen.synchronize()
-
-        return step
-
-    dtypes = machines.candidates(device, c)
-    wants_timing = len(dtypes) > 1 or (c.compile == "auto" and machines.can_compile(device))
-    dtype, seconds = dtypes[0], 0.0
-    if wants_timing:
-        dtype, seconds = machines.fastest(dtypes, trial(Machine(device, dtypes[0], False)))
-    plain = Machine(device, dtype, False)
-    if c.compile == "off" or (c.compile == "auto" and not machines.can_compile(device)):
-        return plain
-    if c.compile == "auto" and seconds * c.max_iters < _COMPILE_PAYS_AFTER_SECONDS:
-        return plain
-    compiled = Machine(device, dtype, True)
-    try:
-        _, with_compiler = machines.fastest([dtype], trial(compiled))
-    except Exception as e:  # torch's compiler fails in as many ways as there are toolchains
-        if c.compile == "on":
-            raise InputError(
-                "torch.compile does not work here", why=str(e).splitlines()[0][:200], hint="--compile off"
-            ) from e
-        torch.compiler.reset()
-        return plain
-    return compiled if c.compile == "on" or with_compiler < 0.9 * seconds else plain

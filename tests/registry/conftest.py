@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,18 +11,26 @@ from quill.registry import tensors
 from quill.registry.store import Draft, Registry, Version
 
 
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch):
+    """Spare the disk: no test can tell whether it synced, and those of power losses simulate one."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
 @pytest.fixture
 def registry(tmp_path) -> Registry:
     """A registry that does not exist yet."""
     return Registry(tmp_path / "weights")
 
 
-def _fill(folder: Path, payload: bytes = bytes(range(64))) -> None:
+def _fill(folder: Path, payload: bytes = bytes(range(64)), durable: bool = True) -> None:
     """Write the files of a version, small ones."""
     header, _ = tensors.write_header({"wte.weight": ("U8", (len(payload),))})
-    fsio.write_bytes(folder / "model.safetensors", header + payload)
-    fsio.write_json(folder / "config.json", {"schema_version": 1, "name": "x"})
-    fsio.write_json(folder / "tokenizer.json", {"schema": 1, "kind": "char", "vocabulary": "ab"})
+    config = {"schema_version": 1, "name": "x"}
+    tokenizer = {"schema": 1, "kind": "char", "vocabulary": "ab"}
+    fsio.write_bytes(folder / "model.safetensors", header + payload, durable=durable)
+    fsio.write_json(folder / "config.json", config, durable=durable)
+    fsio.write_json(folder / "tokenizer.json", tokenizer, durable=durable)
 
 
 def _finish(draft: Draft, **fields) -> Version:

@@ -7,6 +7,7 @@ key and value, any head_size). Tensor names are GPT-2's.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,12 @@ def _relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-_ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": _gelu_tanh, "relu": F.relu, "relu2": _relu2}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": F.relu,
+    "relu2": _relu2,
+}
 
 
 def norm(config: ModelConfig) -> nn.Module:
@@ -93,8 +99,11 @@ class Block(nn.Module):
         Returns:
             Same shape as x.
         """
-        x = x + F.dropout(self.attn(self.ln_1(x), cache), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
+        p = self.dropout if self.training else 0.0
+        y = self.attn(self.ln_1(x), cache)
+        x = x + (F.dropout(y, p) if p else y)
+        y = self.mlp(self.ln_2(x))
+        return x + (F.dropout(y, p) if p else y)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def init_weights(self, n_layer: int, generator: torch.Generator) -> None:

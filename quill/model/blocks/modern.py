@@ -20,9 +20,17 @@ from quill.model.rope import Rope
 LEARNED_POSITIONS = False
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in its weight's precision: what autocast hands over in less has no fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as x."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 def norm(config: ModelConfig) -> nn.Module:
     """The family's norm over the residual stream."""
-    return nn.RMSNorm(config.n_embd, eps=config.norm_eps or 1e-6)
+    return RMSNorm(config.n_embd, eps=config.norm_eps or 1e-6)
 
 
 class Attention(nn.Module):
@@ -31,13 +39,13 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         n_kv_head, D = config.n_kv_head or config.n_head, config.head_size or 0
-        self.head_size, self.dropout = D, config.dropout
+        self.head_size = D
         self.q_proj = nn.Linear(config.n_embd, config.n_head * D, bias=False)
         self.k_proj = nn.Linear(config.n_embd, n_kv_head * D, bias=False)
         self.v_proj = nn.Linear(config.n_embd, n_kv_head * D, bias=False)
         self.o_proj = nn.Linear(config.n_head * D, config.n_embd, bias=False)
-        self.q_norm = nn.RMSNorm(D, eps=config.norm_eps or 1e-6)
-        self.k_norm = nn.RMSNorm(D, eps=config.norm_eps or 1e-6)
+        self.q_norm = RMSNorm(D, eps=config.norm_eps or 1e-6)
+        self.k_norm = RMSNorm(D, eps=config.norm_eps or 1e-6)
 
     def forward(self, x: Tensor, rope: Rope, cache: LayerCache | None) -> Tensor:
         """Mix each position with those before it; (B, T, C) to (B, T, C)."""
@@ -46,7 +54,7 @@ class Attention(nn.Module):
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_size)).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, K, T, D)
         # Rotate before caching: a stored key keeps its absolute position.
-        y = attend(rope(q), rope(k), v, cache, dropout=self.dropout if self.training else 0.0)
+        y = attend(rope(q), rope(k), v, cache)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
 
@@ -80,7 +88,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Dropout is on what each branch adds, not on attention weights: those would have to be written out,
+    where the fused kernels never hold them.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -101,8 +113,11 @@ class Block(nn.Module):
         Returns:
             Same shape as x.
         """
-        x = x + F.dropout(self.self_attn(self.input_layernorm(x), rope, cache), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
+        p = self.dropout if self.training else 0.0
+        y = self.self_attn(self.input_layernorm(x), rope, cache)
+        x = x + (F.dropout(y, p) if p else y)
+        y = self.mlp(self.post_attention_layernorm(x))
+        return x + (F.dropout(y, p) if p else y)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def init_weights(self, n_layer: int, generator: torch.Generator) -> None:

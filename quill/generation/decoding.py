@@ -1,0 +1,130 @@
+"""A model fed token by token: weights laid out for it, a cache, and a window that slides.
+
+A cache is exact only as long as nothing leaves the window: learned positions shift when it moves, and in
+all but the first layer the keys of the tokens that stay have seen the ones that go. So when the window is
+full it moves on by a stride at once: the tokens that stay are read again from position 0, and decoding
+goes on cached until it is full again. At every step the logits are those of the uncached model over the
+window's tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from quill.model.gpt import GPT
+
+# What the window moves on by, as a share of the context. Reading the rest again costs (1 - share) / share
+# tokens of a fast pass per new one, and the context is never shorter than 1 - share of what it can be.
+STRIDE = 0.5
+
+# A copy of larger weights would cost more memory than the speed is worth.
+_COPIED_AT_MOST = 1 << 30
+
+
+def for_decoding(model: GPT, copied: bool = True) -> GPT:
+    """The same model in eval mode, its matrices laid out column by column where that is faster.
+
+    One token at a time is matrices times vectors, bound by how fast weights stream from memory: on a CPU,
+    MKL reads (out, in) matrices 1.5 times as fast when they are stored by columns. The numbers are equal,
+    and so are all shapes and names. The model given is left as it is, in its own mode.
+
+    Args:
+        model: Any model.
+        copied: Whether weights may be copied; for a few tokens it takes longer than it saves.
+
+    Returns:
+        A model of its own. Small weights on a CPU are copied, as they are now; others are shared.
+    """
+    shared = {id(p): p for p in model.parameters()}
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    if model.config.tie_embeddings and model.config.n_layer:
+        weights.append(model.wte.weight)
+    on_cpu = model.wte.weight.device.type == "cpu"
+    if copied and on_cpu and sum(w.nbytes for w in weights) <= _COPIED_AT_MOST:
+        for w in weights:
+            shared[id(w)] = nn.Parameter(w.detach().t().contiguous().t(), requires_grad=False)
+    # Parameters found in the memo are taken from there; so only modules are made anew.
+    return copy.deepcopy(model, dict(shared)).eval()
+
+
+class Decoder:
+    """Reads tokens and tells what follows, over the last ones that fit the context.
+
+    Args:
+        model: In eval mode, such as `for_decoding` gives.
+        rows: Sequences side by side, B.
+        stride: Tokens that leave a full window at once; half the context where None.
+
+    Attributes:
+        length: Tokens in the window.
+    """
+
+    def __init__(self, model: GPT, rows: int = 1, stride: int | None = None) -> None:
+        size = model.config.block_size
+        if stride is None:
+            stride = int(size * STRIDE)
+        self.model = model
+        self._kept = max(1, size - max(1, stride))
+        self._cache = model.new_cache(rows)
+        self._read: list[Tensor] = []
+        self.length = 0
+
+    @property
+    def window(self) -> Tensor:
+        """The tokens that the last logits come from, (B, length)."""
+        return torch.cat(self._read, 1)
+
+    def feed(self, idx: Tensor) -> Tensor:
+        """Read tokens.
+
+        Args:
+            idx: Token ids, (B, T), T at least 1.
+
+        Returns:
+            Logits of the token after the last, (B, V).
+        """
+        size = self.model.config.block_size
+        if self.length + idx.shape[1] > size:
+            # At first nothing needs to make room for what comes later.
+            kept = self._kept if self.length else size
+            idx = torch.cat((*self._read, idx), 1)[:, -kept:]
+            self._read, self.length = [], 0
+            self._cache.clear()
+        self._read.append(idx)
+        self.length += idx.shape[1]
+        alone = idx.numel() == 1 and idx.device.type == "cpu"
+        with torch.inference_mode(), _one_thread() if alone else nullcontext():
+            logits: Tensor = self.model(idx, self._cache, last_only=True)
+            return logits[:, -1]
+
+    def fork(self, rows: int) -> Decoder:
+        """Several decoders side by side, each having read what this one has.
+
+        Args:
+            rows: How many, B; this one is a single row.
+        """
+        twin = copy.copy(self)
+        twin._read = [t.expand(rows, -1) for t in self._read]
+        with torch.inference_mode():
+            twin._cache = self._cache.repeat(rows)
+        return twin
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on the calling thread alone.
+
+    One row through a small model is memory-bound work cut into dozens of pieces of microseconds; handing
+    parts of them to other threads gains little when those are idle, and stalls when they are not.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

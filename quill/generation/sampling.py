@@ -1,0 +1,206 @@
+"""From logits to the next token: pure functions of logits, and the draw.
+
+Legend: B rows (samples side by side), V vocabulary. A filter takes logits (B, V) and gives logits (B, V),
+with -inf for what may not be drawn; at least one token always stays. They apply in the order the field
+has made standard: repetition penalty, temperature, top-k, top-p, min-p.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from quill.config.settings import SampleConfig
+from quill.errors import DivergedError
+
+# Tokens among which top-p looks before it sorts the whole vocabulary.
+_NUCLEUS = 256
+
+
+def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make tokens already in the text less likely.
+
+    Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1; a negative logit is multiplied, so that
+    a penalty above 1 lowers every one.
+
+    Args:
+        logits: (B, V).
+        seen: Whether each token is in the text, (B, V).
+        penalty: Above 1 lowers, below 1 raises.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Sharpen (below 1) or flatten (above 1) the distribution.
+
+    Args:
+        logits: (B, V).
+        temperature: Above 0, however small.
+
+    Returns:
+        The logits divided by it, the largest of each row at 0 so that none overflows.
+    """
+    # Float32 flushes smaller divisors to 0; at this one all but exact ties is long lost.
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the k largest logits of each row: exactly k of them, also where several are equal.
+
+    Args:
+        logits: (B, V).
+        k: At least 1; V or more keeps all.
+    """
+    if k >= logits.shape[-1]:
+        return logits
+    values, ids = logits.topk(k)
+    return torch.full_like(logits, -math.inf).scatter_(-1, ids, values)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest likeliest tokens whose probabilities reach p together.
+
+    Source: Holtzman et al. 2019, arXiv:1904.09751, section 3.1.
+
+    Args:
+        logits: (B, V).
+        p: Above 0; 1 keeps all.
+    """
+    if p >= 1:
+        return logits
+    total = logits.to(torch.float64).logsumexp(-1, keepdim=True)
+    # Sorting a large vocabulary takes 20 times as long as finding the few tokens that mostly matter.
+    values, ids = logits.topk(min(_NUCLEUS, logits.shape[-1]))
+    probabilities = (values - total).exp_()
+    if values.shape != logits.shape and bool((probabilities.sum(-1) < p).any()):
+        values, ids = logits.sort(descending=True, stable=True)
+        probabilities = (values - total).exp_()
+    # What is already there before a token decides; so the first always stays.
+    before = probabilities.cumsum(-1) - probabilities
+    kept = values.masked_fill_(before >= p, -math.inf)
+    return torch.full_like(logits, -math.inf).scatter_(-1, ids, kept)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Drop tokens less than p times as likely as the likeliest.
+
+    Source: Nguyen et al. 2024, arXiv:2407.01082.
+
+    Args:
+        logits: (B, V).
+        p: From 0, which keeps all, to 1, which keeps the likeliest alone.
+    """
+    if p <= 0:
+        return logits
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -math.inf)
+
+
+def restrict(logits: Tensor, config: SampleConfig) -> Tensor:
+    """Temperature and every filter that is set, in order.
+
+    Args:
+        logits: (B, V).
+        config: Its temperature is not 0.
+    """
+    logits = apply_temperature(logits, config.temperature)
+    if config.top_k is not None:
+        logits = keep_top_k(logits, config.top_k)
+    if config.top_p is not None:
+        logits = keep_top_p(logits, config.top_p)
+    if config.min_p is not None:
+        logits = keep_min_p(logits, config.min_p)
+    return logits
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """One token of each row, by inverting the cumulative distribution.
+
+    Args:
+        logits: (B, V), -inf for what cannot be drawn.
+        uniform: Random numbers in [0, 1), float64, (B, 1).
+
+    Returns:
+        Token ids, (B, 1).
+    """
+    # Float64, as beside 1 float32 has no room for the probabilities of a large vocabulary's tail.
+    cumulative = logits.softmax(-1, dtype=torch.float64).cumsum_(-1)
+    # The first that lies above the number, so never one that adds nothing.
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Refuse what broken weights give before it is drawn from.
+
+    Args:
+        logits: As the model gave them, (B, V).
+
+    Raises:
+        DivergedError: A logit is NaN or infinite.
+    """
+    # One sum is NaN or infinite if any term is, and cheaper than asking each; huge terms may overflow it.
+    if not math.isfinite(logits.sum()) and not bool(logits.isfinite().all()):
+        raise DivergedError(
+            "the model's logits are not finite",
+            why="its weights are not finite, or so large that numbers overflow: its training diverged",
+            hint="an earlier version, from 'quill list --all-versions'",
+        )
+
+
+class Sampler:
+    """Draws the next token of each row, with what it must remember to do so.
+
+    Row i draws from its own random numbers, a function of (seed, i) alone: a sample does not depend on
+    how many others are drawn, nor on which device.
+
+    Args:
+        config: How to draw.
+        rows: Which samples these are, B numbers.
+        prompt: Token ids that count as repeated, (1, T) or (B, T).
+        vocab_size: Tokens that may be drawn, V; logits beyond are padding.
+    """
+
+    def __init__(self, config: SampleConfig, rows: Sequence[int], prompt: Tensor, vocab_size: int) -> None:
+        self.config = config
+        self.vocab_size = vocab_size
+        self._numbers = [
+            random.Random() if config.seed is None else random.Random(f"{config.seed}/{row}") for row in rows
+        ]
+        # MPS has no float64.
+        self._device = torch.device("cpu") if prompt.device.type == "mps" else prompt.device
+        self._seen: Tensor | None = None
+        if config.repetition_penalty != 1:
+            self._seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=self._device)
+            self._seen.scatter_(1, prompt.to(self._device).expand(len(rows), -1), True)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Draw.
+
+        Args:
+            logits: As the model gave them, (B, V or more).
+
+        Returns:
+            Token ids, (B, 1).
+
+        Raises:
+            DivergedError: A logit is NaN or infinite.
+        """
+        model_device = logits.device
+        logits = logits[:, : self.vocab_size].to(self._device, torch.float32)
+        check_finite(logits)
+        config = self.config
+        if self._seen is not None:
+            logits = penalize_repetition(logits, self._seen, config.repetition_penalty)
+        if config.temperature == 0 or config.top_k == 1:
+            chosen = logits.argmax(-1, keepdim=True)
+        else:
+            numbers = [[n.random()] for n in self._numbers]
+            uniform = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+            chosen = draw(restrict(logits, config), uniform)
+        if self._seen is not None:
+            self._seen.scatter_(1, chosen, True)
+        return chosen.to(model_device)

@@ -1,0 +1,216 @@
+"""Before the first step: which precision a run takes, and what time and memory, measured on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from quill.config.settings import RunConfig
+from quill.data import prepare
+from quill.errors import InputError
+from quill.model.gpt import GPT
+from quill.registry.store import Registry
+from quill.training import machine as machines
+from quill.training import size
+from quill.training.inputs import settle
+from quill.training.machine import Machine
+from quill.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from quill.data.shards import Dataset
+
+# Compiling takes about a minute, so a run must be long enough to win it back.
+_COMPILE_PAYS_AFTER_SECONDS = 600.0
+# One timed pass of a large model may take minutes; its share of a batch is timed instead.
+_TRIAL_FLOPS = 2e11
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do and take.
+
+    Attributes:
+        config: The settled settings.
+        parameters: How many numbers are trained.
+        tokens_per_step: Tokens that one optimizer step sees.
+        memory_bytes: Weights, gradients, optimizer and what a forward pass keeps for the backward one.
+        seconds_per_step: Timed on a step, or on a share of one.
+        seconds_total: All steps and evaluations.
+        measured_on: How much of a step was timed, "2 steps" or "1/32 of a step".
+        device: Where.
+        dtype: In what precision.
+        compiled: Whether through torch.compile.
+        dataset: The prepared data's name.
+        train_tokens: Tokens of the training split.
+        val_tokens: Tokens of the validation split.
+        epochs: How often a training token is seen on average.
+    """
+
+    config: dict[str, Any]
+    parameters: int
+    tokens_per_step: int
+    memory_bytes: int
+    seconds_per_step: float
+    seconds_total: float
+    measured_on: str
+    device: str
+    dtype: str
+    compiled: bool
+    dataset: str
+    train_tokens: int
+    val_tokens: int
+    epochs: float
+
+
+def plan(
+    config: RunConfig, registry: Registry, data_root: Path, on_data: prepare.Observer | None = None
+) -> Plan:
+    """Say what a run would take, by running a step or two of it and keeping nothing.
+
+    Args:
+        config: The run.
+        registry: Where `init_from` is looked up.
+        data_root: Where prepared datasets are.
+        on_data: Told of progress while data is prepared.
+
+    Raises:
+        InputError: Settings do not fit each other, the data or the machine.
+    """
+    parent = registry.resolve(config.train.init_from) if config.train.init_from else None
+    config, dataset = settle(config, data_root, parent, on_data)
+    c = config.train
+    machines.keep_memory()
+    device = machines.find_device(c.device)
+    fixed = size.check_memory(config, device)
+    model = GPT(config.model, c.seed).to(device)
+    parameters = sum(p.numel() for p in model.parameters())
+    flops = 6 * parameters * c.batch_size * config.model.block_size
+    share = min(c.batch_size, max(1, int(c.batch_size * _TRIAL_FLOPS / max(flops, 1))))
+    part = c.model_copy(update={"batch_size": share, "gradient_accumulation_steps": 1})
+    trial = config.model_copy(update={"train": part})
+    machine = choose_machine(model, trial, dataset, device, None)
+    trainer = Trainer(model, part, dataset.train, machine)
+    kept = _bytes_kept(trainer)
+    forward, update = _time_step(trainer)
+    passes = c.batch_size / share * c.gradient_accumulation_steps
+    seconds = forward * passes + update
+    # A forward pass alone is about a third of forward and backward together.
+    evaluated = (
+        len(dataset.val) if c.eval_iters is None else c.eval_iters * c.batch_size * config.model.block_size
+    )
+    evaluation = forward / 3 * evaluated / (share * config.model.block_size)
+    total = seconds * c.max_iters + evaluation * (c.max_iters // c.eval_interval)
+    return Plan(
+        config=config.to_dict(),
+        parameters=parameters,
+        tokens_per_step=tokens_per_step(config),
+        memory_bytes=fixed + kept * c.batch_size // share,
+        seconds_per_step=seconds,
+        seconds_total=total,
+        measured_on="2 steps" if passes == 1 else f"1/{passes:.0f} of a step",
+        device=machine.device,
+        dtype=machine.dtype,
+        compiled=machine.compiled,
+        dataset=dataset.name,
+        train_tokens=dataset.count("train"),
+        val_tokens=dataset.count("val"),
+        epochs=c.max_iters * tokens_per_step(config) / max(dataset.count("train"), 1),
+    )
+
+
+def _bytes_kept(trainer: Trainer) -> int:
+    """Bytes that a forward pass keeps for the backward one, each storage once, weights apart."""
+    weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        trainer.gradients()
+    trainer.model.zero_grad(set_to_none=True)
+    return sum(seen.values())
+
+
+def _time_step(trainer: Trainer) -> tuple[float, float]:
+    """Seconds of forward and backward, and of the optimizer's update, the faster of two each."""
+    times: list[tuple[float, float]] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        trainer.gradients()
+        trainer.machine.synchronize()
+        middle = time.perf_counter()
+        trainer.optimizer.step(0.0)
+        trainer.machine.synchronize()
+        times.append((middle - start, time.perf_counter() - middle))
+        if middle - start > 10 and len(times) > 1:
+            break
+    # The first step allocates what the others reuse.
+    later = times[1:] or times
+    return min(t[0] for t in later), min(t[1] for t in later)
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    """Tokens that one optimizer step sees."""
+    t = config.train
+    return t.batch_size * t.gradient_accumulation_steps * config.model.block_size
+
+
+def choose_machine(
+    model: GPT, config: RunConfig, dataset: Dataset, device: str, earlier: dict[str, Any] | None
+) -> Machine:
+    """Precision and compilation for a run, by timing its own first step.
+
+    Args:
+        model: On the device; its weights do not change.
+        config: The run.
+        dataset: Its data.
+        device: Where it runs.
+        earlier: What an interrupted run had chosen: to go on bit for bit is to keep to it.
+    """
+    c = config.train
+    if earlier is not None and earlier["device"].partition(":")[0] == device.partition(":")[0]:
+        return Machine(device, earlier["dtype"], earlier["compiled"])
+
+    def trial(machine: Machine) -> Callable[[str], None]:
+        trainers: dict[str, Trainer] = {}
+
+        def step(dtype: str) -> None:
+            chosen = Machine(device, dtype, machine.compiled)
+            trainer = trainers.setdefault(dtype, Trainer(model, c, dataset.train, chosen))
+            model.train()
+            trainer.gradients()
+            model.zero_grad(set_to_none=True)
+            chosen.synchronize()
+
+        return step
+
+    dtypes = machines.candidates(device, c)
+    wants_timing = len(dtypes) > 1 or (c.compile == "auto" and machines.can_compile(device))
+    dtype, seconds = dtypes[0], 0.0
+    if wants_timing:
+        dtype, seconds = machines.fastest(dtypes, trial(Machine(device, dtypes[0], False)))
+    plain = Machine(device, dtype, False)
+    if c.compile == "off" or (c.compile == "auto" and not machines.can_compile(device)):
+        return plain
+    if c.compile == "auto" and seconds * c.max_iters < _COMPILE_PAYS_AFTER_SECONDS:
+        return plain
+    compiled = Machine(device, dtype, True)
+    try:
+        _, with_compiler = machines.fastest([dtype], trial(compiled))
+    except Exception as e:  # torch's compiler fails in as many ways as there are toolchains
+        if c.compile == "on":
+            raise InputError(
+                "torch.compile does not work here", why=str(e).splitlines()[0][:200], hint="--compile off"
+            ) from e
+        torch.compiler.reset()
+        return plain
+    return compiled if c.compile == "on" or with_compiler < 0.9 * seconds else plain

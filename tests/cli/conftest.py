@@ -1,0 +1,34 @@
+"""Registries made by hand, so that commands that only read need no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from quill import fsio
+from quill.registry import tensors
+from quill.registry.store import Registry
+from quill.registry.version import Version
+
+Publish = Callable[..., Version]
+
+
+@pytest.fixture
+def publish(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """Publish a version of small files: publish("name", best_val_loss=1.5); commands look there too."""
+    monkeypatch.setenv("QUILL_REGISTRY", str(registry.root))
+
+    def make(name: str, **facts: object) -> Version:
+        draft = registry.begin(name)
+        _fill(draft.path)
+        return draft.finish(**({"parameters": 10_788_929, "best_val_loss": 1.4697} | facts))
+
+    return make
+
+
+def _fill(folder: Path) -> None:
+    header, _ = tensors.write_header({"wte.weight": ("U8", (64,))})
+    fsio.write_bytes(folder / "model.safetensors", header + bytes(64))
+    fsio.write_json(folder / "config.json", {"schema_version": 1, "name": "x", "model": {"n_layer": 2}})
+    fsio.write_json(folder / "tokenizer.json", {"schema": 1, "kind": "char", "vocabulary": "ab"})

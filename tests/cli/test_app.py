@@ -1,0 +1,258 @@
+"""The boundary: exit codes, refusals in three lines, help that loads nothing it does not need."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from quill import errors
+from quill.cli import app
+from quill.cli.app import main
+
+COMMANDS = list(app.commands())
+RUN = [sys.executable, "-c", "from quill.cli.app import run; run()"]
+
+
+def test_commands_are_the_files_of_their_folder(root):
+    files = {f.stem for f in (root / "quill" / "cli").glob("[a-z]*.py")} - {"app", "output", "options"}
+    assert set(COMMANDS) == files
+    assert {"prepare", "train", "sample", "eval", "list", "ls", "show", "config", "doctor"} <= files
+    face = [c for c in COMMANDS if c in ("prepare", "train", "sample", "eval")]
+    assert COMMANDS[:4] == face == ["prepare", "train", "sample", "eval"]
+
+
+def test_every_command_has_its_line_in_the_help(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for name, summary in app.commands().items():
+        assert summary.endswith(".")
+        assert f"  {name} " in out
+        assert summary in " ".join(out.split())
+
+
+def test_help_has_no_colour_in_a_pipe(quill):
+    for env in ({"GITHUB_ACTIONS": "true"}, {"TERM": "xterm-256color"}, {"COLUMNS": "20"}):
+        done = quill("--help", env=env)
+        assert done.returncode == 0
+        assert b"\x1b" not in done.stdout
+        assert b"sample" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([c, "--help"] for c in COMMANDS)], ids=" ".join)
+def test_help_loads_no_torch(arguments):
+    code = (
+        "import sys\nfrom quill.cli.app import main\ncode = main(sys.argv[1:])\n"
+        "sys.exit(code or 10 * ('torch' in sys.modules) + 20 * ('numpy' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"Usage: quill" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"]], ids=" ".join)
+def test_the_light_commands_load_neither_torch_nor_pydantic_nor_rich(arguments, tmp_path):
+    code = (
+        "import sys\nfrom quill.cli.app import main\nmain(sys.argv[1:])\n"
+        "print(*sorted({'torch', 'pydantic', 'rich', 'numpy'} & set(sys.modules)), file=sys.stderr, end='')"
+    )
+    env = {**os.environ, "QUILL_REGISTRY": str(tmp_path / "weights")}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, env=env)
+    assert not {"torch", "pydantic", "rich", "numpy"} & set(done.stderr.decode().split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"]], ids=" ".join)
+def test_the_light_commands_take_at_most_what_three_imports_take(arguments, tmp_path):
+    """1.6 times `import typer, rich, pydantic`, measured side by side."""
+    env = {**os.environ, "QUILL_REGISTRY": str(tmp_path / "weights")}
+
+    def best(command: list[str]) -> float:
+        def once() -> float:
+            start = time.perf_counter()
+            subprocess.run(command, capture_output=True, env=env, check=True)
+            return time.perf_counter() - start
+
+        return min(once() for _ in range(7))
+
+    measure = [sys.executable, "-c", "import typer, rich, pydantic"]
+    assert best([*RUN, *arguments]) <= 1.6 * best(measure)
+
+
+def test_no_arguments_is_help_on_stderr_and_exit_2(capsys):
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Usage: quill" in err
+
+
+def test_version(capsys):
+    from quill import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"quill {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["no command 'trian'", "did you mean train"]),
+        (["xyzzy"], ["no command 'xyzzy'", "there is prepare, train"]),
+        (["train", "--batch-siz", "3"], ["no flag '--batch-siz'", "--batch-size"]),
+        (["train", "--batch_siz=3"], ["no flag '--batch-siz'", "--batch-size"]),
+        (["list", "--sort", "colour"], ["--sort", "'created'"]),
+        (["--json", "list"], ["no flag '--json'", "flags come after the command"]),
+        (["show"], ["missing argument"]),
+        (["train", "--name"], ["requires an argument"]),
+        (["list", "a", "b"], ["unexpected extra argument"]),
+        (["config"], ["'quill config' needs one more word", "schema"]),
+        (["config", "chekc", "x"], ["no such command 'chekc'", "check"]),
+        (["list", "\x1b[31m", "x"], ["unexpected"]),
+    ],
+)
+def test_usage_errors_exit_2_and_say_what_was_meant(arguments, words, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") <= 3
+    assert "\x1b" not in err
+    for word in words:
+        assert word in err
+
+
+class Boom(Exception):
+    """Something nobody expected."""
+
+
+def fail_with(failure, monkeypatch):
+    def dispatch(arguments: list[str]) -> int:
+        raise failure
+
+    monkeypatch.setattr(app, "_dispatch", dispatch)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (errors.InputError("x"), 2),
+        (errors.NotFoundError("x"), 3),
+        (errors.RefusedError("x"), 4),
+        (errors.CorruptError("x"), 5),
+        (errors.DivergedError("x"), 6),
+        (errors.ResourceError("x"), 7),
+        (errors.LockedError("x"), 75),
+        (errors.InterruptedRun("x", signum=15), 143),
+        (MemoryError(), 7),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 7),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 7),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 7),
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(), 141),
+        (Boom("bang"), 1),
+        (RuntimeError("shapes do not match"), 1),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, BaseException) else str(x),
+)
+def test_every_failure_has_its_exit_code_and_no_traceback(failure, code, monkeypatch, capsys):
+    fail_with(failure, monkeypatch)
+    assert main(["train"]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 3
+
+
+def test_f40_out_of_memory_names_a_smaller_batch(monkeypatch, capsys):
+    fail_with(MemoryError(), monkeypatch)
+    assert main(["train"]) == 7
+    assert "--batch-size" in capsys.readouterr().err
+
+
+def test_a_bug_shows_its_traceback_only_when_asked(monkeypatch, capsys):
+    fail_with(Boom("bang"), monkeypatch)
+    assert main(["list"]) == 1
+    err = capsys.readouterr().err
+    assert "Boom: bang" in err
+    assert "--debug" in err
+    assert main(["list", "--debug"]) == 1
+    assert "raise failure\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["config", "schema"]], ids=" ".join)
+def test_f37_a_reader_that_left_is_141_and_no_traceback(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*RUN, *arguments], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == 141
+    assert done.stderr == b""
+
+
+def test_f36_closed_standard_streams_do_no_harm(tmp_path):
+    env = {**os.environ, "QUILL_REGISTRY": str(tmp_path / "weights")}
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        command = f'"$0" -c "from quill.cli.app import run; run()" list {closed}'
+        done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, env=env)
+        assert done.returncode == 0, closed
+        assert b"Traceback" not in done.stderr
+
+
+BARE = {"PATH": os.environ["PATH"]}
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        BARE,
+        {**BARE, "LC_ALL": "C", "HOME": "/nonexistent"},
+        {**BARE, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"},
+        {**BARE, "COLUMNS": "20", "TERM": "dumb", "HOME": "/proc/none"},
+        {**BARE, "GITHUB_ACTIONS": "true", "CI": "true", "NO_COLOR": "1"},
+    ],
+    ids=["cron", "C, no home", "ascii", "20 columns", "CI"],
+)
+def test_f49_bare_environments(env, tmp_path):
+    for arguments in (["--help"], ["list"], ["list", "--json"], ["config", "schema"]):
+        done = subprocess.run([*RUN, *arguments], capture_output=True, env=env, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"\x1b" not in done.stdout + done.stderr
+        done.stdout.decode("utf-8")
+
+
+def test_f49_text_is_utf8_in_an_ascii_locale(tmp_path):
+    env = {**BARE, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    folder = tmp_path / "модель"
+    env["QUILL_REGISTRY"] = str(folder)
+    code = "from quill.cli.output import Output\nfrom quill.cli import app\napp._speak_utf8()\n"
+    code += "Output().write('\\u00e9 \\u4e2d \\U0001f642 \\udcff\\n')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)
+    assert done.stdout == "é 中 🙂 \\udcff\n".encode()
+    listed = subprocess.run([*RUN, "list", "--json"], capture_output=True, env=env, cwd=tmp_path)
+    assert json.loads(listed.stdout)["models"] == []
+
+
+def test_help_on_a_terminal_is_drawn_and_fits_twenty_columns(monkeypatch):
+    pty = pytest.importorskip("pty")
+    for env, drawn in (({"TERM": "xterm", "COLUMNS": "20"}, True), ({"TERM": "dumb"}, False)):
+        leader, follower = pty.openpty()
+        process = subprocess.Popen(
+            [*RUN, "list", "--help"], stdout=follower, stderr=follower, env={**BARE, **env}
+        )
+        os.close(follower)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(leader, 65536)
+            except OSError:
+                break
+            if not piece:
+                break
+            shown += piece
+        os.close(leader)
+        assert process.wait() == 0
+        assert ("╭".encode() in shown) is drawn
+        assert b"Traceback" not in shown

@@ -1,0 +1,215 @@
+"""The sink: three forms of one result, nothing dangerous on a terminal, no colour in a pipe."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from quill.cli import output
+from quill.cli.output import Output
+from quill.errors import InputError
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def sink(form="human", *, terminal=False, env=None, clock=None, verbose=False):
+    kind = Terminal if terminal else io.StringIO
+    out, err = kind(), kind()
+    given = {"clock": clock} if clock else {}
+    return Output(form, out=out, err=err, env=env or {}, verbose=verbose, **given), out, err
+
+
+def test_one_result_in_its_three_forms_side_by_side():
+    shown = {}
+    for form in ("human", "json", "quiet"):
+        o, out, err = sink(form)
+        o.emit("quill.x/1", {"reference": "m:v1", "loss": 1.5}, human="m:v1 has 1.5", quiet="m:v1")
+        shown[form] = out.getvalue()
+        assert err.getvalue() == ""
+    assert shown["human"] == "m:v1 has 1.5\n"
+    assert json.loads(shown["json"]) == {"schema": "quill.x/1", "reference": "m:v1", "loss": 1.5}
+    assert shown["quiet"] == "m:v1\n"
+
+
+def test_json_has_null_where_a_number_is_not_finite():
+    o, out, _ = sink("json")
+    o.emit("quill.x/1", {"a": math.inf, "b": [math.nan, 1.0], "c": {"d": -math.inf}}, human="", quiet="")
+    assert json.loads(out.getvalue()) == {
+        "schema": "quill.x/1",
+        "a": None,
+        "b": [None, 1.0],
+        "c": {"d": None},
+    }
+
+
+@given(st.text())
+def test_json_keeps_any_text_and_shows_no_control_character(text):
+    o, out, _ = sink("json")
+    o.event("quill.x/1", {"text": text})
+    line = out.getvalue()
+    assert json.loads(line)["text"] == text
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in line[:-1])
+    assert line.count("\n") == 1
+
+
+@given(st.text())
+def test_f15_escaped_text_holds_no_control_character(text):
+    for c in output.safe_line(text):
+        assert ord(c) >= 32
+        assert not 127 <= ord(c) < 160
+        assert c not in "\u2028\u2029\u202e\u2066"
+    assert output.safe_line("plain é 中 🙂") == "plain é 中 🙂"
+
+
+def test_f15_model_text_is_stripped_on_a_terminal_and_raw_in_a_pipe():
+    text = "a\x1b[31mred\x07\x9b2J\r\n\tb\u202ec"
+    o, out, _ = sink(terminal=True)
+    o.stream(text)
+    assert out.getvalue() == "a[31mred2J\n\tbc"
+    o, out, _ = sink()
+    o.stream(text)
+    assert out.getvalue() == text
+
+
+def test_an_error_is_three_lines_whatever_it_quotes():
+    o, out, err = sink()
+    o.fail(InputError("no 'a\nb\x1b[2J'", why="because\nof it", hint="quill list"))
+    assert out.getvalue() == ""
+    assert err.getvalue().splitlines() == [
+        "error: no 'a\\nb\\x1b[2J'",
+        "  why: because\\nof it",
+        "  try: quill list",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("env", "terminal", "coloured"),
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"GITHUB_ACTIONS": "true"}, False, False),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"FORCE_COLOR": "1"}, False, True),
+        ({"FORCE_COLOR": "0"}, True, False),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, True, False),
+    ],
+)
+def test_f49_colour_follows_the_stream_and_who_asks(env, terminal, coloured):
+    o, out, err = sink(terminal=terminal, env=env)
+    o.emit("quill.x/1", {}, human=o.table(["A"], [["b"]]), quiet="")
+    o.fail(InputError("x"))
+    assert ("\x1b" in out.getvalue(), "\x1b" in err.getvalue()) == (coloured, coloured)
+
+
+def test_a_table_too_wide_for_its_terminal_is_shown_value_by_value(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    o, *_ = sink(terminal=True, env={"TERM": "dumb"})
+    text = o.table(["NAME", "WHEN", "STATE"], [["shakespeare:v1", "3 hours ago", "ok"], ["b:v2", "", "ok"]])
+    assert text == "NAME: shakespeare:v1\nWHEN: 3 hours ago\nSTATE: ok\n\nNAME: b:v2\nSTATE: ok\n"
+    o, *_ = sink()
+    assert o.table(["N", "LOSS"], [["a", "1"], ["b", "10"]], right=["LOSS"]) == "N  LOSS\na     1\nb    10\n"
+
+
+def test_progress_in_a_pipe_is_one_line_every_thirty_seconds():
+    now = [0.0]
+    o, out, err = sink(clock=lambda: now[0])
+    with o.progress(output.size) as report:
+        for second in range(100):
+            now[0] = float(second)
+            report("encoding", second * 1e6, 100e6)
+    assert err.getvalue().splitlines() == [
+        f"encoding: {done}.0 MB, {done}% of 100 MB" for done in (30, 60, 90)
+    ]
+    assert out.getvalue() == ""
+
+
+def test_quiet_says_nothing_in_passing_but_warns():
+    o, _, err = sink("quiet", clock=lambda: 1e9)
+    o.say("by the way")
+    with o.progress() as report:
+        report("reading", 1, 2)
+    assert err.getvalue() == ""
+    o.warn("take care")
+    assert err.getvalue() == "warning: take care\n"
+
+
+def test_details_only_when_asked():
+    for verbose, expected in ((False, ""), (True, "more\n")):
+        o, _, err = sink(verbose=verbose)
+        o.detail("more")
+        assert err.getvalue() == expected
+
+
+@pytest.mark.parametrize(
+    ("form", "env", "terminal", "live"),
+    [
+        ("human", {}, True, True),
+        ("human", {}, False, False),
+        ("human", {"CI": "true"}, True, False),
+        ("human", {"TERM": "dumb"}, True, False),
+        ("quiet", {}, True, False),
+        ("json", {}, True, False),
+    ],
+)
+def test_nothing_moves_but_on_a_watched_terminal(form, env, terminal, live):
+    o, *_ = sink(form, terminal=terminal, env=env)
+    assert o.live is live
+
+
+def test_a_lost_stderr_loses_words_and_not_work():
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    o = Output(out=io.StringIO(), err=Gone(), env={})
+    o.say("still here")
+    o.fail(InputError("x"))
+    o = Output(out=io.StringIO(), err=io.StringIO(), env={})
+    o._err = o._out = None
+    o.say("nobody listens")
+    o.write("nobody reads")
+
+
+def test_a_closed_pipe_is_noticed_on_stdout():
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        Output(out=Gone(), err=io.StringIO(), env={}).stream("x")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.04, "0.0s"),
+        (59.4, "59s"),
+        (59.6, "1m 00s"),
+        (61, "1m 01s"),
+        (7260, "2h 01m"),
+        (200_000, "2d 7h"),
+        (None, ""),
+    ],
+)
+def test_durations(seconds, shown):
+    assert output.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("n", "shown"),
+    [(0, "0"), (999, "999"), (1000, "1.0k"), (65_000, "65.0k"), (999_999, "1.0M"), (226_922_631, "227M")],
+)
+def test_counts(n, shown):
+    assert output.count(n) == shown
+
+
+def test_sizes():
+    assert [output.size(n) for n in (0, 999, 1_115_394, None)] == ["0 B", "999 B", "1.1 MB", ""]

@@ -1,0 +1,49 @@
+"""The configs that ship: they read, name themselves, and build without allocating a weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from quill.config import reading
+from quill.model.gpt import GPT, n_params
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.json") if p.name != "schema.json")
+VOCABULARY = {"gpt2": 50257, "harpoon": 135, "harpoon-small": 135, "quickstart": 135}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_it_builds_on_meta_and_is_named_after_its_file(path: Path) -> None:
+    config = reading.load(path)
+    assert config.name == path.stem
+    model = config.model.model_copy(update={"vocab_size": VOCABULARY.get(path.stem, 65)})
+    with torch.device("meta"):
+        built = GPT(model)
+    assert sum(p.numel() for p in built.parameters()) == n_params(model)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_it_points_at_the_schema_beside_it(path: Path) -> None:
+    assert reading.load(path).schema_ == "./schema.json"
+    assert (path.parent / "schema.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("harpoon", 226_922_631),
+        ("gpt2", 124_439_808),
+        ("shakespeare-nanogpt", 10_745_088),
+        ("bigram", 65 * 65),
+    ],
+)
+def test_parameter_counts_of_the_lineage(name: str, parameters: int) -> None:
+    model = reading.load(ROOT / f"configs/{name}.json").model
+    assert n_params(model.model_copy(update={"vocab_size": VOCABULARY.get(name, 65)})) == parameters
+
+
+def test_quillgpts_shakespeare_has_its_count() -> None:
+    flat = {"n_embd": 384, "n_head": 6, "n_layer": 6, "block_size": 256, "vocab_size": 65}
+    assert n_params(reading.parse(flat).model) == 10_788_929

@@ -1,0 +1,141 @@
+"""Named texts: inside the package, downloaded once, and told plainly when they cannot be had."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from quill.data import named
+from quill.data.named import NAMED, Named
+from quill.errors import CorruptError, QuillError, ResourceError
+
+CONTENT = b"To be, or not to be. " * 10_000
+
+
+class Site:
+    """A web server on this machine whose one page may be anything."""
+
+    def __init__(self) -> None:
+        self.body = CONTENT
+        self.length = len(CONTENT)
+        self.status = 200
+        self.requests = 0
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                site.requests += 1
+                self.send_response(site.status)
+                self.send_header("Content-Length", str(site.length))
+                self.end_headers()
+                self.wfile.write(site.body)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/input.txt"
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    site = Site()
+    thread = threading.Thread(target=site.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    page = Named("a page", url=site.url, size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setitem(NAMED, "page", page)
+    yield site
+    site.server.shutdown()
+    thread.join()
+    site.server.server_close()
+
+
+def refusal(data: Path, error: type[QuillError]) -> QuillError:
+    with pytest.raises(error) as e:
+        named.fetch("page", data)
+    assert not (data / ".downloads" / "page.txt").exists()
+    return e.value
+
+
+def test_it_is_downloaded_once(site: Site, data: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    path = named.fetch("page", data, lambda *t: told.append(t))
+    assert path.read_bytes() == CONTENT
+    assert told[-1] == ("downloading", len(CONTENT), len(CONTENT))
+    assert named.fetch("page", data) == path
+    assert site.requests == 1
+
+
+def test_f50_offline_it_says_where_from_and_where_to(site: Site, data: Path) -> None:
+    site.server.server_close()
+    error = refusal(data, ResourceError)
+    assert error.exit_code == 7
+    assert site.url in error.why
+    assert f"curl -o '{data}/.downloads/page.txt' {site.url}" in error.hint
+
+
+def test_f50_placed_by_hand_it_is_not_downloaded(site: Site, data: Path) -> None:
+    (data / ".downloads").mkdir(parents=True)
+    (data / ".downloads" / "page.txt").write_bytes(CONTENT)
+    assert named.fetch("page", data).read_bytes() == CONTENT
+    assert site.requests == 0
+
+
+def test_f50_a_missing_page_is_told(site: Site, data: Path) -> None:
+    site.status = 404
+    assert "Not Found" in refusal(data, ResourceError).why
+
+
+def test_another_text_is_not_taken(site: Site, data: Path) -> None:
+    site.body = CONTENT.replace(b"not", b"now")
+    error = refusal(data, CorruptError)
+    assert "sha256" in error.why
+
+
+@pytest.mark.parametrize("length", [len(CONTENT), 1000])
+def test_a_text_cut_short_is_not_taken(site: Site, data: Path, length: int) -> None:
+    site.body, site.length = CONTENT[:1000], length
+    error = refusal(data, ResourceError)
+    assert error.exit_code == 7
+
+
+def test_a_longer_text_is_not_taken(site: Site, data: Path) -> None:
+    site.body, site.length = CONTENT + b"more" * 100_000, len(CONTENT) + 400_000
+    refusal(data, CorruptError)
+
+
+def test_a_wrong_file_placed_by_hand_is_told(site: Site, data: Path) -> None:
+    path = data / ".downloads" / "page.txt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT.replace(b"not", b"now"))
+    with pytest.raises(CorruptError, match="page") as e:
+        named.fetch("page", data)
+    assert str(path) in e.value.hint
+    assert path.exists()
+
+
+def test_f41_where_nothing_can_be_kept_it_says_so(site: Site, data: Path) -> None:
+    data.write_text("a file, not a folder")
+    with pytest.raises(ResourceError):
+        named.fetch("page", data)
+
+
+def test_tiny_shakespeare_is_the_one_known_to_all(shakespeare_file: Path) -> None:
+    named_as = NAMED["shakespeare"]
+    raw = shakespeare_file.read_bytes()
+    assert (len(raw), hashlib.sha256(raw).hexdigest()) == (named_as.size, named_as.sha256)
+
+
+def test_what_ships_with_quill_is_there(write: Callable[..., Path], data: Path) -> None:
+    for name, entry in NAMED.items():
+        assert entry.about
+        if entry.file:
+            text = named.fetch(name, data).read_text(encoding="utf-8")
+            assert len(text) > 150_000
+            assert "\r" not in text
+    assert not data.exists()

@@ -1,0 +1,194 @@
+"""Laws of every tokenizer, those not yet written too: each that discovery finds is held to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from quill import discovery, strictjson
+from quill.errors import CorruptError, InputError
+from quill.tokenizers import base
+
+# The tokenizer of a test never changes, so examples may share it.
+law = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+SENTENCE = "The old man was thin and gaunt, with deep wrinkles"
+EDGES = st.text(alphabet=" \n\r\t.,;'’-_/!aZé19日。、😀\u0301\u00a0\u3000\u200b", max_size=40)
+
+
+def known(tokenizer: base.Tokenizer, text: str) -> bool:
+    """Whether a tokenizer has a form for each character of a text."""
+    try:
+        return all(tokenizer.decode(tokenizer.encode(c)) == c for c in set(text))
+    except InputError:
+        return False
+
+
+def refusal(encode: Callable[[str], object], text: str) -> str | None:
+    """What encoding a text is refused with, if it is."""
+    try:
+        encode(text)
+    except InputError as e:
+        return e.what
+    return None
+
+
+@law
+@given(text=st.one_of(st.text(max_size=80), EDGES))
+def test_any_text_it_has_characters_for_comes_back(tokenizer: base.Tokenizer, text: str) -> None:
+    if known(tokenizer, text):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_text_it_learnt_comes_back(tokenizer: base.Tokenizer, lesson: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(lesson)) == lesson
+
+
+@pytest.mark.parametrize("text", ["", "a", " ", "\n", "😀", "👨‍👩‍👧‍👦", SENTENCE])
+def test_short_texts_come_back(tokenizer: base.Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@law
+@given(text=st.one_of(st.text(max_size=80), EDGES))
+def test_bulk_encoding_gives_the_same_ids(tokenizer: base.Tokenizer, text: str) -> None:
+    if (refused := refusal(tokenizer.encode, text)) is not None:
+        assert refusal(tokenizer.encode_array, text) == refused
+        return
+    ids, array = tokenizer.encode(text), tokenizer.encode_array(text)
+    assert array.dtype == tokenizer.dtype == (np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
+    assert array.tolist() == ids
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+def test_it_reads_back_from_its_json_form(tokenizer: base.Tokenizer, lesson: str, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text(strictjson.dumps(tokenizer.to_dict()), encoding="utf-8")
+    for again in (base.read(tokenizer.to_dict()), base.read(file.read_bytes()), base.read(file)):
+        assert type(again) is type(tokenizer)
+        assert again.fingerprint == tokenizer.fingerprint
+        assert again.vocab_size == tokenizer.vocab_size
+        assert again.eot_id == tokenizer.eot_id
+        assert again.encode(lesson) == tokenizer.encode(lesson)
+        assert again.decode(range(0, again.vocab_size, 97)) == tokenizer.decode(
+            range(0, again.vocab_size, 97)
+        )
+
+
+def test_kind_is_the_name_of_its_file(tokenizer: base.Tokenizer) -> None:
+    assert tokenizer.to_dict()["kind"] == tokenizer.kind
+    assert base.load(tokenizer.kind) is type(tokenizer)
+    assert tokenizer.kind in discovery.names("tokenizers")
+
+
+def test_another_vocabulary_has_another_fingerprint(tokenizer: base.Tokenizer) -> None:
+    other = base.load("char").train(["something else entirely"])
+    assert other.fingerprint != tokenizer.fingerprint
+
+
+@law
+@given(data=st.data())
+def test_f25_streamed_text_is_the_decoded_text(tokenizer: base.Tokenizer, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
+    stream = base.StreamDecoder(tokenizer)
+    pieces = [stream.feed(i) for i in ids] + [stream.flush()]
+    assert "".join(pieces) == tokenizer.decode(ids)
+
+
+def test_f25_no_replacement_character_in_the_middle_of_one(tokenizer: base.Tokenizer) -> None:
+    text = "é 你好 😀 👨‍👩‍👧‍👦 🇫🇮"
+    stream = base.StreamDecoder(tokenizer)
+    pieces = [stream.feed(i) for i in tokenizer.encode(text)]
+    assert "".join(pieces) == text
+    assert stream.flush() == ""
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_character_left_unfinished_shows_at_the_end(tokenizer: base.Tokenizer) -> None:
+    ids = tokenizer.encode("😀")
+    if len(ids) < 2:
+        return
+    stream = base.StreamDecoder(tokenizer)
+    assert stream.feed(ids[0]) == ""
+    assert stream.flush() == "\ufffd"
+    assert stream.feed(tokenizer.encode("a")[0]) == "a"
+
+
+def test_f20_special_tokens_in_text_are_plain_text(tokenizer: base.Tokenizer) -> None:
+    text = "one<|endoftext|>two <unk> three"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.eot_id not in ids
+    assert tokenizer.encode_array(text).tolist() == ids
+    if tokenizer.eot_id is not None:
+        assert tokenizer.token_bytes(tokenizer.eot_id).decode() == "<|endoftext|>"
+
+
+@law
+@given(text=st.one_of(st.text(max_size=60), EDGES, EDGES.map(lambda s: SENTENCE + s + SENTENCE)))
+def test_a_boundary_is_where_ids_do_not_notice(tokenizer: base.Tokenizer, text: str) -> None:
+    cut = tokenizer.boundary(text)
+    assert 0 <= cut <= len(text)
+    try:
+        whole = tokenizer.encode(text)
+    except InputError:
+        return
+    assert tokenizer.encode(text[:cut]) + tokenizer.encode(text[cut:]) == whole
+
+
+@pytest.mark.parametrize("text", [SENTENCE, "1 2 3\n4 5 6\n7", "你好，世界。日本語のテキスト、とても"])
+def test_ordinary_text_has_boundaries(tokenizer: base.Tokenizer, text: str) -> None:
+    assert tokenizer.boundary(text) > len(text) // 3
+
+
+@pytest.mark.parametrize("token", [-1, 10**9])
+def test_an_id_beyond_the_vocabulary_is_refused(tokenizer: base.Tokenizer, token: int) -> None:
+    for attempt in (
+        tokenizer.token_bytes,
+        lambda i: tokenizer.decode([i]),
+        base.StreamDecoder(tokenizer).feed,
+    ):
+        with pytest.raises(InputError, match=str(token)):
+            attempt(token)
+    with pytest.raises(InputError):
+        tokenizer.token_bytes(tokenizer.vocab_size)
+
+
+def test_f17_lone_surrogates_are_named_or_left_out(tokenizer: base.Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode("a\ud800b", unknown="skip")) == "ab"
+    refused = refusal(tokenizer.encode, "a\ud800")
+    if refused is None:
+        assert tokenizer.encode("\ud800") == tokenizer.encode("\ud801") != []
+    else:
+        assert "U+D800" in refused
+
+
+def test_f4_damaged_json_is_corrupt_and_no_traceback(tokenizer: base.Tokenizer) -> None:
+    sound = tokenizer.to_dict()
+    for key in sound:
+        with pytest.raises(CorruptError):
+            base.read({k: v for k, v in sound.items() if k != key})
+        for value in (None, 0, -1, "", "\ud800", "!", [], {}, [1], ["a", "a"], {"a": "b"}, True, 1.5):
+            try:
+                again = base.read({**sound, key: value})
+            except CorruptError:
+                continue
+            # Another vocabulary, then, but one that works.
+            assert again.fingerprint != tokenizer.fingerprint
+            again.decode(range(again.vocab_size))
+
+
+def test_f12_a_newer_schema_asks_for_a_newer_quill(tokenizer: base.Tokenizer) -> None:
+    with pytest.raises(InputError, match="schema 2") as e:
+        base.read({**tokenizer.to_dict(), "schema": 2})
+    assert "upgrade" in e.value.hint
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\x80", b'{"schema": 1, "kind": "nonesuch"}', b"null"])
+def test_f12_what_is_no_tokenizer_is_refused(raw: bytes) -> None:
+    with pytest.raises(CorruptError):
+        base.read(raw)

@@ -1,0 +1,135 @@
+"""Byte-pair tokenizers: the published ids, texts that break regex engines, and no network."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import pytest
+from quill.errors import CorruptError, InputError, ResourceError
+from quill.tokenizers import _ranks, base
+
+PUBLISHED = ["cl100k_base", "gpt2", "o200k_base"]
+
+
+@pytest.fixture(scope="module")
+def gpt2(ranks: Path) -> base.Tokenizer:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
+        return base.load("gpt2").train([])
+
+
+def test_gpt2_gives_the_published_ids(gpt2: base.Tokenizer) -> None:
+    assert gpt2.vocab_size == 50257
+    assert gpt2.eot_id == 50256
+    assert gpt2.encode("Hello, world!") == [15496, 11, 995, 0]
+    assert gpt2.token_bytes(995) == b" world"
+
+
+def test_gpt2_is_tiktokens_own(gpt2: base.Tokenizer, ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tiktoken
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
+    theirs = tiktoken.get_encoding("gpt2")
+    for text in ("  leading", "naïve café 你好 😀\r\n\r\n x=1;\t", "a" * 5000, " " * 5000, "'s't" * 99):
+        assert gpt2.encode(text) == theirs.encode_ordinary(text) == gpt2.encode_array(text).tolist()
+
+
+@pytest.mark.parametrize("unit", [" ", "\n", "a", "!", "好", "<|endoftext|>"])
+def test_f19_a_million_of_anything_comes_back(gpt2: base.Tokenizer, unit: str) -> None:
+    text = "a" + (unit * 1_000_000)[:1_000_000] + "b"
+    assert gpt2.decode(gpt2.encode_array(text).tolist()) == text
+
+
+def test_f19_only_endless_white_space_is_cut() -> None:
+    n = _ranks.LONGEST_BLANK
+    for whole in ("", " ", "words and  spaces " * 9000, "a" * 5 * n, " " * (n - 1)):
+        assert list(_ranks.parts(whole)) == [whole]
+    for run in (n, n + 1, 3 * n, 10 * n + 7):
+        for text in (" " * run, "a" + " " * run + "b", "words " * 9999 + "\n" * run + "words " * 9999):
+            parts = list(_ranks.parts(text))
+            assert "".join(parts) == text
+            assert all(len(p) - len(p.rstrip()) <= n for p in parts)
+
+
+class Panic(BaseException):
+    """What a Rust library raises when it gives up: no Exception, and known by name alone."""
+
+
+Panic.__name__ = "PanicException"
+
+
+def test_f19_where_the_encoder_gives_up_halves_are_encoded() -> None:
+    def limited(text: str) -> list[str]:
+        if len(text) > 3000:
+            raise Panic("stack overflow")
+        return [text]
+
+    text = "".join(map(chr, range(65, 65 + 20_000)))
+    assert "".join(part for [part] in _ranks._guarded(limited, text)) == text
+
+
+def test_f19_an_encoder_that_always_gives_up_is_an_input_error() -> None:
+    def broken(text: str) -> list[str]:
+        raise Panic("stack overflow")
+
+    with pytest.raises(InputError, match="gave up"):
+        list(_ranks._guarded(broken, "a" * 10_000))
+
+
+def test_f19_an_interruption_is_not_taken_for_a_panic() -> None:
+    def interrupted(text: str) -> list[str]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(_ranks._guarded(interrupted, "a" * 10_000))
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_f50_without_a_network_it_says_where_from_and_where_to(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    with pytest.raises(ResourceError) as e:
+        base.load(kind).train([])
+    assert e.value.exit_code == 7
+    for url in base.load(kind).urls:
+        assert url in e.value.why
+        assert f"curl -o '{tmp_path}/{hashlib.sha1(url.encode()).hexdigest()}' {url}" in e.value.hint
+
+
+def test_f50_damaged_ranks_in_the_cache_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    for url in base.load("gpt2").urls:
+        (tmp_path / hashlib.sha1(url.encode()).hexdigest()).write_bytes(b"not ranks")
+    with pytest.raises(ResourceError):
+        base.load("gpt2").train([])
+
+
+def test_f50_stored_ranks_decode_without_tiktoken(
+    gpt2: base.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = gpt2.to_dict()
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    assert base.read(stored).decode([15496, 11, 995, 0]) == "Hello, world!"
+
+
+@pytest.mark.parametrize("size", [50256])
+def test_another_size_is_refused(
+    size: int, gpt2: base.Tokenizer, ranks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
+    with pytest.raises(InputError, match=f"vocab_size {size}"):
+        base.load("gpt2").train([], vocab_size=size)
+    assert base.load("gpt2").train([], vocab_size=50257).fingerprint == gpt2.fingerprint
+
+
+def test_a_stored_pattern_that_is_none_is_corrupt(gpt2: base.Tokenizer) -> None:
+    broken = base.read({**gpt2.to_dict(), "pattern": "((("})
+    with pytest.raises(CorruptError, match="pattern"):
+        broken.encode("text")

@@ -1,0 +1,45 @@
+"""The learning rate over a run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from quill.config.settings import TrainConfig
+from quill.training.schedule import rate
+
+CONFIG = TrainConfig(learning_rate=1e-3, min_lr=1e-4, warmup_iters=10, max_iters=110)
+
+
+def test_warmup_rises_evenly_and_never_starts_at_zero() -> None:
+    rises = [rate(step, CONFIG) for step in range(11)]
+    assert rises[0] == pytest.approx(1 / 11)
+    assert rises[10] == pytest.approx(1.0)
+    assert rises == sorted(rises)
+
+
+def test_cosine_is_halfway_in_the_middle_and_ends_at_min_lr() -> None:
+    assert rate(60, CONFIG) == pytest.approx((1 + 0.1) / 2)
+    assert rate(110, CONFIG) == pytest.approx(0.1)
+    assert rate(10_000, CONFIG) == pytest.approx(0.1)
+
+
+def test_linear_falls_by_equal_steps() -> None:
+    linear = CONFIG.model_copy(update={"schedule": "linear"})
+    falls = [rate(step, linear) - rate(step + 1, linear) for step in range(10, 109)]
+    assert max(falls) - min(falls) < 1e-12
+
+
+def test_constant_stays_at_the_peak() -> None:
+    constant = CONFIG.model_copy(update={"schedule": "constant"})
+    assert {rate(step, constant) for step in range(10, 500)} == {1.0}
+
+
+def test_the_fall_may_end_before_the_run() -> None:
+    early = CONFIG.model_copy(update={"lr_decay_iters": 60})
+    assert rate(35, early) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert rate(60, early) == rate(110, early) == pytest.approx(0.1)
+
+
+def test_a_warmup_longer_than_the_run_is_no_division_by_zero() -> None:
+    assert rate(5, CONFIG.model_copy(update={"max_iters": 5, "warmup_iters": 5})) == pytest.approx(0.1)
