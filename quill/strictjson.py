@@ -89,7 +89,7 @@ class _Decoder(json.JSONDecoder):
             parse_int=self._int,
         )
         # Subclass hooks reach the C scanner only when it is built after them.
-        self.scan_once = scanner.make_scanner(self)  # type: ignore[attr-defined]
+        self.scan_once = scanner.make_scanner(self)  # type: ignore[arg-type]
 
     def _pairs(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         out: dict[str, Any] = {}

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from quill import fsio
 from quill.errors import CorruptError, RefusedError, ResourceError
 

@@ -17,6 +17,7 @@ from quill.training import events, log
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.live import Live as Panel
 
 SCHEMA = "quill.train/1"
 _BARS = "▁▂▃▄▅▆▇█"
@@ -64,13 +65,8 @@ class Live:
     """
 
     def __init__(self, output: Output, lines: Lines) -> None:
-        from rich.console import Console
-        from rich.live import Live as Panel
-
         self._output, self._lines = output, lines
-        console = Console(file=output.err, markup=False, highlight=False, emoji=False)
-        # Without a thread of its own: nothing to stop when a signal ends the run.
-        self._panel = Panel(console=console, auto_refresh=False, transient=True)
+        self._panel: Panel | None = None
         self._losses: deque[float] = deque(maxlen=_KEPT_LOSSES)
         self._best: events.Evaluated | None = None
         self._drawn = float("-inf")
@@ -80,7 +76,7 @@ class Live:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self._panel.stop()
+        self._lift()
 
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.Stepped):
@@ -89,21 +85,35 @@ class Live:
             left = self._pace.left(event)
             if self._output.clock() - self._drawn >= 1 / _FRAMES_PER_SECOND:
                 self._drawn = self._output.clock()
-                self._panel.start()
-                self._panel.update(self._draw(event, left), refresh=True)
+                self._show(event, left)
             return
         if isinstance(event, events.Evaluated) and event.best:
             self._best = event
-        # Lifted for a moment, so that the line stays above it.
-        self._panel.stop()
+        self._lift()
         self._lines(event)
 
-    def _draw(self, event: events.Stepped, left: float | None) -> RenderableType:
+    def _show(self, event: events.Stepped, left: float | None) -> None:
+        if self._panel is None:
+            from rich.console import Console
+            from rich.live import Live as Panel
+
+            console = Console(file=self._output.err, markup=False, highlight=False, emoji=False)
+            # Without a thread of its own: nothing to stop when a signal ends the run.
+            self._panel = Panel(console=console, auto_refresh=False, transient=True)
+            self._panel.start()
+        self._panel.update(self._draw(event, left, self._panel.console.width), refresh=True)
+
+    def _lift(self) -> None:
+        """Take the panel away, so that a line can stay; a panel shown again would erase that line."""
+        if self._panel is not None:
+            self._panel.stop()
+            self._panel = None
+
+    def _draw(self, event: events.Stepped, left: float | None, width: int) -> RenderableType:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.text import Text
 
-        width = self._panel.console.width
         best = f"best val {self._best.best_val_loss:.4f} at {self._best.best_step:,}" if self._best else ""
         facts = [
             f"step {event.step:,}/{event.max_iters:,}",

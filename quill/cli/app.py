@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -36,6 +37,9 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, 
 def run() -> None:
     """The console script: `main` on the process's own arguments and streams."""
     _open_closed_streams()
+    if not sys.warnoptions:
+        # What a library warns its programmers of is nothing a person here can act on.
+        warnings.simplefilter("ignore")
     code = main()
     if code == 141:
         # The interpreter flushes once more on its way out, and would complain about the same pipe.
@@ -107,18 +111,19 @@ def commands() -> dict[str, str]:
     return {n: _summary(Path(__file__).with_name(f"{n}.py")) for n in ordered}
 
 
-def build(load: Iterable[str], *, rich_help: bool = False) -> typer.Typer:
+def build(load: Iterable[str], *, rich_help: bool = False, completion: bool = False) -> typer.Typer:
     """The Typer app, with some commands whole and the others as their line of help.
 
     Args:
         load: Names of the commands to import.
         rich_help: Draw the help for a terminal.
+        completion: Be ready to answer a shell.
     """
     app = typer.Typer(
         name=PROGRAM,
         cls=_Group,
         rich_markup_mode="rich" if rich_help else None,
-        add_completion=False,
+        add_completion=completion,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _dashes},
     )
@@ -144,18 +149,17 @@ def build(load: Iterable[str], *, rich_help: bool = False) -> typer.Typer:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    name = _dashes(next((a for a in arguments if not a.startswith("-")), ""))
     known = commands()
+    if _COMPLETION in os.environ:
+        # A shell asks what could be typed: `eval "$(_QUILL_COMPLETE=source_bash quill)"` makes bash do so.
+        typer.main.get_command(build(known, completion=True)).main(args=arguments, prog_name=PROGRAM)
     if not arguments:
         _help_on_stderr()
         return 2
+    name = _dashes(next((a for a in arguments if not a.startswith("-")), ""))
     if name and name not in known:
         raise _no_such_command(name, list(known))
-    completing = _COMPLETION in os.environ
-    app = build(known if completing else [name], rich_help=_rich_help())
-    group = typer.main.get_command(app)
-    if completing:
-        group.main(prog_name=PROGRAM)
+    group = typer.main.get_command(build([name], rich_help=_rich_help()))
     try:
         # Typer's own main answers a closed pipe with exit code 1 and draws its errors itself.
         with group.make_context(PROGRAM, arguments) as context:

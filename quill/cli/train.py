@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from typer import Option
 
+from quill import strictjson
 from quill.cli import options
 from quill.cli.options import Session
-from quill.cli.output import Output, count, duration, size
+from quill.cli.output import Output, count, duration, safe, size
 from quill.cli.prepare import watch as watch_data
 from quill.config.settings import SECTIONS
 from quill.errors import InputError
@@ -21,7 +22,7 @@ from quill.errors import InputError
 if TYPE_CHECKING:
     from quill.config.settings import RunConfig
     from quill.training.events import Event
-    from quill.training.run import Plan
+    from quill.training.plan import Plan
 
 
 @options.command(SECTIONS)
@@ -56,9 +57,11 @@ def command(
     run = read_config(session, config, name)
     registry, data_root = session.registry(), session.datasets()
     if dry_run:
-        from quill.training.run import plan
+        from quill.training.plan import plan
 
-        _print_plan(session.output, plan(run, registry, data_root))
+        with watch_data(session.output) as on_data:
+            planned = plan(run, registry, data_root, on_data)
+        _print_plan(session.output, planned)
         return
     output = session.output
     with Signals() as signals:
@@ -187,19 +190,18 @@ def _seconds(minutes: float | None) -> float | None:
 
 
 def _print_plan(output: Output, plan: Plan) -> None:
-    import json
-
+    data = f"{plan.dataset}, {plan.train_tokens:,} tokens to train on and {plan.val_tokens:,} to validate"
     facts = output.fields(
         [
             ("parameters", f"{plan.parameters:,} ({count(plan.parameters)})"),
+            ("data", data),
             ("tokens per step", f"{plan.tokens_per_step:,}"),
+            ("epochs", f"{plan.epochs:.1f}"),
             ("memory", size(plan.memory_bytes)),
-            ("device", f"{plan.device} {plan.dtype}"),
-            ("time per step", duration(plan.seconds_per_step)),
+            ("device", f"{plan.device} {plan.dtype}{', compiled' if plan.compiled else ''}"),
+            ("time per step", f"{plan.seconds_per_step:.3g} s, timed on {plan.measured_on}"),
             ("time in all", duration(plan.seconds_total)),
         ]
     )
-    config = json.dumps(plan.config, indent=2, ensure_ascii=False)
-    output.emit(
-        "quill.train.plan/1", asdict(plan), human=f"{config}\n{facts}", quiet=str(plan.config.get("name", ""))
-    )
+    config = safe(strictjson.dumps(plan.config))
+    output.emit("quill.plan/1", asdict(plan), human=config + facts, quiet=str(plan.config.get("name", "")))

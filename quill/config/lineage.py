@@ -71,7 +71,7 @@ def to_sections(document: dict[str, Any], folder: Path | None = None) -> dict[st
     if unknown:
         # Left where it stands, so that the settings' own check names it with a suggestion.
         model[unknown[0]] = document[unknown[0]]
-    top = {k: document[k] for k in ("$schema", "name") if k in document}
+    top: dict[str, Any] = {k: document[k] for k in ("$schema", "name") if k in document}
     train = {**_ADAMW, **{k: document[k] for k in _TRAIN if k in document}}
     return {**top, "data": data, "model": model, "train": train}
 

@@ -117,15 +117,21 @@ def resolve(config: DataConfig, root: Path, observer: Observer | None = None) ->
         InputError: A dataset of that name was prepared with other settings.
         NotFoundError: Nothing of that name exists.
     """
-    source = config.source if isinstance(config.source, str) else ""
+    given = [config.source] if isinstance(config.source, str) else config.source
+    source = given[0] if len(given) == 1 else ""
     is_name = bool(source) and "/" not in source and source != sources.STDIN
     if is_name and (root / source / MANIFEST).is_file():
-        dataset = Dataset.open(root / source)
-        differing = _differing(config, dataset)
-        if not differing:
-            return dataset
-        if source not in named.NAMED:
-            raise _prepared_otherwise(source, differing, config)
+        try:
+            dataset = Dataset.open(root / source)
+            differing = _differing(config, dataset)
+            if not differing:
+                return dataset
+            if source not in named.NAMED:
+                raise _prepared_otherwise(source, differing, config)
+        except CorruptError:
+            # A named source can be had again, so it is.
+            if source not in named.NAMED:
+                raise
     elif is_name and source not in named.NAMED and not os.path.exists(source):
         have = [d.name for d in datasets(root)]
         raise NotFoundError(
@@ -166,12 +172,16 @@ class _Preparation:
             same = next((d for d in known if d.key == key), None)
         else:
             key = same.key
-        if same and (not named or same.name == names[0]):
-            self._restamp(same, stamp)
-            return same
-        if not named:
-            names = [*names, _suffixed(names[0], f"{self.settings['tokenizer']}-{key[:8]}")]
-        name, replace = self._choose(names, key, force=force and named)
+        if named:
+            name, there = self._choose(names, key, force=force)
+        elif same:
+            name, there = same.name, same
+        else:
+            last = _suffixed(names[0], f"{self.settings['tokenizer']}-{key[:8]}")
+            name, there = self._choose([*names, last], key)
+        if there and there.key == key and not force:
+            self._restamp(there, stamp)
+            return there
         with fsio.stage(self.root) as staged:
             facts = build.link(staged, same) if same else self._build(staged, survey)
             manifest = {
@@ -185,7 +195,7 @@ class _Preparation:
             }
             manifest["source"] |= {"given": list(self.text.given), "whence": self.text.whence, "stamp": stamp}
             fsio.write_json(staged / MANIFEST, manifest, durable=False)
-            return self._publish(staged, self.root / name, key, replace=replace)
+            return self._publish(staged, self.root / name, key, replace=force or there is not None)
 
     def _build(self, staged: Path, survey: encode.Survey | None) -> dict[str, Any]:
         return build.build(
@@ -234,38 +244,36 @@ class _Preparation:
             dataset.manifest = {**dataset.manifest, "source": {**source, "stamp": stamp}}
             fsio.write_json(dataset.path / MANIFEST, dataset.manifest)
 
-    def _choose(self, names: Sequence[str], key: str, *, force: bool) -> tuple[str, bool]:
-        """The first name that may be used, and whether what has it now is to go.
+    def _choose(self, names: Sequence[str], key: str, *, force: bool = False) -> tuple[str, Dataset | None]:
+        """The first name that may be used, and the dataset that has it now.
 
-        What may go is this dataset, an older state of it, and anything damaged: nothing is lost with that,
-        and asking for a dataset is asking for a whole one.
+        A name may be used that is free, or whose dataset is this one or an older state of it. What is damaged
+        goes at once: nothing is lost with it, and asking for a dataset is asking for a whole one.
         """
-        first: Dataset | None = None
+        taken = RefusedError("no name is free")
         for name in names:
             path = self.root / name
             if not os.path.lexists(path):
-                return name, False
+                return name, None
             try:
                 there = Dataset.open(path)
             except CorruptError:
-                return name, True
+                fsio.discard(path, self.root / fsio.TRASH)
+                return name, None
             except NotFoundError:
-                raise RefusedError(
-                    f"'{path}' is there and is no dataset",
-                    why="quill replaces only what it made",
-                    hint="choose another name: --name NAME",
-                ) from None
+                why, hint = "quill replaces only what it made", "choose another name: --name NAME"
+                taken = RefusedError(f"'{path}' is there and is no dataset", why=why, hint=hint)
+                continue
             whence = there.manifest["source"].get("whence")
             ours = whence is not None and whence == self.text.whence and there.settings == self.settings
             if there.key == key or ours or force:
-                return name, True
-            first = first or there
-        assert first is not None
-        raise RefusedError(
-            f"a dataset named '{first.name}' exists already",
-            why=_difference(first, self.settings) or "it was made of another text",
-            hint="choose another --name, or replace it with --force",
-        )
+                return name, there
+            taken = RefusedError(
+                f"a dataset named '{name}' exists already",
+                why=_difference(there, self.settings) or "it was made of another text",
+                hint="choose another --name, or replace it with --force",
+            )
+        raise taken
 
     def _publish(self, staged: Path, target: Path, key: str, *, replace: bool) -> Dataset:
         fsio.settle(staged)  # Before the old one goes, so that it is missed for no longer than two renames.

@@ -197,5 +197,5 @@ def _damaged(path: Path, why: str) -> CorruptError:
     return CorruptError(
         f"the dataset '{path.name}' in {path.parent} is damaged",
         why=why,
-        hint=f"prepare it again with --name {path.name} --force",
+        hint=f"quill prepare FILE --name {path.name} --force",
     )

@@ -93,22 +93,18 @@ def evaluate(
     return _figures(float(total), count, n_bytes * count / (len(tokens) - 1))
 
 
-def evaluate_text(model: GPT, tokenizer: Tokenizer, text: str, *, unknown: str = "error") -> Figures:
+def evaluate_text(model: GPT, tokenizer: Tokenizer, text: str) -> Figures:
     """Measure a model on any text.
 
     Args:
         model: The model.
         tokenizer: Its own.
         text: What to predict.
-        unknown: "error", or "skip" for characters that the tokenizer has no id for.
 
     Raises:
         InputError: The text has characters the tokenizer does not know, or is too short.
     """
-    ids = (
-        tokenizer.encode_array(text, unknown=unknown) if unknown != "error" else tokenizer.encode_array(text)
-    )
-    return evaluate(model, ids, n_bytes=len(text.encode("utf-8", "replace")))
+    return evaluate(model, tokenizer.encode_array(text), n_bytes=len(text.encode("utf-8", "replace")))
 
 
 def _figures(nats: float, count: int, n_bytes: float) -> Figures:

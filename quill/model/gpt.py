@@ -6,11 +6,12 @@ and caches are computed or passed in, so that a checkpoint is exactly the weight
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from quill import discovery
 from quill.config.settings import ModelConfig
@@ -177,6 +178,27 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+def outline(config: ModelConfig) -> GPT:
+    """A GPT that has names, shapes and dtypes but no memory, for counting and for loading into.
+
+    Drawing initial weights is skipped: on the meta device torch answers a draw through its compiler,
+    whose import alone takes longer than building the model.
+    """
+    with torch.device("meta"), _Undrawn():
+        return GPT(config)
+
+
+class _Undrawn(TorchFunctionMode):
+    """While it is entered, initialisers leave tensors as they are."""
+
+    _DRAWS = frozenset({Tensor.normal_, Tensor.uniform_})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._DRAWS or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else next(iter(kwargs.values()))
+        return func(*args, **(kwargs or {}))
+
+
 def n_params(config: ModelConfig) -> int:
     """Exact number of parameters, counted without allocating any.
 
@@ -184,9 +206,8 @@ def n_params(config: ModelConfig) -> int:
     """
 
     def count(n_layer: int) -> int:
-        with torch.device("meta"):
-            model = GPT(config.model_copy(update={"n_layer": n_layer}))
-        return sum(p.numel() for p in model.parameters())
+        layers = outline(config.model_copy(update={"n_layer": n_layer}))
+        return sum(p.numel() for p in layers.parameters())
 
     if config.n_layer <= 1:
         return count(config.n_layer)

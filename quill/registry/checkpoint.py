@@ -7,7 +7,6 @@ if its files hash to what was published and its tensors and tokenizer are those 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -152,16 +151,13 @@ def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer, version: Version) -
 
 def _blank_model(config: RunConfig, layout: Mapping[str, tensors.Tensor], path: Path) -> GPT:
     """The config's model without memory, once the file's tensors are known to be exactly its own."""
-    import torch
-
-    from quill.model.gpt import GPT
+    from quill.model.gpt import outline
 
     if config.model.n_layer > len(layout):
         # Each layer has a tensor at least; even without memory, a million of them take minutes.
         why = f"the config has {config.model.n_layer} layers, the file {len(layout)} tensors"
         raise CorruptError(f"'{path}' does not fit its config", why=why)
-    with torch.device("meta"), _uninitialised():
-        model = GPT(config.model)
+    model = outline(config.model)
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     wrong = [f"{n} is missing" for n in wanted if n not in layout]
     wrong += [f"{ascii(n)[1:-1][:60]} is in no such model" for n in layout if n not in wanted]
@@ -175,26 +171,6 @@ def _blank_model(config: RunConfig, layout: Mapping[str, tensors.Tensor], path: 
         more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise CorruptError(f"'{path}' does not fit its config", why="; ".join(wrong[:_SHOWN]) + more)
     return model
-
-
-def _uninitialised() -> AbstractContextManager[object]:
-    """Skip the drawing of initial weights, which are about to be replaced.
-
-    On the meta device torch answers a draw through its compiler, whose import alone takes longer than
-    everything else here.
-    """
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    draws = {torch.Tensor.normal_, torch.Tensor.uniform_}
-
-    class Uninitialised(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func in draws or getattr(func, "__module__", "") == "torch.nn.init":
-                return args[0] if args else next(iter(kwargs.values()))
-            return func(*args, **(kwargs or {}))
-
-    return Uninitialised()
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -63,6 +63,5 @@ def settle(
 def _with_tokenizer_of(data: DataConfig, known: dict[str, Any], parent: Version) -> DataConfig:
     """Have the text prepared with the parent's characters rather than with its own."""
     if known.get("kind") == "char" and data.tokenizer in (None, "char"):
-        characters = list(known["characters"])
-        return data.model_copy(update={"tokenizer": "char", "vocabulary": characters})
+        return data.model_copy(update={"tokenizer": "char", "vocabulary": list(known["vocabulary"])})
     return data if data.tokenizer else data.model_copy(update={"tokenizer": known.get("kind")})

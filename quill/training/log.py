@@ -71,7 +71,8 @@ def describe(event: Event) -> str:
             how = f"goes on at step {event.step:,}" if event.resumed else "starts"
             compiled = ", compiled" if event.compiled else ""
             return (
-                f"{event.reference} {how}, {event.max_iters:,} steps in all; {event.parameters:,} parameters, "
+                f"{event.reference} {how}, {event.max_iters:,} steps in all; "
+                f"{event.parameters:,} parameters, "
                 f"{event.tokens_per_step:,} tokens a step, {event.device} {event.dtype}{compiled}; "
                 f"data {event.dataset}: {event.train_tokens:,} + {event.val_tokens:,} tokens"
             )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from quill import fsio
 from quill.registry import tensors
 from quill.registry.store import Registry

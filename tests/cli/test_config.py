@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from quill.cli.app import main
 from quill.config import reading, schema
 

@@ -7,6 +7,7 @@ import os
 import socket
 
 import pytest
+
 from quill.cli.app import main
 from quill.cli.list import ago
 

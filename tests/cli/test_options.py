@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+
 from quill.cli import options
 from quill.cli.app import main
 from quill.cli.train import read_config

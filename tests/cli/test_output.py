@@ -9,6 +9,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quill.cli import output
 from quill.cli.output import Output
 from quill.errors import InputError

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quill.config import lineage, reading, schema
 from quill.config.settings import SECTIONS, ModelConfig, RunConfig, SampleConfig
 from quill.errors import InputError, QuillError

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from quill.config.settings import DataConfig
 
 TEXT = "".join(f"{i} bells, and the tide is {i * 7 % 12} feet.\n" for i in range(200))

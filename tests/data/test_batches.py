@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quill.data.batches import batch, check_length, count_windows, windows
 from quill.errors import InputError
 

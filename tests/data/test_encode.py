@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quill.data import documents, encode, sources
 from quill.data.sources import Block
 from quill.tokenizers.char import CharTokenizer

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from quill.data import named
 from quill.data.named import NAMED, Named
 from quill.errors import CorruptError, QuillError, ResourceError

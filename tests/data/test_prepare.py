@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from quill import fsio
 from quill.data import build, encode, named, prepare
 from quill.data.prepare import Notice, Progress
 from quill.data.shards import Dataset
-from quill.errors import InputError, NotFoundError, RefusedError, ResourceError
+from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, ResourceError
 
 Write = Callable[..., Path]
 Config = Callable[..., Any]
@@ -177,6 +178,9 @@ def test_another_name_shares_the_files(
     assert tokenized == ["built"]
     assert os.path.samefile(one.path / "train.bin", two.path / "train.bin")
     two.verify()
+    before = (two.path / "manifest.json").stat()
+    assert prepare.prepare(config(path), data, name="two").name == "two"
+    assert (two.path / "manifest.json").stat() == before
 
 
 def test_where_files_cannot_be_shared_they_are_copied(
@@ -251,6 +255,8 @@ def test_force_makes_it_again(write: Write, data: Path, config: Config, tokenize
     (data / "sea" / "train.bin").write_bytes(b"")
     prepare.prepare(source, data, name="sea", force=True).verify()
     assert tokenized == ["built"] * 2
+    assert prepare.prepare(source, data, force=True).name == "sea"
+    assert tokenized == ["built"] * 3
 
 
 def test_a_damaged_dataset_is_made_again_when_asked_for(write: Write, data: Path, config: Config) -> None:
@@ -266,6 +272,11 @@ def test_what_is_no_dataset_is_never_replaced(write: Write, data: Path, config: 
     with pytest.raises(RefusedError, match="no dataset"):
         prepare.prepare(config(write("sea.txt")), data, name="photos", force=True)
     assert (data / "photos" / "cat.jpg").read_bytes() == b"a cat"
+
+
+def test_a_name_made_up_avoids_what_is_no_dataset(write: Write, data: Path, config: Config) -> None:
+    (data / "sea").mkdir(parents=True)
+    assert prepare.prepare(config(write("sea.txt")), data).name == "sea-char"
 
 
 @pytest.mark.parametrize("name", ["../x", "A", "", "a/b"])
@@ -477,6 +488,20 @@ def test_a_named_source_with_another_tokenizer_has_another_name(
     assert tokenized == ["built"] * 2
 
 
+def test_a_damaged_named_source_is_prepared_again(harpoon: Path, data: Path, config: Config) -> None:
+    prepare.resolve(config("harpoon"), data)
+    (data / "harpoon" / "val.bin").unlink()
+    prepare.resolve(config("harpoon"), data).verify()
+
+
+def test_a_damaged_dataset_of_a_file_is_told(write: Write, data: Path, config: Config) -> None:
+    prepare.prepare(config(write("t.txt")), data, name="sea")
+    (data / "sea" / "val.bin").unlink()
+    with pytest.raises(CorruptError, match="sea") as e:
+        prepare.resolve(config("sea"), data)
+    assert e.value.hint == "quill prepare FILE --name sea --force"
+
+
 def test_a_prepared_dataset_goes_before_a_named_source(
     harpoon: Path, write: Write, data: Path, config: Config
 ) -> None:
@@ -493,6 +518,7 @@ def test_a_prepared_dataset_is_found_by_name_alone(write: Write, data: Path, con
     )
     for settings in ({}, {"tokenizer": "word"}, {"vocab_size": 80}, {"val_fraction": 0.2}):
         assert prepare.resolve(config("sea", **settings), data).key == made.key
+        assert prepare.resolve(config(["sea"], **settings), data).key == made.key
 
 
 @pytest.mark.parametrize(

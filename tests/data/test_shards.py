@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from quill.data.prepare import prepare
 from quill.data.shards import Dataset, check_name, datasets
 from quill.errors import CorruptError, InputError, NotFoundError

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from quill.data import documents, sources
 from quill.errors import CorruptError, InputError, NotFoundError, QuillError, ResourceError
 

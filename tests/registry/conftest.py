@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from quill import fsio
 from quill.registry import tensors
 from quill.registry.store import Draft, Registry, Version

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+
 from quill import fsio
 from quill.errors import CorruptError, InputError
 from quill.registry import checkpoint, tensors

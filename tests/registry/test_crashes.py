@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from quill import fsio
 from quill.errors import CorruptError, QuillError
 from quill.registry.checkpoint import load_state, save_state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+
 from quill.config import settings
 from quill.errors import CorruptError, InputError
 from quill.registry import migrations

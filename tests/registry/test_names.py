@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from quill.errors import InputError
 from quill.registry import names
 from quill.registry.names import Reference

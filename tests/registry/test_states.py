@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+
 from quill import fsio
 from quill.errors import CorruptError, ResourceError
 from quill.registry.checkpoint import load_state, save_state

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+
 from quill import fsio
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, ResourceError
 from quill.registry import manifest

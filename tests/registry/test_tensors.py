@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+
 from quill import fsio
 from quill.errors import CorruptError
 from quill.registry import tensors

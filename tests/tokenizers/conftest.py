@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
 from quill import discovery
 from quill.tokenizers import base
 

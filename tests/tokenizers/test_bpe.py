@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+
 from quill.errors import InputError
 from quill.tokenizers._ranks import LONGEST_BLANK
 from quill.tokenizers.bpe import BpeTokenizer

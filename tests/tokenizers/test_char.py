@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from quill.errors import InputError
 from quill.tokenizers.char import CharTokenizer
 

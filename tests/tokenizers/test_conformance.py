@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from quill import discovery, strictjson
 from quill.errors import CorruptError, InputError
 from quill.tokenizers import base
@@ -161,6 +162,7 @@ def test_an_id_beyond_the_vocabulary_is_refused(tokenizer: base.Tokenizer, token
 def test_f17_lone_surrogates_are_named_or_left_out(tokenizer: base.Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("a\ud800b", unknown="skip")) == "ab"
     refused = refusal(tokenizer.encode, "a\ud800")
+    assert refusal(tokenizer.encode_array, "a\ud800") == refused
     if refused is None:
         assert tokenizer.encode("\ud800") == tokenizer.encode("\ud801") != []
     else:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from quill.errors import CorruptError, InputError, ResourceError
 from quill.tokenizers import _ranks, base
 
@@ -133,3 +134,26 @@ def test_a_stored_pattern_that_is_none_is_corrupt(gpt2: base.Tokenizer) -> None:
     broken = base.read({**gpt2.to_dict(), "pattern": "((("})
     with pytest.raises(CorruptError, match="pattern"):
         broken.encode("text")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"ranks": "IQ== IQ=="},
+        {"ranks": "not base64!"},
+        {"specials": {"<|endoftext|>": 5}},
+        {"specials": {"<|endoftext|>": 1 << 40}},
+        {"specials": {"one": 50256, "two": 50256}},
+        {"specials": {"\ud800": 50256}},
+        {"specials": {"": 50256}},
+    ],
+)
+def test_f4_stored_ranks_that_do_not_fit_are_corrupt(gpt2: base.Tokenizer, damage: dict[str, object]) -> None:
+    with pytest.raises(CorruptError):
+        base.read({**gpt2.to_dict(), **damage})
+
+
+def test_f4_a_rank_twice_is_corrupt(gpt2: base.Tokenizer) -> None:
+    stored = gpt2.to_dict()
+    with pytest.raises(CorruptError, match="twice"):
+        base.read({**stored, "ranks": stored["ranks"] + " IQ=="})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from quill.config.settings import TrainConfig
 from quill.training.schedule import rate
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from quill import discovery
 from quill.config.settings import ModelConfig, TrainConfig
 from quill.errors import DivergedError

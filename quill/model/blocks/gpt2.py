@@ -103,7 +103,7 @@ class Block(nn.Module):
         y = self.attn(self.ln_1(x), cache)
         x = x + (F.dropout(y, p) if p else y)
         y = self.mlp(self.ln_2(x))
-        return x + (F.dropout(y, p) if p else y)  # type: ignore[no-any-return]
+        return x + (F.dropout(y, p) if p else y)
 
     @torch.no_grad()
     def init_weights(self, n_layer: int, generator: torch.Generator) -> None:

@@ -117,7 +117,7 @@ class Block(nn.Module):
         y = self.self_attn(self.input_layernorm(x), rope, cache)
         x = x + (F.dropout(y, p) if p else y)
         y = self.mlp(self.post_attention_layernorm(x))
-        return x + (F.dropout(y, p) if p else y)  # type: ignore[no-any-return]
+        return x + (F.dropout(y, p) if p else y)
 
     @torch.no_grad()
     def init_weights(self, n_layer: int, generator: torch.Generator) -> None:

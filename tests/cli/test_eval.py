@@ -1,0 +1,125 @@
+"""`quill eval` and `quill prepare`: figures side by side, names alone on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from quill.cli.app import main
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def there(tiny_registry, tiny, monkeypatch):
+    monkeypatch.setenv("QUILL_REGISTRY", str(tiny_registry.root))
+    monkeypatch.setenv("QUILL_DEVICE", "cpu")
+    return tiny
+
+
+def test_the_figures_are_those_that_training_ended_with(there, capsys):
+    code, out, _ = run(capsys, "eval", "tiny", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["schema"] == "quill.eval/1"
+    [row] = document["models"]
+    assert row["reference"] == "tiny:v1"
+    assert row["data"] == "tiny/val"
+    assert row["loss"] == pytest.approx(there.manifest["best_val_loss"], abs=1e-6)
+    assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
+    code, out, err = run(capsys, "eval", "tiny", "tiny:v1")
+    assert (code, err) == (0, "")
+    header, *lines = out.splitlines()
+    assert header.split("  ")[0] == "MODEL"
+    assert lines[0] == lines[1]
+    assert f"{row['loss']:.4f}" in lines[0]
+    assert run(capsys, "eval", "tiny", "-q")[1] == f"{row['loss']:.4f}\n"
+
+
+def test_any_text_and_any_split(there, tiny_text, tmp_path, capsys):
+    file = tmp_path / "other.txt"
+    file.write_text(tiny_text)
+    [row] = json.loads(run(capsys, "eval", "tiny", "--data", str(file), "--json")[1])["models"]
+    assert row["tokens"] == len(tiny_text) - 1
+    assert row["bits_per_byte"] == pytest.approx(
+        row["loss"] / math.log(2) * row["tokens"] / row["bytes"], rel=1e-3
+    )
+    [train] = json.loads(run(capsys, "eval", "tiny", "--split=train", "--json")[1])["models"]
+    assert train["data"] == "tiny/train"
+    assert train["tokens"] > row["tokens"] * 0.8
+    code, _, err = run(capsys, "eval", "tiny", "--data", str(file), "--split=val")
+    assert code == 2
+    assert "only a prepared dataset has splits" in err
+
+
+def test_data_of_another_tokenizer_is_read_as_the_models_own(there, tiny_text, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "tiny.txt"
+    file.write_text(tiny_text)
+    monkeypatch.setenv("QUILL_DATA", str(tmp_path / "data"))
+    assert run(capsys, "prepare", str(file), "--name=words", "--tokenizer=word")[0] == 0
+    assert run(capsys, "prepare", str(file), "--name=tiny", "--tokenizer=char")[0] == 0
+    [by_word] = json.loads(run(capsys, "eval", "tiny", "--data=words", "--json")[1])["models"]
+    [by_char] = json.loads(run(capsys, "eval", "tiny", "--data=tiny", "--json")[1])["models"]
+    assert by_word["loss"] == pytest.approx(by_char["loss"])
+    assert by_word["bytes"] == by_char["bytes"]
+
+
+def test_a_threshold_not_met_exits_4_after_the_table(there, capsys):
+    code, out, err = run(capsys, "eval", "tiny", "--fail-above=0.1")
+    assert code == 4
+    assert "tiny:v1" in out
+    assert "--fail-above" in err
+    assert run(capsys, "eval", "tiny", "--fail-above=100")[0] == 0
+    assert run(capsys, "eval", "tiny", "--fail-above=nan")[0] == 2
+    assert run(capsys, "eval", "tiny", "--iters=0")[0] == 2
+
+
+def test_a_text_of_other_characters_is_refused_without_a_hint_that_is_no_flag(there, tmp_path, capsys):
+    file = tmp_path / "other.txt"
+    file.write_text("日本")
+    code, out, err = run(capsys, "eval", "tiny", "--data", str(file))
+    assert (code, out) == (2, "")
+    assert "U+65E5" in err
+    assert "--unknown" not in err
+
+
+def test_prepare_prints_the_name_and_does_nothing_twice(tiny_text, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "log.txt"
+    file.write_text(tiny_text)
+    monkeypatch.setenv("QUILL_DATA", str(tmp_path / "data"))
+    code, out, err = run(capsys, "prepare", str(file), "--name", "log")
+    assert (code, out) == (0, "log\n")
+    cut = int(len(tiny_text) * 0.9)
+    assert f"{cut:,} tokens to train on and {len(tiny_text) - cut:,} to validate" in err
+    before = (tmp_path / "data" / "log" / "train.bin").stat().st_mtime_ns
+    assert run(capsys, "prepare", str(file), "--name", "log", "-q") == (0, "log\n", "")
+    assert (tmp_path / "data" / "log" / "train.bin").stat().st_mtime_ns == before
+    document = json.loads(run(capsys, "prepare", str(file), "--name", "log", "--json")[1])
+    assert document["schema"] == "quill.prepare/1"
+    assert document["name"] == "log"
+    assert document["manifest"]["splits"]["train"]["tokens"] == cut
+    assert run(capsys, "prepare", str(file), "--name", "log", "--val-fraction=0.2")[0] == 4
+
+
+def test_prepare_reads_stdin_when_asked(quill, tiny_text, tmp_path):
+    done = quill(
+        "prepare", "-", "--name=piped", stdin=tiny_text.encode(), env={"QUILL_DATA": str(tmp_path / "d")}
+    )
+    assert done.stdout == b"piped\n", done.stderr.decode()
+    assert (tmp_path / "d" / "piped" / "manifest.json").is_file()
+
+
+def test_f17_a_text_that_is_not_utf8_exits_2_with_the_byte(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("QUILL_DATA", str(tmp_path / "data"))
+    file = tmp_path / "bad.txt"
+    file.write_bytes(b"good text " * 100 + b"\xff\xfe")
+    code, out, err = run(capsys, "prepare", str(file), "--name=bad")
+    assert (code, out) == (2, "")
+    assert "1,000" in err or "1000" in err
+    assert not (tmp_path / "data" / "bad").exists()

@@ -1,0 +1,266 @@
+"""`quill train`: what is printed, what a signal does, what repeating it does."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quill.cli import _training_display as display
+from quill.cli.app import main
+from quill.cli.output import Output
+from quill.cli.train import Interrupted, Signals
+from quill.training import events
+
+RUN = [sys.executable, "-c", "from quill.cli.app import run; run()"]
+SHAPE = ["--n-layer=1", "--n-head=1", "--n-embd=8", "--block-size=16", "--batch-size=4", "--warmup-iters=0"]
+MACHINE = ["--device=cpu", "--dtype=float32", "--compile=off"]
+
+STARTED = events.Started("m:v1", 8_100_000, 4096, "cpu", "float32", False, 0, 100, "harpoon", 150_000, 15_000)
+
+
+def stepped(step: int, seconds: float = 1.0, loss: float = 2.5) -> events.Stepped:
+    return events.Stepped(step, 100, loss, 3e-3, 0.7, 54_321.0, seconds)
+
+
+@pytest.fixture
+def place(tiny_registry, tmp_path, monkeypatch) -> Path:
+    """A folder with the dataset `tiny` and an empty registry, where commands run."""
+    shutil.copytree(tiny_registry.root.parent / "data", tmp_path / "data")
+    monkeypatch.setenv("QUILL_REGISTRY", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(*arguments: str, iters: int = 4) -> int:
+    return main(
+        ["train", "--data=tiny", f"--max-iters={iters}", "--eval-interval=2", *SHAPE, *MACHINE, *arguments]
+    )
+
+
+def test_the_reference_alone_on_stdout_and_the_run_on_stderr(place, capsys):
+    assert train("--name=a") == 0
+    out, err = capsys.readouterr()
+    assert out == "a:v1\n"
+    lines = err.splitlines()
+    assert lines[0].startswith("a:v1")
+    assert [line.split(":")[0] for line in lines if "val loss" in line] == ["step 2", "step 4", "a:v1"]
+    assert main(["show", "a", "-q"]) == 0
+
+
+def test_repeating_is_safe(place, capsys):
+    assert train("--name=a") == 0
+    capsys.readouterr()
+    assert train("--name=a") == 0
+    out, err = capsys.readouterr()
+    assert out == "a:v1\n"
+    assert "already trained" in err
+    assert train("--name=a", iters=6) == 4
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "train.max_iters" in err
+    assert "--new-version" in err
+    assert train("--name=a", "--new-version", "-q", iters=6) == 0
+    assert capsys.readouterr() == ("a:v2\n", "")
+
+
+def test_json_is_one_event_a_line(place, capsys):
+    assert train("--name=a", "--json") == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {e["schema"] for e in found} == {display.SCHEMA}
+    kinds = [e["event"] for e in found]
+    assert kinds[0] == "started"
+    assert kinds[-2:] == ["finished", "result"]
+    assert [e["step"] for e in found if e["event"] == "stepped"] == [1, 2, 3, 4]
+    assert found[-1]["reference"] == "a:v1"
+    assert found[-1]["reason"] == "trained"
+    assert found[-1]["manifest"]["steps"] == 4
+
+
+def test_a_config_file_and_flags_that_win(place, capsys):
+    settings = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 16}
+    fit = {"batch_size": 4, "max_iters": 99, "warmup_iters": 0, "device": "cpu", "dtype": "float32"}
+    (place / "mine.json").write_text(
+        json.dumps({"data": {"source": "tiny"}, "model": settings, "train": fit})
+    )
+    assert main(["train", "--config", "mine.json", "--max_iters=2"]) == 0
+    assert capsys.readouterr().out == "mine:v1\n"
+    assert main(["config", "show", "mine"]) == 0
+    stored = json.loads(capsys.readouterr().out)
+    assert stored["train"]["max_iters"] == 2
+    assert stored["train"]["batch_size"] == 4
+
+
+def test_a_dry_run_tells_size_and_time_and_makes_no_model(place, capsys):
+    assert train("--name=a", "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["schema"] == "quill.plan/1"
+    assert plan["tokens_per_step"] == 64
+    assert plan["config"]["train"]["max_iters"] == 4
+    assert plan["parameters"] > 0
+    assert plan["seconds_total"] > 0
+    assert train("--name=a", "--dry-run") == 0
+    out = capsys.readouterr().out
+    assert '"max_iters": 4' in out
+    assert f"{plan['parameters']:,}" in out
+    assert not (place / "weights" / "a").exists()
+
+
+def test_a_time_limit_saves_prints_nothing_and_goes_on(place, capsys):
+    assert train("--name=a", "--max-minutes=1e-9") == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "time is up" in err
+    assert train("--name=a", "--json") == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (found[0]["event"], found[0]["step"]) == ("started", 1)
+    assert found[-1]["reference"] == "a:v1"
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_a_time_limit_that_is_none_is_refused(minutes, place, capsys):
+    assert train("--name=a", f"--max-minutes={minutes}") == 2
+    assert "--max-minutes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../x", "A", "", "con", "a/b", "x" * 65])
+def test_f13_a_name_that_is_none_makes_nothing(name, place, capsys):
+    assert train(f"--name={name}") == 2
+    assert not (place / "weights").exists()
+    assert sorted(p.name for p in place.iterdir()) == ["data"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_f34_a_signal_saves_and_is_the_exit_code(number, code, place):
+    arguments = ["train", "--data=tiny", "--name=a", "--max-iters=1000000", "--eval-interval=1000000"]
+    process = subprocess.Popen(
+        [*RUN, *arguments, *SHAPE, *MACHINE, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "stepped":
+            break
+    start = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert time.monotonic() - start < 20
+    assert b"Traceback" not in err
+    assert json.loads(out.splitlines()[-1])["event"] == "saved"
+    assert list((place / "weights" / "a" / "v1" / "state").glob("step-*"))
+
+
+def test_f34_a_signal_before_the_first_step_ends_it_at_once():
+    with Signals() as signals:
+        with pytest.raises(Interrupted) as caught:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert caught.value.signum == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert signals.poll() == signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_f35_the_second_signal_is_the_systems_own():
+    with Signals() as signals:
+        signals.notice(STARTED)
+        assert signals.poll() is None
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.poll() == signal.SIGHUP
+        assert {signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)} == {
+            signal.SIG_DFL
+        }
+
+
+def test_f36_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.poll() is None
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_plain_lines_are_one_for_each_evaluation_and_one_every_thirty_seconds():
+    now, err = [0.0], io.StringIO()
+    lines = display.Lines(Output(out=io.StringIO(), err=err, env={}, clock=lambda: now[0]))
+    lines(STARTED)
+    for step in range(1, 101):
+        now[0] = float(step)
+        lines(stepped(step, seconds=step))
+        if step % 50 == 0:
+            lines(events.Evaluated(step, 2.0, True, 2.0, step, 0.1))
+            lines(events.Saved(step, "x"))
+    shown = err.getvalue().splitlines()
+    assert [line.split(":")[0] for line in shown[1:]] == [
+        "step 30/100", "step 50", "step 60/100", "step 90/100", "step 100"
+    ]  # fmt: skip
+    assert "loss 2.5000, rate 3.00e-03, 54.3k tokens/s" in shown[1]
+
+
+def test_the_live_display_shows_loss_rate_speed_and_what_is_left(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    now, err = [0.0], Terminal()
+    output = Output(out=io.StringIO(), err=err, env={"TERM": "xterm"}, clock=lambda: now[0])
+    with display.watch(output) as observer:
+        assert isinstance(observer, display.Live)
+        observer(STARTED)
+        for step in range(1, 51):
+            now[0] = float(step)
+            observer(stepped(step, seconds=2.0 * step, loss=4 - step / 25))
+        observer(events.Evaluated(50, 1.9, True, 1.9, 50, 0.5))
+        now[0] = 60.0
+        observer(stepped(51, seconds=102.0))
+        observer(events.Finished("m:v1", 100, 1.9, 50, 200.0, "trained"))
+    shown = err.getvalue()
+    for words in (
+        "step 51/100",
+        "rate 3.00e-03",
+        "54.3k tokens/s",
+        "ETA 1m 38s",
+        "best val 1.9000 at 50",
+        "█",
+    ):
+        assert words in shown
+    screen = [line for line in on_screen(shown) if line]
+    assert [line.split(":")[0] for line in screen[1:]] == ["step 50", "m"]
+    assert screen[0].startswith("m:v1")
+
+
+def on_screen(written: str) -> list[str]:
+    """What a terminal shows in the end: of its control sequences, those that move a panel."""
+    rows, at = [""], 0
+    for part in re.split(r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)", written):
+        if part == "\n":
+            at += 1
+            rows += [""] * (at + 1 - len(rows))
+        elif part == "\x1b[2K":
+            rows[at] = ""
+        elif part == "\x1b[1A":
+            at -= 1
+        elif part and part[0] not in "\x1b\r":
+            rows[at] += part
+    return rows
+
+
+def test_sparkline():
+    assert display.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert display.sparkline([1, 1, 1], 10) == "▁▁▁"
+    assert display.sparkline([0, 0, 8, 8], 2) == "▁█"
+    assert display.sparkline([float("nan"), float("inf")], 5) == ""
+    assert len(display.sparkline(range(1000), 60)) == 60

@@ -1,0 +1,311 @@
+"""A whole run: published, found again, refused under changed settings, resumed bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quill.config import reading
+from quill.config.settings import RunConfig
+from quill.errors import DivergedError, InputError, InterruptedRun, NotFoundError, RefusedError
+from quill.registry import checkpoint
+from quill.registry.store import Registry
+from quill.training import size
+from quill.training.events import Evaluated, Event, Finished, Saved, Started
+from quill.training.log import read_metrics
+from quill.training.plan import plan
+from quill.training.run import Outcome, train
+
+
+@pytest.fixture
+def text(tmp_path: Path, tiny_text: str) -> Path:
+    path = tmp_path / "tide.txt"
+    path.write_text(tiny_text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def config(text: Path) -> RunConfig:
+    return make(text)
+
+
+def make(text: Path, **overrides: Any) -> RunConfig:
+    settings = {
+        "data.source": str(text),
+        "model.n_layer": 2,
+        "model.n_head": 2,
+        "model.n_embd": 16,
+        "model.block_size": 16,
+        "model.dropout": 0.1,
+        "train.batch_size": 4,
+        "train.max_iters": 12,
+        "train.eval_interval": 4,
+        "train.log_interval": 1,
+        "train.warmup_iters": 2,
+        "train.device": "cpu",
+        "train.dtype": "float32",
+        "train.compile": "off",
+        **{k.replace("__", "."): v for k, v in overrides.items()},
+    }
+    return reading.parse({"name": "tide"}, settings)
+
+
+def run(config: RunConfig, registry: Registry, **options: Any) -> Outcome:
+    return train(config, registry, registry.root.parent / "data", **options)
+
+
+def stop_at(step: int) -> Any:
+    """A `stop` that gives SIGTERM once it was asked so often."""
+    asked = iter(range(1, 10_000))
+    return lambda: signal.SIGTERM if next(asked) == step else None
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.iterdir()
+        if p.name in ("model.safetensors", "tokenizer.json", "config.json", "metrics.jsonl")
+    }
+
+
+def test_a_run_leaves_a_version_that_loads(config: RunConfig, registry: Registry) -> None:
+    events: list[Event] = []
+    outcome = run(config, registry, observer=events.append)
+    assert (outcome.reference, outcome.reason) == ("tide:v1", "trained")
+    version = registry.resolve("tide")
+    loaded = checkpoint.load(version)
+    assert loaded.tokenizer.decode(loaded.tokenizer.encode("3 bells")) == "3 bells"
+    assert version.manifest is not None
+    assert version.manifest["steps"] == 12
+    assert version.manifest["data"]["tokenizer_sha256"] == loaded.tokenizer.fingerprint
+    assert loaded.config.model.vocab_size == loaded.tokenizer.vocab_size
+    assert not (version.path / "state").exists()
+    assert (version.path / "README.md").read_text(encoding="utf-8").startswith("# tide:v1")
+    kinds = [type(e) for e in events]
+    assert kinds[0] is Started
+    assert kinds[-1] is Finished
+    assert [e.step for e in events if isinstance(e, Evaluated)] == [4, 8, 12]
+
+
+def test_metrics_have_a_line_for_every_step_and_evaluation(config: RunConfig, registry: Registry) -> None:
+    lines = read_metrics(run(config, registry).version.path / "metrics.jsonl")  # type: ignore[union-attr]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines if "val_loss" in line] == [4, 8, 12]
+
+
+def test_the_best_weights_are_published_and_not_the_last(text: Path, registry: Registry) -> None:
+    wild = make(text, train__learning_rate=3.0, train__min_lr=3.0, train__optimizer="adamw")
+    events: list[Event] = []
+    version = run(wild, registry, observer=events.append).version
+    losses = {e.step: e.val_loss for e in events if isinstance(e, Evaluated)}
+    best = min(losses, key=lambda step: losses[step])
+    assert best != 12, "the run was meant to get worse"
+    assert version is not None
+    assert version.manifest is not None
+    assert version.manifest["best_step"] == best
+    assert version.manifest["best_val_loss"] == pytest.approx(losses[best])
+
+
+@pytest.mark.parametrize("steps", [(1,), (4,), (7,), (2, 3, 1)])
+def test_interrupted_and_repeated_equals_uninterrupted(
+    steps: tuple[int, ...], config: RunConfig, tmp_path: Path
+) -> None:
+    whole, broken = Registry(tmp_path / "a" / "weights"), Registry(tmp_path / "b" / "weights")
+    run(config, whole)
+    for step in steps:
+        with pytest.raises(InterruptedRun) as caught:
+            run(config, broken, stop=stop_at(step))
+        assert caught.value.exit_code == 143
+        assert registry_is_empty(broken)
+    assert run(config, broken, resume="must").reason == "trained"
+    a, b = (digests(r.resolve("tide").path) for r in (whole, broken))
+    for file in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert a[file] == b[file], file
+    first, second = (read_metrics(r.resolve("tide").path / "metrics.jsonl") for r in (whole, broken))
+    assert [untimed(line) for line in first] == [untimed(line) for line in second]
+
+
+def registry_is_empty(registry: Registry) -> bool:
+    return not registry.entries()
+
+
+def untimed(line: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in line.items() if k != "tokens_per_second"}
+
+
+def test_repeating_a_finished_run_does_nothing(config: RunConfig, registry: Registry) -> None:
+    first = run(config, registry)
+    before = digests(registry.resolve("tide").path)
+    again = run(config, registry)
+    assert (again.reference, again.reason) == (first.reference, "already trained")
+    assert digests(registry.resolve("tide").path) == before
+    assert len(registry.entries(all_versions=True)) == 1
+
+
+def test_another_config_under_the_same_name_is_refused(text: Path, registry: Registry) -> None:
+    run(make(text), registry)
+    with pytest.raises(RefusedError) as caught:
+        run(make(text, train__learning_rate=0.5), registry)
+    assert "train.learning_rate 0.003 -> 0.5" in caught.value.why
+    assert "--new-version" in caught.value.hint
+    other = make(text, train__learning_rate=0.5)
+    assert run(other, registry, new_version=True).reference == "tide:v2"
+    assert run(other, registry).reason == "already trained"
+
+
+def test_where_it_runs_does_not_make_it_another_run(text: Path, registry: Registry) -> None:
+    run(make(text), registry)
+    assert run(make(text, train__device="auto", train__keep_states=5), registry).reason == "already trained"
+
+
+def test_f43_a_run_is_not_resumed_with_other_settings_or_text(
+    text: Path, config: RunConfig, registry: Registry
+) -> None:
+    with pytest.raises(InterruptedRun):
+        run(config, registry, stop=stop_at(3))
+    with pytest.raises(RefusedError, match="unfinished") as caught:
+        run(make(text, train__batch_size=5), registry)
+    assert "train.batch_size 4 -> 5" in caught.value.why
+    text.write_text(text.read_text() + "One more bell.\n" * 20)
+    with pytest.raises(RefusedError) as caught:
+        run(config, registry)
+    assert "the text" in caught.value.why
+    assert run(config, registry, resume="never").reason == "trained"
+
+
+def test_f43_a_damaged_newest_state_is_passed_over(config: RunConfig, registry: Registry) -> None:
+    with pytest.raises(InterruptedRun):
+        run(config, registry, stop=stop_at(6))
+    draft = registry.unfinished("tide")
+    assert draft is not None
+    states = sorted((draft.path / "state").glob("step-*"))
+    assert len(states) == 2
+    newest = states[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\x55")
+    events: list[Event] = []
+    assert run(config, registry, observer=events.append).reason == "trained"
+    started = next(e for e in events if isinstance(e, Started))
+    assert started.step == 4
+    assert any("damaged" in getattr(e, "message", "") for e in events)
+
+
+def test_resuming_is_refused_where_there_is_nothing_to_resume(config: RunConfig, registry: Registry) -> None:
+    with pytest.raises(NotFoundError):
+        run(config, registry, resume="must")
+
+
+def test_the_time_limit_pauses_with_the_state_saved(config: RunConfig, registry: Registry) -> None:
+    outcome = run(config, registry, max_seconds=0.0)
+    assert (outcome.reason, outcome.version) == ("paused", None)
+    assert run(config, registry).reason == "trained"
+
+
+def test_patience_ends_a_run_that_gets_no_better(text: Path, registry: Registry) -> None:
+    events: list[Event] = []
+    wild = make(
+        text,
+        train__learning_rate=3.0,
+        train__min_lr=3.0,
+        train__optimizer="adamw",
+        train__eval_interval=1,
+        train__patience=2,
+        train__max_iters=200,
+    )
+    run(wild, registry, observer=events.append)
+    finished = next(e for e in events if isinstance(e, Finished))
+    assert finished.step < 200
+    assert finished.step == finished.best_step + 2
+
+
+def test_f39_a_diverged_run_keeps_its_last_state(text: Path, registry: Registry) -> None:
+    config = make(text, train__max_iters=8)
+    with pytest.raises(InterruptedRun):
+        run(config, registry, stop=stop_at(4))
+    draft = registry.unfinished("tide")
+    assert draft is not None
+    before = sorted(p.name for p in (draft.path / "state").glob("step-*"))
+
+    def sabotage(event: Event) -> None:
+        if isinstance(event, Started):
+            import torch
+
+            torch.nn.functional.cross_entropy = lambda *a, **k: real(*a, **k) * float("nan")
+
+    import torch
+
+    real = torch.nn.functional.cross_entropy
+    try:
+        with pytest.raises(DivergedError):
+            run(config, registry, observer=sabotage)
+    finally:
+        torch.nn.functional.cross_entropy = real
+    assert sorted(p.name for p in (draft.path / "state").glob("step-*")) == before
+    assert run(config, registry).reason == "trained"
+
+
+def test_published_weights_may_be_small(text: Path, registry: Registry) -> None:
+    version = run(make(text, train__weights_dtype="float16"), registry).version
+    assert version is not None
+    header = (version.path / "model.safetensors").read_bytes()[8:2000]
+    assert b'"F16"' in header
+    assert b'"F32"' not in header
+
+
+def test_a_model_starts_from_another(text: Path, registry: Registry) -> None:
+    parent = run(make(text), registry).version
+    assert parent is not None
+    tuned = make(text, train__init_from="tide", train__max_iters=4).model_copy(update={"name": "tuned"})
+    version = run(tuned, registry).version
+    assert version is not None
+    assert version.manifest is not None
+    assert version.manifest["parent"] == {"reference": "tide:v1", "digest": parent.digest}
+    assert parent.manifest is not None
+    assert version.manifest["best_val_loss"] < parent.manifest["best_val_loss"] + 0.1
+
+
+def test_f16_text_too_short_for_the_context(text: Path, registry: Registry) -> None:
+    with pytest.raises(InputError, match="split of") as caught:
+        run(make(text, model__block_size=5000), registry)
+    assert "5,001" in caught.value.why
+    assert not registry.root.exists()
+
+
+@pytest.mark.parametrize(
+    "shape", [{"model__n_layer": 10**6}, {"model__n_embd": 2**20, "model__mlp_size": 2**20}]
+)
+def test_f11_what_cannot_be_held_is_refused_before_it_is_allocated(
+    shape: dict[str, int], text: Path, registry: Registry
+) -> None:
+    huge = make(text, **shape, **({"model__n_embd": 1024} if "model__n_layer" in shape else {}))
+    with pytest.raises(InputError, match="does not fit") as caught:
+        run(huge, registry)
+    assert "TB" in caught.value.why or "PB" in caught.value.why
+
+
+def test_memory_is_that_of_the_machine() -> None:
+    assert 10**8 < size.memory("cpu") < 10**15
+    assert size.human(999) == "999 B"
+    assert size.human(1_500_000_000) == "1.5 GB"
+
+
+def test_a_plan_is_measured_and_leaves_nothing_behind(config: RunConfig, registry: Registry) -> None:
+    made = plan(config, registry, registry.root.parent / "data")
+    assert made.tokens_per_step == 64
+    attention, mlp, norms = 4 * 16 * 16, 3 * 16 * 64, 2 * 16 + 2 * 8
+    assert made.parameters == 25 * 16 + 2 * (attention + mlp + norms) + 16
+    assert made.seconds_per_step > 0
+    assert made.seconds_total >= 12 * made.seconds_per_step
+    assert made.memory_bytes > 16 * made.parameters
+    assert json.dumps(made.config)
+    assert not registry.root.exists()
+
+
+def test_states_are_saved_with_every_evaluation(config: RunConfig, registry: Registry) -> None:
+    events: list[Event] = []
+    run(config, registry, observer=events.append)
+    assert [e.step for e in events if isinstance(e, Saved)] == [4, 8, 12]
