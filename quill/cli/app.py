@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 from quill import __version__, discovery
+from quill.cli._typer import PANELS, Command, Group
 from quill.cli.output import Output, is_terminal, takes_colour
 from quill.errors import InputError, QuillError, ResourceError
 
@@ -29,9 +29,10 @@ PROGRAM = "quill"
 _SHARED = {"app", "output", "options"}
 # The face of quill in the order of its journey; every other command follows by name.
 _FACE = ("prepare", "train", "sample", "eval", "export")
-_PANELS = ("Commands", "More commands")
 _COMPLETION = f"_{PROGRAM.upper()}_COMPLETE"
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOMEM}
+_NO_ROOM = {
+    getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EIO", "ENOMEM")
+} - {None}
 
 
 def run() -> None:
@@ -121,7 +122,7 @@ def build(load: Iterable[str], *, rich_help: bool = False, completion: bool = Fa
     """
     app = typer.Typer(
         name=PROGRAM,
-        cls=_Group,
+        cls=Group,
         rich_markup_mode="rich" if rich_help else None,
         add_completion=completion,
         pretty_exceptions_enable=False,
@@ -130,21 +131,19 @@ def build(load: Iterable[str], *, rich_help: bool = False, completion: bool = Fa
     app.callback(help="Train, keep, sample, measure and hand on small GPTs by name.")(_root)
     wanted = set(load)
     for name, summary in commands().items():
-        panel = _PANELS[name not in _FACE]
+        panel = PANELS[name not in _FACE]
         if name not in wanted:
             app.command(name, help=summary, rich_help_panel=panel)(_stub)
             continue
         module = import_module(f"quill.cli.{name}")
         if group := getattr(module, "COMMANDS", None):
             # The parts of a command that has parts are typed after it: quill config check.
-            inner = typer.Typer(cls=_Group, rich_markup_mode="rich" if rich_help else None)
+            inner = typer.Typer(cls=Group, rich_markup_mode="rich" if rich_help else None)
             for part, body in group.items():
-                inner.command(part, cls=_Command)(body)
+                inner.command(part, cls=Command)(body)
             app.add_typer(inner, name=name, help=summary, rich_help_panel=panel)
         else:
-            app.command(name, cls=_Command, help=module.command.__doc__, rich_help_panel=panel)(
-                module.command
-            )
+            app.command(name, cls=Command, help=module.command.__doc__, rich_help_panel=panel)(module.command)
     return app
 
 
@@ -175,71 +174,6 @@ def _help_on_stderr() -> None:
     group = typer.main.get_command(build([]))
     with group.make_context(PROGRAM, [], resilient_parsing=True) as context:
         Output().say(group.get_help(context))
-
-
-class _Grouped:
-    """Plain help in the groups that help on a terminal has; plain arguments read without pydantic."""
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        for param in params:
-            if param._runtime_param is None:
-                param._runtime_param = _Plain()
-        return params
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            default = "Arguments" if param.param_type_name == "argument" else "Options"
-            if (record := param.get_help_record(ctx)) is not None:
-                panels.setdefault(getattr(param, "rich_help_panel", None) or default, []).append(record)
-        for title, records in panels.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-
-class _Command(_Grouped, TyperCommand):
-    """A command, read and explained in quill's way."""
-
-
-class _Plain:
-    """Stands in for Typer's conversion of an argument where that only hands text through.
-
-    Typer builds a pydantic adapter for every argument, also for those not given, and `quill list` would
-    spend most of its time on that. An attribute that another Typer does not look at costs only time.
-    """
-
-    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
-        many = param.multiple or param.nargs == -1
-        if value is None:
-            return () if many else None
-        kind = param.type_descriptor.annotation
-        for plain in (str, Path):
-            if kind is plain:
-                return plain(value)
-            if kind == list[plain]:  # type: ignore[valid-type]
-                return tuple(plain(v) for v in value)
-        choices = param.type_descriptor.choices
-        if choices and value in choices:
-            return value
-        param._runtime_param = None
-        adapter = param.get_runtime_param()
-        return adapter.coerce(value, param=param, ctx=ctx)
-
-
-class _Group(_Grouped, TyperGroup):
-    """The commands, whose plain help is in groups."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        super().format_options(ctx, formatter)
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for name in self.list_commands(ctx):
-            found = self.commands[name]
-            panel = getattr(found, "rich_help_panel", None) or _PANELS[0]
-            panels.setdefault(panel, []).append((name, found.get_short_help_str(formatter.width)))
-        for title in sorted(panels):
-            with formatter.section(title):
-                formatter.write_dl(panels[title])
 
 
 def _root(

@@ -31,7 +31,7 @@ def schema(session: Session) -> None:
 @options.command()
 def check(
     session: Session,
-    files: Annotated[list[Path], Argument(metavar="FILE...", help="Config files.")],
+    files: Annotated[list[Path], Argument(metavar="FILE", help="Config files.")],
 ) -> None:
     """Say whether config files are valid; the first that is not ends it with exit code 2."""
     from quill.config import reading

@@ -37,7 +37,7 @@ class Measured(NamedTuple):
 @options.command()
 def command(
     session: Session,
-    references: Annotated[list[str], Argument(metavar="REF...", help="Models: name, name:v2, or ./folder.")],
+    references: Annotated[list[str], Argument(metavar="REF", help="Models: name, name:v2, or ./folder.")],
     data: Annotated[
         str | None, Option(metavar="TEXT", help="A dataset or a text; unset: what each was trained on.")
     ] = None,

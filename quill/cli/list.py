@@ -38,8 +38,9 @@ def command(
     A name alone means its newest complete version. A damaged model is listed as such and hides no other.
     """
     registry, output = session.registry(), session.output
-    rows = [_describe(v) for v in registry.entries(glob, all_versions=all_versions)]
-    rows += [_describe_draft(d) for d in registry.drafts(glob)]
+    found = [(v.name, v.number, _describe(v)) for v in registry.entries(glob, all_versions=all_versions)]
+    found += [(d.name, d.number, _describe_draft(d)) for d in registry.drafts(glob)]
+    rows = [row for *_, row in sorted(found, key=lambda entry: entry[:2])]
     rows.sort(key=_order(sort))
     output.emit(
         "quill.list/1",

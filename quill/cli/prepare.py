@@ -24,7 +24,7 @@ def command(
     source: Annotated[
         list[str],
         Argument(
-            metavar="SOURCE...",
+            metavar="SOURCE",
             help="Files, folders and globs (.txt .md .jsonl, .gz, .zst), '-' for stdin, or the name of a "
             "text: harpoon, shakespeare.",
         ),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from quill import strictjson
 from quill.config import lineage
@@ -61,16 +62,32 @@ def parse(
     if lineage.is_flat(document):
         document = lineage.to_sections(document, folder)
     merged = {k: dict(v) if k in SECTIONS and isinstance(v, dict) else v for k, v in document.items()}
-    for path, value in {**environment(), **(overrides or {})}.items():
+    given = {**environment(), **(overrides or {})}
+    for path, value in given.items():
         section, _, field = path.rpartition(".")
         target = merged.setdefault(section, {}) if section else merged
         if isinstance(target, dict):
             target[field] = value
-    return check(RunConfig, merged, origin=origin, error=error)
+    origins = dict.fromkeys(given, "the environment") | dict.fromkeys(overrides or {}, "the flags")
+    return check(RunConfig, merged, origin=origin, origins=origins, error=error)
 
 
-def check(model: type[S], value: Any, *, origin: str, error: type[QuillError] = InputError) -> S:
+def check(
+    model: type[S],
+    value: Any,
+    *,
+    origin: str,
+    origins: Mapping[str, str] | None = None,
+    error: type[QuillError] = InputError,
+) -> S:
     """Validate against a settings model, translating a refusal into quill's own words.
+
+    Args:
+        model: What the value must be.
+        value: The settings, nested as in a config file.
+        origin: Where they came from, for messages.
+        origins: The same for single settings by dotted path, where that differs.
+        error: What to raise when they do not pass.
 
     Raises:
         InputError: With the first offending setting's path, its value and its bounds.
@@ -80,7 +97,8 @@ def check(model: type[S], value: Any, *, origin: str, error: type[QuillError] = 
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         others = len({x["loc"][:2] for x in e.errors(include_url=False)}) - 1
-        what, why, hint = _explain(model, first, origin)
+        path = ".".join(str(p) for p in first["loc"][:2])
+        what, why, hint = _explain(model, first, (origins or {}).get(path, origin))
         if others > 0:
             why += f" ({others} more setting{'s' if others > 1 else ''} refused)"
         raise error(what, why=why, hint=hint) from None
@@ -108,9 +126,14 @@ def _explain(model: type[Section], err: Any, origin: str) -> tuple[str, str, str
     message = str(err["msg"]).removeprefix("Value error, ")
     given = err.get("input")
     shown = f" = {_short(given)}" if not isinstance(given, dict) else ""
-    help = _help(model, loc)
-    why = message[:1].lower() + message[1:]
-    return f"'{path}'{shown} in {origin} is refused" if path else f"{origin} is refused", why, help
+    bounds = _bounds(model, loc)
+    why = (
+        message[:1].lower()
+        + message[1:]
+        + (f", {bounds}" if err["type"] == "finite_number" and bounds else "")
+    )
+    what = f"'{path}'{shown} in {origin} is refused" if path else f"{origin} is refused"
+    return what, why, _help(model, loc)
 
 
 def _is_union_arm(part: object) -> bool:
@@ -142,12 +165,30 @@ def _closest(loc: list[str], model: type[Section]) -> str | None:
     return best if ratio > 0.6 else None
 
 
-def _help(model: type[Section], loc: list[str]) -> str:
-    owner: Any = model
+def _field(model: type[Section], loc: list[str]) -> FieldInfo | None:
+    owner: type[Section] = model
     for part in loc[:-1]:
         owner = SECTIONS.get(part, owner)
-    field = owner.model_fields.get(loc[-1]) if loc else None
-    return f"{loc[-1]}: {field.description}" if field and field.description else ""
+    return owner.model_fields.get(loc[-1]) if loc else None
+
+
+def _bounds(model: type[Section], loc: list[str]) -> str:
+    field = _field(model, loc)
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    found = [
+        f"{word} {getattr(limit, key):g}"
+        for limit in (field.metadata if field else ())
+        for key, word in words.items()
+        if hasattr(limit, key)
+    ]
+    return " and ".join(found)
+
+
+def _help(model: type[Section], loc: list[str]) -> str:
+    field = _field(model, loc)
+    if not field or not field.description:
+        return "quill config schema"
+    return f"quill config schema tells all; {loc[-1]} is: {field.description}"
 
 
 def _short(value: Any) -> str:

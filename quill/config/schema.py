@@ -1,13 +1,27 @@
-"""The JSON Schema of a config file, for editors and other programs. Format: JSON Schema 2020-12."""
+"""The settings for others to read: JSON Schema for editors and programs, a table for people.
+
+Format: JSON Schema 2020-12.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from quill.config.settings import RunConfig
+from quill.config.settings import SECTIONS, RunConfig
 
 
 def build() -> dict[str, Any]:
     """The schema that `configs/schema.json` holds and config files point at."""
     body = RunConfig.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **body, "title": "quill run config"}
+
+
+def table() -> str:
+    """Every setting of a run with its default and meaning, as a Markdown table."""
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for section, cls in SECTIONS.items():
+        for name, field in cls.model_fields.items():
+            default = "unset" if field.default is None else str(field.default).lower()
+            meaning = (field.description or "").replace("|", "\\|")
+            rows.append(f"| `{section}.{name}` | {default} | {meaning} |")
+    return "\n".join(rows) + "\n"

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from quill.errors import CorruptError, InputError, ResourceError
 
-BUFFER = 4 << 20
+# Larger ones only leave the processor's cache.
+BUFFER = 1 << 19
 # A JSON line is parsed whole, so this bounds memory; real documents are far shorter.
 LONGEST_LINE = 64 << 20
 COMPRESSED = (".gz", ".zst")
@@ -35,11 +36,13 @@ class Stretch(NamedTuple):
     Attributes:
         begins: Whether a document begins with it.
         text: Some of a document's text, or all of it.
+        data: The same in UTF-8 where it was read as that, to be spared encoding it again; else empty.
         position: Tells how many bytes of the file have been read.
     """
 
     begins: bool
     text: str
+    data: bytes
     position: Callable[[], int]
 
 
@@ -61,10 +64,10 @@ def read(path: Path, *, name: str, encoding: str, text_field: str) -> Iterator[S
         lines = suffixes(path)[0] in LINES
         found = _json_lines(file, name, text_field) if lines else _plain(file, name, encoding)
         begins = True
-        for starts, text in found:
+        for starts, text, data in found:
             begins = begins or starts
             if text:
-                yield Stretch(begins, text, file.position)
+                yield Stretch(begins, text, data, file.position)
                 begins = False
 
 
@@ -170,7 +173,7 @@ class _ZstStream(io.RawIOBase):
         return n
 
 
-def _plain(file: _File, name: str, encoding: str) -> Iterator[tuple[bool, str]]:
+def _plain(file: _File, name: str, encoding: str) -> Iterator[tuple[bool, str, bytes]]:
     """A file that is one document."""
     decoder = codecs.getincrementaldecoder(encoding)("strict")
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -178,7 +181,8 @@ def _plain(file: _File, name: str, encoding: str) -> Iterator[tuple[bool, str]]:
     start = True
     while True:
         raw = file.read(BUFFER)
-        held = len(decoder.getstate()[0])
+        data = decoder.getstate()[0] + raw
+        held = len(data) - len(raw)
         try:
             text = decoder.decode(raw, not raw)
         except UnicodeDecodeError as e:
@@ -194,9 +198,14 @@ def _plain(file: _File, name: str, encoding: str) -> Iterator[tuple[bool, str]]:
                 hint="if it is UTF-16: --encoding utf-16",
             )
         offset += len(raw)
+        mended = newlines.decode(text, not raw)
         if start and text:
-            text, start = text.removeprefix("\ufeff"), False
-        yield False, newlines.decode(text, not raw)
+            mended, start = mended.removeprefix("\ufeff"), False
+        if encoding != "utf-8" or len(mended) != len(text) or "\r" in text:
+            data = b""
+        elif cut := len(decoder.getstate()[0]):
+            data = data[:-cut]
+        yield False, mended, data
         if not raw:
             return
 
@@ -215,7 +224,7 @@ def _undecodable(name: str, encoding: str, e: UnicodeDecodeError, base: int) -> 
     )
 
 
-def _json_lines(file: _File, name: str, text_field: str) -> Iterator[tuple[bool, str]]:
+def _json_lines(file: _File, name: str, text_field: str) -> Iterator[tuple[bool, str, bytes]]:
     """A file of one document a line. Format: jsonlines.org, RFC 8259."""
     offset = number = 0
     while line := file.readline(LONGEST_LINE + 1):
@@ -231,7 +240,7 @@ def _json_lines(file: _File, name: str, text_field: str) -> Iterator[tuple[bool,
             ) from None
         offset += len(line)
         if record.strip():
-            yield True, _text_of(record, where, text_field)
+            yield True, _text_of(record, where, text_field), b""
 
 
 def _text_of(record: str, where: str, text_field: str) -> str:

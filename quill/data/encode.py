@@ -71,8 +71,7 @@ def survey(text: Text, *, alphabet: bool) -> Survey:
             characters += len(piece) + 1
             layout.update(characters.to_bytes(8, "little"))
         characters += len(block[-1])
-        joined = "\n".join(block)
-        data = joined.encode()
+        joined, data = block.joined(), block.utf8()
         digest.update(data)
         n_bytes += len(data)
         if alphabet:
@@ -133,7 +132,7 @@ class Reading:
             yield block
 
     def _note(self, block: Block, part: int) -> None:
-        data = "\n".join(block).encode()
+        data = block.utf8()
         self._digest.update(data)
         self.bytes[part] += len(data)
 
@@ -153,7 +152,7 @@ def units(
     length = 0
     carry = ""  # The end of a document so far, not yet known to be safe to cut.
     for block in blocks:
-        for i, piece in enumerate(["\n".join(block)] if joined else block):
+        for i, piece in enumerate([block.joined()] if joined else block):
             if i:
                 unit += [carry, None] if carry else [None]
                 length += len(carry) + 1
@@ -233,7 +232,7 @@ def _cut(block: Block, at: int) -> tuple[Block, Block]:
     """A block in two; between its pieces stands one character."""
     for i, piece in enumerate(block):
         if at <= len(piece):
-            return [*block[:i], piece[:at]], [piece[at:], *block[i + 1 :]]
+            return Block([*block[:i], piece[:at]]), Block([piece[at:], *block[i + 1 :]])
         at -= len(piece) + 1
     raise AssertionError("a cut beyond the block")
 

@@ -27,7 +27,23 @@ STDIN = "-"
 # Written so shortly before it was read, a file could change again and look the same.
 _SETTLED_SECONDS = 2.0
 
-Block = list[str]
+
+class Block(list[str]):
+    """Stretches of text: the first goes on with the document before, each further one begins the next.
+
+    Attributes:
+        data: The whole in UTF-8, where it was read as that; else empty.
+    """
+
+    data = b""
+
+    def joined(self) -> str:
+        """The text, with a newline between documents."""
+        return self[0] if len(self) == 1 else "\n".join(self)
+
+    def utf8(self) -> bytes:
+        """The same in UTF-8."""
+        return self.data or self.joined().encode()
 
 
 @dataclass
@@ -78,32 +94,34 @@ class Text:
             if before != now:
                 raise changed(before[0])
 
-    def blocks(self, stage: str, size: int = documents.BUFFER) -> Iterator[Block]:
+    def blocks(self, stage: str, size: int = documents.BUFFER // 2) -> Iterator[Block]:
         """Read it all.
 
         Args:
             stage: What the reading is for, for whoever watches.
-            size: Characters in a block, about.
+            size: Characters in a block, or bytes, about.
 
         Yields:
-            Lists of strings: the first goes on with the document before, each further one begins the next.
+            All of it, in order; never an empty block.
         """
-        block: Block = [""]
+        block = Block([""])
         length = 0
         first = True
         done = 0
         for path, name, entry in zip(self.files, self.names, self._seen, strict=True):
             read = documents.read(path, name=name, encoding=self.encoding, text_field=self.text_field)
-            for begins, text, position in read:
+            for begins, text, data, position in read:
+                alone = block == [""]
                 if begins and not first:
                     block.append(text)
                 else:
                     block[-1] += text
+                block.data = data if alone and len(block) == 1 else b""
                 first = False
-                length += len(text) + 1
+                length += max(len(text), len(data)) + 1
                 if length >= size:
                     yield block
-                    block, length = [""], 0
+                    block, length = Block([""]), 0
                     if self.on_bytes:
                         self.on_bytes(stage, done + position(), self.size)
             done += entry[1]

@@ -1,15 +1,21 @@
-"""How well a model predicts text: loss, perplexity, and bits per byte, which compares across tokenizers."""
+"""How well a model knows a text: loss, perplexity, and bits per byte, which compare across tokenizers.
+
+Legend: B batch, T window, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from quill.data import batches
+from quill.data.batches import batch, windows
 from quill.errors import DivergedError, InputError
 from quill.model.gpt import GPT
 
@@ -17,21 +23,24 @@ if TYPE_CHECKING:
     from quill.data.batches import Tokens
     from quill.tokenizers.base import Tokenizer
 
-# Enough tokens to keep the processor busy, few enough that the logits of a large vocabulary fit.
-_MOST_TOKENS = 16_384
-_MOST_LOGITS = 1 << 25
+# Tokens of one forward pass: on a CPU more gain no speed, they only leave its caches.
+_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384, "mps": 8192}
+# Logits that exist at one time, 32 MB of float32, however large the vocabulary.
+_LOGITS_AT_ONCE = 1 << 23
+# Rows of a batch where the estimate is from random windows and no size is asked for.
+_ROWS_OF_ESTIMATE = 16
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What an evaluation found.
+    """What a model makes of a text.
 
     Attributes:
         loss: Mean cross entropy in nats per token.
-        perplexity: Its exponential; infinite where that overflows.
-        bits_per_byte: Bits that predicting the text costs, per byte of its UTF-8.
-        tokens: Tokens predicted.
-        bytes: Bytes of text they stand for.
+        perplexity: exp(loss); infinite where that is beyond a float.
+        bits_per_byte: Bits that the model needs for a byte of the text's UTF-8.
+        tokens: Targets measured.
+        bytes: Bytes of text that those targets stand for; with `iters` their share of all.
     """
 
     loss: float
@@ -41,7 +50,6 @@ class Figures:
     bytes: int
 
 
-@torch.inference_mode()
 def evaluate(
     model: GPT,
     tokens: Tokens,
@@ -52,68 +60,107 @@ def evaluate(
     batch_size: int | None = None,
     seed: int = 0,
 ) -> Figures:
-    """Measure a model on a split: every token but the first predicted once, deterministically.
+    """Measure a model on a text: the whole of it in consecutive windows, or an estimate.
+
+    Every token but the first is a target exactly once, with the tokens before it in its window as context.
+    The result depends on nothing but the weights, the tokens and the settings given.
 
     Args:
-        model: Put in eval mode for the while.
-        tokens: The split's ids, (n,).
-        n_bytes: Bytes of text that the split stands for.
-        block_size: Length of the windows; the model's own context where None.
-        iters: Batches at random places instead, for a quick estimate.
-        batch_size: Windows in one forward pass; chosen to suit the machine where None.
-        seed: Of the quick estimate's places.
+        model: Any model; it is left in the mode it is in.
+        tokens: The text as ids, (n,).
+        n_bytes: Length in UTF-8 of the text that tokens[1:] stand for.
+        block_size: Length of a window, T; the model's where None.
+        iters: Batches of random windows to estimate from; all windows where None.
+        batch_size: Windows in a forward pass, B; chosen for speed where None.
+        seed: Of the random windows.
 
     Raises:
+        InputError: There is no target, or not one window to estimate from.
         DivergedError: The loss is not finite.
-        InputError: There is nothing to predict.
     """
-    T = block_size or model.config.block_size
-    V = model.config.vocab_size or 1
-    if len(tokens) < 2:
-        raise InputError(f"there is nothing to predict in {len(tokens)} tokens", why="it takes two at least")
-    B = batch_size or max(1, min(_MOST_TOKENS // T, _MOST_LOGITS // (T * V)))
-    device = model.wte.weight.device
-    training = model.training
-    model.eval()
-    # Summed in double precision: a split has more tokens than a float has digits for.
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    T = min(block_size or model.config.block_size, model.config.block_size)
+    if len(tokens) < 2 or (iters is not None and len(tokens) <= T):
+        needed = 2 if iters is None else T + 1
+        raise InputError(
+            f"there are {len(tokens):,} tokens to measure on",
+            why=f"{needed:,} are needed",
+            hint="give more text",
+        )
+    batches: Iterator[tuple[Tensor, Tensor]]
     if iters is None:
-        pairs = batches.windows(tokens, block_size=T, batch_size=B)
+        B = batch_size or max(1, _TOKENS_AT_ONCE[model.wte.weight.device.type] // T)
+        batches = windows(tokens, block_size=T, batch_size=B)
     else:
-        batches.check_length(len(tokens), T, "validation")
-        pairs = (batches.batch(tokens, seed=seed, step=i, batch_size=B, block_size=T) for i in range(iters))
-    try:
-        for x, y in pairs:
-            logits = model(x.to(device))
-            part = F.cross_entropy(logits.flatten(0, 1).float(), y.to(device).flatten(), reduction="sum")
-            total += part.double().cpu()
-            count += y.numel()
-    finally:
-        model.train(training)
-    return _figures(float(total), count, n_bytes * count / (len(tokens) - 1))
+        B = batch_size or _ROWS_OF_ESTIMATE
+        batches = (batch(tokens, seed=seed, step=step, batch_size=B, block_size=T) for step in range(iters))
+    nats, count = _total(model, batches)
+    if not math.isfinite(nats):
+        raise DivergedError(
+            "the loss is not finite",
+            why="the model's weights are not finite, or so large that numbers overflow",
+            hint="an earlier version, from 'quill list --all-versions'",
+        )
+    measured = n_bytes * count / (len(tokens) - 1)
+    return Figures(
+        loss=nats / count,
+        perplexity=_exp(nats / count),
+        bits_per_byte=nats / math.log(2) / measured if measured else math.nan,
+        tokens=count,
+        bytes=round(measured),
+    )
 
 
-def evaluate_text(model: GPT, tokenizer: Tokenizer, text: str) -> Figures:
+def evaluate_text(
+    model: GPT, tokenizer: Tokenizer, text: str, *, unknown: Literal["error", "skip"] = "error"
+) -> Figures:
     """Measure a model on any text.
 
     Args:
-        model: The model.
-        tokenizer: Its own.
-        text: What to predict.
+        model: Any model; it is left in the mode it is in.
+        tokenizer: The model's own.
+        text: At least two tokens of it.
+        unknown: What to do with characters that have no token.
 
     Raises:
-        InputError: The text has characters the tokenizer does not know, or is too short.
+        InputError: The text is too short, or has a character that has no token.
+        DivergedError: The loss is not finite.
     """
-    return evaluate(model, tokenizer.encode_array(text), n_bytes=len(text.encode("utf-8", "replace")))
+    if unknown == "error":
+        tokens = tokenizer.encode_array(text)
+        n_bytes = len(text.encode()) - sum(len(tokenizer.token_bytes(int(i))) for i in tokens[:1])
+    else:
+        # What is left out is not measured, and so has no bytes either.
+        ids = tokenizer.encode(text, unknown=unknown)
+        tokens = np.array(ids, dtype=tokenizer.dtype)
+        n_bytes = sum(len(tokenizer.token_bytes(i)) for i in ids[1:])
+    return evaluate(model, tokens, n_bytes=n_bytes)
 
 
-def _figures(nats: float, count: int, n_bytes: float) -> Figures:
-    loss = nats / count
-    if not math.isfinite(loss):
-        raise DivergedError(
-            "the loss is not finite",
-            why=f"it is {loss} over {count:,} tokens: the weights are damaged or diverged",
-        )
-    perplexity = math.exp(loss) if loss < 700 else math.inf
-    bits = nats / math.log(2) / n_bytes if n_bytes else math.nan
-    return Figures(loss, perplexity, bits, count, round(n_bytes))
+@torch.inference_mode()
+def _total(model: GPT, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, int]:
+    """Sum of the cross entropy over all targets in nats, and their number."""
+    device = model.wte.weight.device
+    at_once = max(1, _LOGITS_AT_ONCE // (model.config.vocab_size or 1))
+    training = model.training
+    model.eval()
+    nats, count = 0.0, 0
+    try:
+        for x, y in batches:
+            hidden = model.hidden(x.to(device)).flatten(0, 1)  # (B T, C)
+            targets = y.to(device).flatten()
+            # The head's rows by parts, as a large vocabulary's logits take more memory than all else.
+            for at in range(0, len(targets), at_once):
+                logits = model.head(hidden[at : at + at_once]).float()
+                losses = F.cross_entropy(logits, targets[at : at + at_once], reduction="none")
+                nats += float(losses.cpu().sum(dtype=torch.float64))
+            count += targets.numel()
+    finally:
+        model.train(training)
+    return nats, count
+
+
+def _exp(x: float) -> float:
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf

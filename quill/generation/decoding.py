@@ -23,6 +23,9 @@ from quill.model.gpt import GPT
 # tokens of a fast pass per new one, and the context is never shorter than 1 - share of what it can be.
 STRIDE = 0.5
 
+# A copy of the weights pays for itself after about so many tokens.
+FEW_TOKENS = 32
+
 # A copy of larger weights would cost more memory than the speed is worth.
 _COPIED_AT_MOST = 1 << 30
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from quill.config.reading import check
 from quill.config.settings import ModelConfig, SampleConfig
 from quill.errors import InputError
-from quill.generation.decoding import Decoder, for_decoding
+from quill.generation.decoding import FEW_TOKENS, Decoder, for_decoding
 from quill.generation.sampling import Sampler
 from quill.generation.stopping import StopStrings
 from quill.model.gpt import GPT
@@ -19,8 +19,6 @@ from quill.tokenizers.base import StreamDecoder, Tokenizer
 
 # Memory that samples drawn side by side may take; more of them are drawn one group after another.
 _GROUP_BYTES = 512 << 20
-# Columns pay for their copying after about so many tokens.
-_FEW_TOKENS = 32
 
 
 class Generator:
@@ -34,9 +32,10 @@ class Generator:
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, notice: Callable[[str], None] | None = None) -> None:
-        self.model = for_decoding(model)
+        self.model = model
         self.tokenizer = tokenizer
         self._notice = notice
+        self._ready: dict[bool, GPT] = {}
 
     def stream(
         self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"] = "error"
@@ -58,7 +57,7 @@ class Generator:
             DivergedError: The model's weights are not finite.
         """
         row = _Row(self.tokenizer, config.stop)
-        decoder, logits, idx = self._read(prompt, unknown)
+        decoder, logits, idx = self._read(prompt, config, unknown)
         sampler = Sampler(config, [0], idx, self.tokenizer.vocab_size)
         for count in range(config.max_new_tokens):
             chosen = sampler(logits)
@@ -94,7 +93,7 @@ class Generator:
             DivergedError: The model's weights are not finite.
         """
         rows = [_Row(self.tokenizer, config.stop) for _ in range(config.num_samples)]
-        decoder, logits, idx = self._read(prompt, unknown)
+        decoder, logits, idx = self._read(prompt, config, unknown)
         if config.max_new_tokens:
             size = rows_at_once(self.model.config)
             for first in range(0, len(rows), size):
@@ -107,14 +106,19 @@ class Generator:
             row.flush()
         return [row.text for row in rows]
 
-    def _read(self, prompt: str, unknown: Literal["error", "skip"]) -> tuple[Decoder, Tensor, Tensor]:
+    def _read(
+        self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]
+    ) -> tuple[Decoder, Tensor, Tensor]:
         """Feed the prompt; its decoder, the logits of what follows, and its tokens."""
         ids = self.tokenizer.encode(prompt, unknown=unknown) or [self._first_token()]
         size = self.model.config.block_size
         if len(ids) > size and self._notice is not None:
             self._notice(f"the prompt has {len(ids):,} tokens; the last {size:,}, all the model sees, count")
         idx = torch.tensor([ids], device=self.model.wte.weight.device)
-        decoder = Decoder(self.model)
+        copied = config.max_new_tokens >= FEW_TOKENS
+        if copied not in self._ready:
+            self._ready[copied] = for_decoding(self.model, copied)
+        decoder = Decoder(self._ready[copied])
         return decoder, decoder.feed(idx[:, -size:]), idx
 
     def _first_token(self) -> int:
@@ -170,7 +174,7 @@ def generate(
     if not max_new_tokens:
         return idx
     rows, vocab_size = idx.shape[0], model.config.vocab_size or 0
-    decoder = Decoder(for_decoding(model, copied=max_new_tokens >= _FEW_TOKENS), rows=rows)
+    decoder = Decoder(for_decoding(model, copied=max_new_tokens >= FEW_TOKENS), rows=rows)
     sampler = Sampler(config, range(rows), idx, vocab_size)
     drawn = [idx, sampler(decoder.feed(idx))]
     for _ in range(max_new_tokens - 1):

@@ -146,7 +146,7 @@ def check_finite(logits: Tensor) -> None:
     if not math.isfinite(logits.sum()) and not bool(logits.isfinite().all()):
         raise DivergedError(
             "the model's logits are not finite",
-            why="its weights are not finite, or so large that numbers overflow: its training diverged",
+            why="its weights are not finite, or so large that numbers overflow",
             hint="an earlier version, from 'quill list --all-versions'",
         )
 

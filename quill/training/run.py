@@ -93,7 +93,8 @@ def train(
     clock = time.monotonic()
     parent = registry.resolve(config.train.init_from) if config.train.init_from else None
     config, dataset = settle(config, data_root, parent, on_data)
-    assert config.name
+    # Before a version is begun: what cannot be held leaves nothing behind.
+    size.check_memory(config, machines.find_device(config.train.device))
     draft = claim(config, dataset, registry, resume, new_version)
     if isinstance(draft, Version):
         observer(Notice(f"{draft.reference} is already trained"))
@@ -165,7 +166,6 @@ class _Run:
         c = self.config
         machines.keep_memory()
         device = machines.find_device(c.train.device)
-        size.check_memory(c, device)
         model = GPT(c.model, c.train.seed)
         fsio.require_space(
             self.draft.path,

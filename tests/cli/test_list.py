@@ -40,6 +40,14 @@ def test_one_list_in_its_three_forms(publish, capsys):
     assert run(capsys, "list", "-q", "--all-versions", "shake*")[1] == "shakespeare:v1\nshakespeare:v2\n"
 
 
+def test_names_come_in_order_whatever_their_state(publish, registry, capsys):
+    publish("b")
+    publish("c")
+    registry.begin("a")
+    registry.begin("b")
+    assert run(capsys, "list", "-q")[1].split() == ["a:v1", "b:v1", "b:v2", "c:v1"]
+
+
 def test_an_empty_registry_is_no_failure(tmp_path, capsys):
     code, out, err = run(capsys, "list", "--registry", str(tmp_path / "none"))
     assert (code, out) == (0, "")

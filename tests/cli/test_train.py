@@ -53,7 +53,7 @@ def test_the_reference_alone_on_stdout_and_the_run_on_stderr(place, capsys):
     assert out == "a:v1\n"
     lines = err.splitlines()
     assert lines[0].startswith("a:v1")
-    assert [line.split(":")[0] for line in lines if "val loss" in line] == ["step 2", "step 4", "a:v1"]
+    assert [line.split(": ")[0] for line in lines if "val loss" in line] == ["step 2", "step 4", "a:v1"]
     assert main(["show", "a", "-q"]) == 0
 
 

@@ -38,7 +38,7 @@ def test_f07_values_of_the_wrong_kind(value: str, tmp_path: Path) -> None:
 def test_f07_a_refusal_names_the_path_and_the_setting(value: str, tmp_path: Path) -> None:
     error = refuse(f'{{"train": {{"batch_size": {value}}}}}', tmp_path)
     assert "train.batch_size" in error.what
-    assert error.hint.startswith("batch_size:")
+    assert "batch_size is: Sequences" in error.hint
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,19 @@ def test_an_override_is_held_to_what_the_file_is_held_to() -> None:
     with pytest.raises(InputError, match=r"train\.learning_rate"):
         reading.parse({}, {"train.learning_rate": float("nan")})
     assert reading.parse({"train": {"batch_size": 3}}, {"train.batch_size": 5}).train.batch_size == 5
+
+
+def test_a_refusal_names_who_gave_the_value_and_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="the flags") as caught:
+        reading.parse({}, {"train.beta1": float("inf")}, origin="run.json")
+    assert "at least 0 and below 1" in caught.value.why
+    monkeypatch.setenv("QUILL_DTYPE", "int3")
+    with pytest.raises(InputError, match="the environment"):
+        reading.parse({}, origin="run.json")
+    with pytest.raises(InputError, match=r"run\.json"):
+        reading.parse(
+            {"train": {"dtype": "int3"}, "model": {"n_layer": -1}}, {"train.dtype": "auto"}, origin="run.json"
+        )
 
 
 def test_the_environment_is_between_flag_and_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,15 +16,13 @@ from quill.data.sources import Block
 from quill.tokenizers.char import CharTokenizer
 from quill.tokenizers.word import WordTokenizer
 
-blocks = st.lists(st.lists(st.text(alphabet="ab \n。é", max_size=12), min_size=1, max_size=4), max_size=8)
+pieces = st.lists(st.text(alphabet="ab \n。é", max_size=12), min_size=1, max_size=4)
+blocks = st.lists(pieces.map(Block), max_size=8)
 
 
 def joined(stream: list[Block]) -> str:
     """The text of a stream with a newline between documents."""
-    text = ""
-    for block in stream:
-        text += "\n".join(block)
-    return text
+    return "".join("\n".join(block) for block in stream)
 
 
 class Words(WordTokenizer):
@@ -69,7 +67,7 @@ def test_documents_are_parted_by_the_end_of_text_token(stream: list[Block], size
 def test_a_text_without_a_boundary_is_cut_all_the_same(size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "LONGEST", 400)
-        units = list(encode.units(iter([["a" * 999], ["a" * 999]]), WORDS.boundary, joined=True, size=size))
+        units = list(encode.units(iter([Block(["a" * 999])] * 2), WORDS.boundary, joined=True, size=size))
     assert "".join(part or "" for unit in units for part in unit) == "a" * 1998
     assert max(len(part or "") for unit in units for part in unit) <= 400 + size
 
@@ -138,7 +136,7 @@ def test_a_stream_is_never_held_whole() -> None:
         nonlocal pulled
         while True:
             pulled += 1
-            yield [TEXT]
+            yield Block([TEXT])
 
     stream = encode.encode(endless(), WORDS, workers=2, size=100)
     for _ in range(20):
@@ -151,13 +149,13 @@ def test_a_stream_is_never_held_whole() -> None:
 def test_an_error_in_a_thread_comes_out(text: str) -> None:
     tokenizer = CharTokenizer.train([text])
     with pytest.raises(Exception, match="unknown character"):
-        list(encode.encode(iter([[text + "é"]]), tokenizer, workers=2, size=64))
+        list(encode.encode(iter([Block([text + "é"])]), tokenizer, workers=2, size=64))
     assert not [t for t in threading.enumerate() if t.name.startswith("encode")]
 
 
 def test_workers_do_not_change_ids(text: str) -> None:
     def ids(workers: int, size: int) -> list[int]:
-        stream = encode.encode(iter([[text], [text]]), WORDS, workers=workers, size=size)
+        stream = encode.encode(iter([Block([text])] * 2), WORDS, workers=workers, size=size)
         return [int(i) for array in stream for i in array]
 
     assert ids(1, 50) == ids(4, 50) == ids(2, 10_000)

@@ -28,6 +28,7 @@ def read(source: Any, root: Path, **settings: Any) -> list[str]:
     with sources.find(str(source) if isinstance(source, Path) else source, root, **settings) as text:
         found = [""]
         for block in text.blocks("reading"):
+            assert block.utf8() == "\n".join(block).encode()
             found[-1] += block[0]
             found += block[1:]
     return found
@@ -217,7 +218,10 @@ def test_f17_a_nul_in_utf16_has_its_place(write: Write, data: Path) -> None:
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    text=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60),
+    text=st.one_of(
+        st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60),
+        st.text(alphabet="\r\né\ufeffa", max_size=30),
+    ),
     buffer=st.integers(1, 9),
 )
 def test_buffers_never_show(text: str, buffer: int, write: Write, data: Path) -> None:
@@ -225,6 +229,7 @@ def test_buffers_never_show(text: str, buffer: int, write: Write, data: Path) ->
     path = write("a.txt", text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "BUFFER", buffer)
+        patch.setattr(sources.Text.blocks, "__defaults__", (buffer,))
         found = "".join(read(path, data))
     with open(path, encoding="utf-8-sig") as file:
         assert found == file.read()

@@ -285,6 +285,7 @@ def test_f11_what_cannot_be_held_is_refused_before_it_is_allocated(
     with pytest.raises(InputError, match="does not fit") as caught:
         run(huge, registry)
     assert "TB" in caught.value.why or "PB" in caught.value.why
+    assert not registry.root.exists()
 
 
 def test_memory_is_that_of_the_machine() -> None:

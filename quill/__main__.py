@@ -1,0 +1,5 @@
+"""`python -m quill` is the `quill` command."""
+
+from quill.cli.app import run
+
+run()
