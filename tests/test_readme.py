@@ -32,35 +32,43 @@ def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def test_every_quill_command_of_the_readme_runs(shakespeare_file: Path, tmp_path: Path) -> None:
-    """One after another in a copy of the checkout, as a newcomer would."""
-    for folder in ("configs", "weights"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
-    downloads = tmp_path / "data" / ".downloads"
-    downloads.mkdir(parents=True)
-    shutil.copy(shakespeare_file, downloads / "shakespeare.txt")
-    shutil.copy(shakespeare_file, tmp_path / "input.txt")
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What a newcomer has after cloning, as far as the README touches it."""
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    shutil.copytree(ROOT / "weights" / "shakespeare", tmp_path / "weights" / "shakespeare")
+    shutil.copy(ROOT / "weights" / ".quill.json", tmp_path / "weights")
+    corpus = Path("quill") / "data" / "harpoon.txt"
+    (tmp_path / corpus).parent.mkdir(parents=True)
+    shutil.copy(ROOT / corpus, tmp_path / corpus)
+    return tmp_path
+
+
+def test_every_quill_command_of_the_readme_runs(checkout: Path, tmp_path: Path) -> None:
+    """One after another, as a newcomer would, without a network."""
     binaries = tmp_path / "bin"
     binaries.mkdir()
     entry = binaries / "quill"
     entry.write_text(f"#!{sys.executable}\nfrom quill.cli.app import run\nrun()\n")
     entry.chmod(0o755)
-    env = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    env = {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "http_proxy": "http://127.0.0.1:9",
+    }
     commands = _commands()
     assert len(commands) > 10
     for command in commands:
         if "quill train" in command and "--dry-run" not in command:
             command = re.sub(r"(quill train[^|;&>]*)", rf"\1 {_SHORT} ", command)
         done = subprocess.run(
-            command, shell=True, cwd=tmp_path, env=env, capture_output=True, timeout=300, check=False
+            command, shell=True, cwd=checkout, env=env, capture_output=True, timeout=300, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stderr.decode()}"
 
 
 @pytest.mark.parametrize("block", _blocks("python"), ids=lambda b: b.splitlines()[0])
-def test_every_python_block_of_the_readme_runs(block: str, tmp_path: Path) -> None:
-    for folder in ("configs", "weights"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+def test_every_python_block_of_the_readme_runs(block: str, checkout: Path) -> None:
     script = block.replace('"configs/quickstart.json"', "QUICK")
     quick = {
         "name": "quick",
@@ -69,7 +77,7 @@ def test_every_python_block_of_the_readme_runs(block: str, tmp_path: Path) -> No
     }
     done = subprocess.run(
         [sys.executable, "-c", f"QUICK = {quick!r}\n{script}"],
-        cwd=tmp_path,
+        cwd=checkout,
         capture_output=True,
         timeout=300,
         check=False,

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from quill import __version__, fsio, strictjson
+from quill import __version__, fsio, naming, strictjson
 from quill.config.settings import DataConfig
 from quill.data import build, encode, named, sources
-from quill.data.shards import MANIFEST, SCHEMA_VERSION, Dataset, check_name, datasets
+from quill.data.shards import MANIFEST, SCHEMA_VERSION, Dataset, datasets
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError
 from quill.tokenizers import base
 
@@ -93,7 +93,7 @@ def prepare(
         ResourceError: Disk, permission or network.
     """
     if name is not None:
-        check_name(name)
+        naming.check(name, "dataset")
     settings = _settings(config)
     on_bytes = _on_bytes(observer)
     with sources.find(

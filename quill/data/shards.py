@@ -7,7 +7,6 @@ The manifest is written last, so that its presence means the dataset is whole.
 from __future__ import annotations
 
 import hashlib
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,9 +23,6 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
 Split = Literal["train", "val"]
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
 class Dataset:
@@ -143,22 +139,6 @@ def datasets(root: Path) -> list[Dataset]:
         except (NotFoundError, CorruptError, InputError, ResourceError):
             continue
     return found
-
-
-def check_name(name: str) -> str:
-    """A name that is a folder of its own on every file system, or a refusal.
-
-    Raises:
-        InputError: It is not one.
-    """
-    if not _NAME.fullmatch(name) or ".." in name or name.endswith(".") or _DEVICES.fullmatch(name):
-        raise InputError(
-            f"{name!r} is not a name",
-            why="a name is up to 64 of a-z 0-9 . _ -, begins with a letter or digit, has no '..', "
-            "does not end in '.', and is no Windows device",
-            hint="--name my-text",
-        )
-    return name
 
 
 def _check_manifest(path: Path, manifest: Any) -> None:

@@ -49,8 +49,8 @@ def for_decoding(model: GPT, copied: bool = True) -> GPT:
     # What the memo holds is taken from there: only the modules are made anew.
     twin = copy.deepcopy(model, dict(shared)).eval()
     size = sum(p.nbytes for p in model.parameters())
-    copied &= model.wte.weight.device.type == "cpu" and size <= _COPIED_AT_MOST
-    copied &= torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    copied &= model.wte.weight.device.type == "cpu" and model.wte.weight.dtype == torch.float32
+    copied &= torch.backends.cpu.get_cpu_capability().startswith("AVX") and size <= _COPIED_AT_MOST
     _call_directly(twin, copied)
     if copied and model.config.n_layer and model.config.tie_embeddings:
         # Rows for reading tokens, columns for the head.
