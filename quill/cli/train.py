@@ -191,13 +191,14 @@ def _seconds(minutes: float | None) -> float | None:
 
 def _print_plan(output: Output, plan: Plan) -> None:
     data = f"{plan.dataset}, {plan.train_tokens:,} tokens to train on and {plan.val_tokens:,} to validate"
+    short = ": a smaller --batch-size is needed" if plan.memory_bytes > plan.memory_present else ""
     facts = output.fields(
         [
             ("parameters", f"{plan.parameters:,} ({count(plan.parameters)})"),
             ("data", data),
             ("tokens per step", f"{plan.tokens_per_step:,}"),
             ("epochs", f"{plan.epochs:.1f}"),
-            ("memory", size(plan.memory_bytes)),
+            ("memory", f"{size(plan.memory_bytes)} of {size(plan.memory_present)}{short}"),
             ("device", f"{plan.device} {plan.dtype}{', compiled' if plan.compiled else ''}"),
             ("time per step", f"{plan.seconds_per_step:.3g} s, timed on {plan.measured_on}"),
             ("time in all", duration(plan.seconds_total)),

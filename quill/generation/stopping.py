@@ -34,10 +34,11 @@ class StopStrings:
         if self.hit or not self._stops:
             return "" if self.hit else piece
         text = self._held + piece
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.hit, self._held = True, ""
-            return text[: min(found)]
+            # The one that is complete first, however the text is cut in pieces.
+            return text[: min(found)[1]]
         cut = len(text) - max(self._overlap(text, stop) for stop in self._stops)
         self._held = text[cut:]
         return text[:cut]

@@ -118,7 +118,7 @@ def fastest(choices: list[str], step: Callable[[str], None], repeats: int = 3) -
             start = time.perf_counter()
             step(choice)
             seconds = min(seconds, time.perf_counter() - start)
-            if seconds > 5:
+            if seconds > 1:
                 break
         if seconds < best_seconds * (1.0 if best_seconds == float("inf") else 0.9):
             best, best_seconds = choice, seconds

@@ -39,6 +39,7 @@ class Plan:
         parameters: How many numbers are trained.
         tokens_per_step: Tokens that one optimizer step sees.
         memory_bytes: Weights, gradients, optimizer and what a forward pass keeps for the backward one.
+        memory_present: Bytes that the device has.
         seconds_per_step: Timed on a step, or on a share of one.
         seconds_total: All steps and evaluations.
         measured_on: How much of a step was timed, "2 steps" or "1/32 of a step".
@@ -55,6 +56,7 @@ class Plan:
     parameters: int
     tokens_per_step: int
     memory_bytes: int
+    memory_present: int
     seconds_per_step: float
     seconds_total: float
     measured_on: str
@@ -110,6 +112,7 @@ def plan(
         parameters=parameters,
         tokens_per_step=tokens_per_step(config),
         memory_bytes=fixed + kept * c.batch_size // share,
+        memory_present=size.memory(device),
         seconds_per_step=seconds,
         seconds_total=total,
         measured_on="2 steps" if passes == 1 else f"1/{passes:.0f} of a step",
@@ -151,7 +154,7 @@ def _time_step(trainer: Trainer) -> tuple[float, float]:
         trainer.optimizer.step(0.0)
         trainer.machine.synchronize()
         times.append((middle - start, time.perf_counter() - middle))
-        if middle - start > 10 and len(times) > 1:
+        if middle - start > 1 and len(times) > 1:
             break
     # The first step allocates what the others reuse.
     later = times[1:] or times

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 import pytest
@@ -68,7 +69,7 @@ def reciting() -> Callable[[Sequence[int]], GPT]:
         model = GPT(ModelConfig(n_layer=0, vocab_size=257, block_size=8))
         with torch.no_grad():
             model.wte.weight.zero_()
-            for a, b in zip(ids, ids[1:], strict=False):
+            for a, b in pairwise(ids):
                 model.wte.weight[a, b] = 1000.0
         return model
 
