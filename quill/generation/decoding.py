@@ -10,8 +10,7 @@ window's tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +70,8 @@ def _call_directly(module: nn.Module, copied: bool) -> None:
             vars(module)[name] = [p.forward for p in part]
         elif isinstance(part, nn.Linear) and copied:
             vars(module)[name] = _product(part.weight, part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            vars(module)[name] = _layer_norm(part)
         elif not isinstance(part, nn.Embedding):
             vars(module)[name] = part.forward
 
@@ -94,10 +95,15 @@ def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
         if x.numel() != width:
             return F.linear(x, weight, bias)
         # Arguments 4 to 6: no scaling by frequency, the sum of the bag, no sparse gradient.
-        y = torch.embedding_bag(columns, every, first, False, 0, False, x.reshape(-1))[0]
+        y = torch.embedding_bag(columns, every, first, False, 0, False, x.view(-1))[0]
         return (y if bias is None else y + bias).view(*x.shape[:-1], -1)
 
     return product
+
+
+def _layer_norm(part: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    shape, weight, bias, eps = part.normalized_shape, part.weight, part.bias, part.eps
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 
 class Decoder:
@@ -145,10 +151,21 @@ class Decoder:
             self._cache.clear()
         self._read.append(idx)
         self.length += idx.shape[1]
-        alone = idx.numel() == 1 and idx.device.type == "cpu"
-        with torch.inference_mode(), _one_thread() if alone else nullcontext():
-            logits: Tensor = self.model(idx, self._cache, last_only=True)
-            return logits[:, -1]
+        if idx.numel() > 1 or idx.device.type != "cpu":
+            return self._logits(idx)
+        # One row through a small model is memory-bound work in dozens of pieces of microseconds: handing
+        # parts of them to other threads gains little when those are idle, and stalls when they are not.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._logits(idx)
+        finally:
+            torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def _logits(self, idx: Tensor) -> Tensor:
+        logits: Tensor = self.model(idx, self._cache, last_only=True)
+        return logits[:, -1]
 
     def fork(self, rows: int) -> Decoder:
         """Several decoders side by side, each having read what this one has.
@@ -161,18 +178,3 @@ class Decoder:
         with torch.inference_mode():
             twin._cache = self._cache.repeat(rows)
         return twin
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on the calling thread alone.
-
-    One row through a small model is memory-bound work cut into dozens of pieces of microseconds; handing
-    parts of them to other threads gains little when those are idle, and stalls when they are not.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -2,13 +2,16 @@
 
 Legend: B rows (samples side by side), V vocabulary. A filter takes logits (B, V) and gives logits (B, V),
 with -inf for what may not be drawn; at least one token always stays. They apply in the order the field
-has made standard: repetition penalty, temperature, top-k, top-p, min-p.
+has made standard: repetition penalty, temperature, top-k, top-p, min-p. Logits are float64 here: then no
+temperature makes a finite float32 overflow, and beside 1 there is room for the probabilities of a large
+vocabulary's tail.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +22,9 @@ from quill.errors import DivergedError
 
 # Tokens among which top-p looks before it sorts the whole vocabulary.
 _NUCLEUS = 256
+
+# Random numbers made at a time for each row.
+_AHEAD = 64
 
 
 def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -42,11 +48,9 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
         logits: (B, V).
         temperature: Above 0, however small.
 
-    Returns:
-        The logits divided by it, the largest of each row at 0 so that none overflows.
     """
-    # Float32 flushes smaller divisors to 0; at this one all but exact ties is long lost.
-    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, 1e-30)
+    # Float64 holds any float32 divided by this, at which all but exact ties is long lost.
+    return logits / max(temperature, 1e-200)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -73,7 +77,7 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """
     if p >= 1:
         return logits
-    total = logits.to(torch.float64).logsumexp(-1, keepdim=True)
+    total = logits.logsumexp(-1, keepdim=True)
     # Sorting a large vocabulary takes 20 times as long as finding the few tokens that mostly matter.
     values, ids = logits.topk(min(_NUCLEUS, logits.shape[-1]))
     probabilities = (values - total).exp_()
@@ -122,14 +126,14 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 
     Args:
         logits: (B, V), -inf for what cannot be drawn.
-        uniform: Random numbers in [0, 1), float64, (B, 1).
+        uniform: Random numbers in [0, 1), (B, 1).
 
     Returns:
         Token ids, (B, 1).
     """
-    # Float64, as beside 1 float32 has no room for the probabilities of a large vocabulary's tail.
-    cumulative = logits.softmax(-1, dtype=torch.float64).cumsum_(-1)
-    # The first that lies above the number, so never one that adds nothing.
+    cumulative = logits.softmax(-1).cumsum_(-1)
+    # Rounding may have left the end a little off 1. The first that lies above the number is drawn, so
+    # never one that adds nothing.
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
 
 
@@ -142,8 +146,8 @@ def check_finite(logits: Tensor) -> None:
     Raises:
         DivergedError: A logit is NaN or infinite.
     """
-    # One sum is NaN or infinite if any term is, and cheaper than asking each; huge terms may overflow it.
-    if not math.isfinite(logits.sum()) and not bool(logits.isfinite().all()):
+    # A sum is NaN or infinite if a term is, and no sum of float32 numbers is too large for float64.
+    if not math.isfinite(logits.sum()):
         raise DivergedError(
             "the model's logits are not finite",
             why="its weights are not finite, or so large that numbers overflow",
@@ -170,6 +174,7 @@ class Sampler:
         self._numbers = [
             random.Random() if config.seed is None else random.Random(f"{config.seed}/{row}") for row in rows
         ]
+        self._uniform: deque[Tensor] = deque()
         # MPS has no float64.
         self._device = torch.device("cpu") if prompt.device.type == "mps" else prompt.device
         self._seen: Tensor | None = None
@@ -190,7 +195,7 @@ class Sampler:
             DivergedError: A logit is NaN or infinite.
         """
         model_device = logits.device
-        logits = logits[:, : self.vocab_size].to(self._device, torch.float32)
+        logits = logits[:, : self.vocab_size].to(self._device, torch.float64)
         check_finite(logits)
         config = self.config
         if self._seen is not None:
@@ -198,9 +203,16 @@ class Sampler:
         if config.temperature == 0 or config.top_k == 1:
             chosen = logits.argmax(-1, keepdim=True)
         else:
-            numbers = [[n.random()] for n in self._numbers]
-            uniform = torch.tensor(numbers, dtype=torch.float64, device=self._device)
-            chosen = draw(restrict(logits, config), uniform)
+            chosen = draw(restrict(logits, config), self._next_uniform())
         if self._seen is not None:
             self._seen.scatter_(1, chosen, True)
         return chosen.to(model_device)
+
+    def _next_uniform(self) -> Tensor:
+        """A random number for each row, (B, 1)."""
+        if not self._uniform:
+            # Made ahead, as making a tensor of Python's numbers takes longer than drawing with it.
+            numbers = [[n.random() for _ in range(_AHEAD)] for n in self._numbers]
+            block = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+            self._uniform.extend(block[:, i : i + 1] for i in range(_AHEAD))
+        return self._uniform.popleft()

@@ -17,7 +17,7 @@ from quill.generation.sampling import Sampler
 
 INF = math.inf
 # Probabilities 0.5, 0.3, 0.15 and 0.05, not in their order.
-LOGITS = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
+LOGITS = torch.tensor([[0.15, 0.5, 0.05, 0.3]], dtype=torch.float64).log()
 PROMPT = torch.zeros(1, 1, dtype=torch.long)
 
 
@@ -101,7 +101,7 @@ def test_temperature_divides_the_differences(temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-30, 5e-324])
 def test_f24_the_smallest_temperatures_leave_only_the_largest(temperature: float) -> None:
-    logits = torch.tensor([[1e4, 9e3, 1e4, -3e38]])
+    logits = torch.tensor([[1e4, 9e3, 1e4, -3e38]], dtype=torch.float64)
     probabilities = sampling.apply_temperature(logits, temperature).softmax(-1)
     assert probabilities.tolist() == [[0.5, 0.0, 0.5, 0.0]]
 
