@@ -1,4 +1,4 @@
-"""Check a config file, print its schema or a start of one."""
+"""Check a config file, print its schema, its settings, or a start of one."""
 
 from __future__ import annotations
 
@@ -93,4 +93,12 @@ def show(
     session.output.write(strictjson.dumps(document))
 
 
-COMMANDS = {"schema": schema, "check": check, "init": init, "show": show}
+@options.command()
+def table(session: Session) -> None:
+    """Print every setting with its default and meaning, as a Markdown table."""
+    from quill.config import schema
+
+    session.output.write(schema.table())
+
+
+COMMANDS = {"schema": schema, "check": check, "init": init, "show": show, "table": table}

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from quill.data.batches import Tokens
     from quill.tokenizers.base import Tokenizer
 
-# Tokens of one forward pass: on a CPU more gain no speed, they only leave its caches.
-_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384, "mps": 8192}
+# Tokens of one forward pass, 2048 elsewhere: on a CPU more gain no speed, they only leave its caches.
+_TOKENS_AT_ONCE = {"cuda": 16384, "mps": 8192}
 # Logits that exist at one time, 32 MB of float32, however large the vocabulary.
 _LOGITS_AT_ONCE = 1 << 23
 # Rows of a batch where the estimate is from random windows and no size is asked for.
@@ -88,7 +88,7 @@ def evaluate(
         )
     batches: Iterator[tuple[Tensor, Tensor]]
     if iters is None:
-        B = batch_size or max(1, _TOKENS_AT_ONCE[model.wte.weight.device.type] // T)
+        B = batch_size or max(1, _TOKENS_AT_ONCE.get(model.wte.weight.device.type, 2048) // T)
         batches = windows(tokens, block_size=T, batch_size=B)
     else:
         B = batch_size or _ROWS_OF_ESTIMATE

@@ -104,7 +104,7 @@ def test_large_weights_are_shared(make_model: MakeModel, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1, 24), (2, 1, 24), (1, 3, 24), (24,)])
+@pytest.mark.parametrize("shape", [(1, 1, 24), (2, 1, 24), (1, 3, 24)])
 def test_product_is_a_linear_layer(shape: tuple[int, ...], biased: bool) -> None:
     weight, bias = torch.randn(10, 24), torch.randn(10) if biased else None
     x = torch.randn(shape)

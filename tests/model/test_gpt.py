@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -142,6 +143,31 @@ def test_one_batch_is_learnt_by_heart(block: str) -> None:
         optimizer.step()
     assert 3 < first < 4
     assert value.item() < 0.1
+
+
+def by_definition(activation: str, x: torch.Tensor) -> torch.Tensor:
+    match activation:
+        case "gelu":
+            return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+        case "gelu_tanh":
+            return x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        case "relu":
+            return x.clamp(min=0)
+        case _:
+            return x.clamp(min=0) ** 2
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "relu2"])
+@pytest.mark.parametrize("T", [1, 5])
+def test_activations_are_what_they_are_called(make_model: MakeModel, activation: str, T: int) -> None:
+    x = torch.randn(2, T, 32)
+    for block, first, last in (("gpt2", "c_fc", "c_proj"), ("modern", "up_proj", "down_proj")):
+        mlp = make_model(block=block, activation=activation).h[0].mlp
+        inside = by_definition(activation, x @ getattr(mlp, first).weight.t())
+        wanted = inside @ getattr(mlp, last).weight.t()
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                torch.testing.assert_close(mlp(x), wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_hidden_and_head_are_forward(make_model: MakeModel) -> None:
