@@ -6,6 +6,7 @@ hidden layers in neural networks", as torch.optim has it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -24,6 +25,7 @@ class Optimizer:
     """
 
     def __init__(self, model: GPT, config: TrainConfig) -> None:
+        _spare_the_compiler()
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._names = {id(p): n for n, p in named.items()}
         # Embeddings and the head are tables, not maps between activations: Muon is not for them.
@@ -63,7 +65,10 @@ class Optimizer:
         for part, peaks in zip(self._parts, self._peaks, strict=True):
             for group, peak in zip(part.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate
-            part.step()
+            # What stands around an optimizer's step is for torch.compile and for profilers; it imports
+            # the compiler, 46 MB and most of a second, which a run without it never uses.
+            with torch.no_grad():
+                inspect.unwrap(type(part).step)(part)
             part.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
@@ -89,3 +94,15 @@ class Optimizer:
     def _states(self) -> Iterator[tuple[Tensor, dict[str, object]]]:
         for part in self._parts:
             yield from part.state.items()
+
+
+def _spare_the_compiler() -> None:
+    """Keep torch from importing its compiler to build an optimizer, as `Optimizer.step` does to run one.
+
+    Methods that are kept out of compiled graphs have a wrapper whose first call imports the compiler,
+    unless it finds this attribute. A torch that does not look for it is merely slower to start.
+    """
+    for method in vars(torch.optim.Optimizer).values():
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None and not hasattr(plain, "__dynamo_disable"):
+            setattr(plain, "__dynamo_disable", plain)
