@@ -83,12 +83,6 @@ def windows(tokens: Tokens, *, block_size: int, batch_size: int) -> Iterator[tup
         yield _tensors(plain[None, n_windows * block_size :])
 
 
-def count_windows(n_tokens: int, *, block_size: int, batch_size: int) -> int:
-    """How many batches `windows` yields."""
-    full, rest = divmod(max(n_tokens - 1, 0), block_size)
-    return -(-full // batch_size) + (rest > 0)
-
-
 def check_length(n_tokens: int, block_size: int, split: str, *, dataset: str = "the text") -> None:
     """Refuse a split that holds not even one window and its targets.
 

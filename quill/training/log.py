@@ -25,6 +25,7 @@ class RunLog:
     def __init__(self, folder: Path, log_interval: int, step: int) -> None:
         self._metrics, self._log, self._interval = folder / METRICS, folder / LOG, log_interval
         kept = [line for line in read_metrics(self._metrics) if line["step"] <= step]
+        fsio.end_line(self._log)
         fsio.write_bytes(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def __call__(self, event: Event) -> None:

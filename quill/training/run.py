@@ -144,23 +144,27 @@ class _Run:
         for note in notes:
             self._watch(Notice(note))
         self._announce(trainer)
-        reason = "trained"
-        while trainer.step < c.max_iters:
+        while not self._is_done(trainer):
             self._step(trainer)
             if trainer.step % c.eval_interval == 0 or trainer.step == c.max_iters:
                 self._evaluate(trainer)
                 self._save(trainer)
-            if c.patience and self.bad_evaluations >= c.patience:
-                reason = f"no better loss in {c.patience} evaluations"
-                break
-            if trainer.step == c.max_iters:
+            if self._is_done(trainer):
                 break
             self._heed(trainer, stop())
             if max_seconds is not None and time.monotonic() - clock >= max_seconds:
                 self._save(trainer)
                 self._watch(Notice(f"{self.draft.reference} pauses at step {trainer.step:,}: time is up"))
                 return Outcome(self.draft.reference, None, "paused")
+        early = trainer.step < c.max_iters
+        reason = f"no better loss in {c.patience} evaluations" if early else "trained"
         return Outcome(self.draft.reference, self._publish(trainer, reason), "trained")
+
+    def _is_done(self, trainer: Trainer) -> bool:
+        """Whether nothing is left to do but to publish, also right after resuming."""
+        c = self.config.train
+        tired = c.patience is not None and self.bad_evaluations >= c.patience
+        return tired or trainer.step >= c.max_iters
 
     def _trainer(self, facts: dict[str, Any]) -> Trainer:
         c = self.config

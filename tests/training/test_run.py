@@ -222,6 +222,22 @@ def test_patience_ends_a_run_that_gets_no_better(text: Path, registry: Registry)
     assert finished.step == finished.best_step + 2
 
 
+def test_killed_before_publishing_it_publishes_what_it_had(
+    config: RunConfig, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("quill.training.run._Run._publish", killed)
+        run(config, registry)
+    assert not registry.entries()
+    events: list[Event] = []
+    assert run(config, registry, observer=events.append).reason == "trained"
+    assert not any(isinstance(e, Evaluated) for e in events), "every step had been done"
+    assert registry.resolve("tide").manifest["steps"] == 12  # type: ignore[index]
+
+
 def test_f39_a_diverged_run_keeps_its_last_state(text: Path, registry: Registry) -> None:
     config = make(text, train__max_iters=8)
     with pytest.raises(InterruptedRun):
