@@ -228,9 +228,10 @@ def test_killed_before_publishing_it_publishes_what_it_had(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("quill.training.run._Run._publish", killed)
-        run(config, registry)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, registry)
     assert not registry.entries()
     events: list[Event] = []
     assert run(config, registry, observer=events.append).reason == "trained"
