@@ -1,10 +1,12 @@
 """Every failure quill expects, as one tree: what happened, why, and what to do next.
 
 The command line turns each into three short lines on stderr and the exit code declared here;
-a library caller catches the class. Nothing below imports anything.
+a library caller catches the class. Nothing of quill is imported below.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class QuillError(Exception):
@@ -35,9 +37,17 @@ class InputError(QuillError):
 
 
 class NotFoundError(QuillError):
-    """No such model, dataset or file."""
+    """No such model, dataset or file.
+
+    Args:
+        close: What exists and may have been meant, best first; the hint is made of it where there is none.
+    """
 
     exit_code = 3
+
+    def __init__(self, what: str, *, why: str = "", hint: str = "", close: Sequence[str] = ()) -> None:
+        super().__init__(what, why=why, hint=hint)
+        self.close = tuple(close)
 
 
 class RefusedError(QuillError):

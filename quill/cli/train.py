@@ -45,6 +45,13 @@ def command(
         float | None,
         Option(metavar="NUMBER", help="Save and stop after so long, with nothing printed; repeat to go on."),
     ] = None,
+    wait: Annotated[
+        float, Option(metavar="SEC", help="Seconds to wait for another run of this name; else exit 75.")
+    ] = 0.0,
+    keep: Annotated[
+        int | None,
+        Option(metavar="N", help="Afterwards remove all but the newest N versions; aliased ones stay."),
+    ] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print the settings, the size, and the time it would take.")
     ] = False,
@@ -55,6 +62,10 @@ def command(
     are at their defaults. Prints the model's reference.
     """
     run = read_config(session, config, name)
+    if not 0 <= wait < 60 * 60 * 24 * 366:
+        raise InputError(f"--wait {wait:g} is refused", why="it is seconds, from 0 to a year")
+    if keep is not None and keep < 1:
+        raise InputError(f"--keep {keep} is refused", why="at least the version just trained stays")
     registry, data_root = session.registry(), session.datasets()
     if dry_run:
         from quill.training.plan import plan
@@ -84,6 +95,8 @@ def command(
                 resume=resume,
                 new_version=new_version,
                 max_seconds=_seconds(max_minutes),
+                wait=wait,
+                keep=keep,
                 observer=observe,
                 on_data=on_data,
                 stop=signals.poll,

@@ -6,7 +6,7 @@ Legend: B batch, T window, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -59,6 +59,7 @@ def evaluate(
     iters: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    between: Callable[[], None] = lambda: None,
 ) -> Figures:
     """Measure a model on a text: the whole of it in consecutive windows, or an estimate.
 
@@ -73,6 +74,7 @@ def evaluate(
         iters: Batches of random windows to estimate from; all windows where None.
         batch_size: Windows in a forward pass, B; chosen for speed where None.
         seed: Of the random windows.
+        between: Called before each forward pass; what it raises ends the measurement.
 
     Raises:
         InputError: There is no target, or not one window to estimate from.
@@ -93,7 +95,7 @@ def evaluate(
     else:
         B = batch_size or _ROWS_OF_ESTIMATE
         batches = (batch(tokens, seed=seed, step=step, batch_size=B, block_size=T) for step in range(iters))
-    nats, count = _total(model, batches)
+    nats, count = _total(model, batches, between)
     if not math.isfinite(nats):
         raise DivergedError(
             "the loss is not finite",
@@ -137,7 +139,9 @@ def evaluate_text(
 
 
 @torch.inference_mode()
-def _total(model: GPT, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, int]:
+def _total(
+    model: GPT, batches: Iterator[tuple[Tensor, Tensor]], between: Callable[[], None]
+) -> tuple[float, int]:
     """Sum of the cross entropy over all targets in nats, and their number."""
     device = model.wte.weight.device
     at_once = max(1, _LOGITS_AT_ONCE // (model.config.vocab_size or 1))
@@ -146,6 +150,7 @@ def _total(model: GPT, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float,
     nats, count = 0.0, 0
     try:
         for x, y in batches:
+            between()
             hidden = model.hidden(x.to(device)).flatten(0, 1)  # (B T, C)
             targets = y.to(device).flatten()
             # The head's rows by parts, as a large vocabulary's logits take more memory than all else.

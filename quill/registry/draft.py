@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from quill import fsio
-from quill.errors import QuillError, RefusedError
-from quill.registry import ledger
+from quill.errors import CorruptError, LockedError, QuillError, RefusedError
+from quill.registry import ledger, locks
 from quill.registry import manifest as manifests
 from quill.registry.version import Version
 
@@ -32,6 +32,7 @@ class Draft:
         self.name, self.number = name, number
         self.path = root / name / f"v{number}"
         self.trash = root / fsio.TRASH
+        self._token: str | None = None
 
     def __repr__(self) -> str:
         return f"Draft({self.reference!r})"
@@ -44,6 +45,29 @@ class Draft:
     def set_status(self, status: Mapping[str, Any]) -> None:
         """Say how it stands, for whoever lists it: process, host, start, step."""
         fsio.write_json(self.path / manifests.STATUS, dict(status), durable=False)
+
+    def take(self) -> None:
+        """Be the one who works on it, from now on: its status names this process."""
+        self._token = os.urandom(8).hex()
+        self.set_status((self.status() or {}) | locks.me() | {"token": self._token})
+
+    def check_taken(self) -> None:
+        """Hold on to what `take` took, before anything of it is replaced.
+
+        A lock keeps others away; where locks do nothing, whoever came last goes on and the others end here.
+
+        Raises:
+            LockedError: Another process has taken it over, or has finished it.
+        """
+        if self._token is None:
+            return
+        status = self.status() or {}
+        if status.get("token") != self._token or os.path.lexists(self.path / manifests.FILE):
+            raise LockedError(
+                f"another process has taken over '{self.reference}'",
+                why=f"pid {status.get('pid', '?')} on {status.get('host', '?')}; locks do nothing here",
+                hint="quill doctor",
+            )
 
     def status(self) -> dict[str, Any] | None:
         """What was last said of it, or None."""
@@ -60,21 +84,27 @@ class Draft:
                 steps, parameters, best_val_loss, seconds.
 
         Raises:
-            CorruptError: A file that every version needs is missing.
+            CorruptError: A file that every version needs is missing, or one changed meanwhile.
             RefusedError: It is finished already.
+            LockedError: Another process has taken it over.
             ResourceError: The disk refused; it is still a draft then.
         """
         path = self.path / manifests.FILE
         if os.path.lexists(path):
             raise RefusedError(f"'{self.reference}' is finished", why="a version never changes")
+        self.check_taken()
         with fsio.guard(self.path, "read"):
             leftovers = [Path(e.path) for e in os.scandir(self.path) if e.name.startswith(".")]
         for leftover in leftovers:
             fsio.discard(leftover, self.trash)
         fsio.settle(self.path)
+        before = manifests.stamps(self.path)
         document = manifests.build(self.path, self.reference, fields)
         try:
             fsio.write_json(path, document)
+            if manifests.stamps(self.path) != before:
+                why = "another process wrote into it while it was published"
+                raise CorruptError(f"'{self.reference}' changed while it was published", why=why)
         except BaseException:
             # Renamed but not known to last: who is told that it failed must not find it published.
             with suppress(QuillError):

@@ -8,10 +8,11 @@ from typing import Any
 
 from quill import fsio
 from quill.errors import CorruptError
-from quill.registry import manifest
+from quill.registry import locks, manifest
 
 FILE = "model.json"
 _MOST_VERSIONS = 10**9
+_BLANK: dict[str, Any] = {"schema": 1, "aliases": {}, "tags": {}, "next_version": 1}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -37,9 +38,20 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def update(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Replace model.json by what a function makes of it."""
-    blank = {"schema": 1, "aliases": {}, "tags": {}, "next_version": 1}
-    fsio.write_json(folder / FILE, change(blank | read(folder)))
+    """Replace model.json by what a function makes of it; changes of several processes follow each other.
+
+    Args:
+        folder: The model's folder.
+        change: Called with what model.json says; what it returns is written unless it is the same.
+
+    Raises:
+        LockedError: Another change does not come to its end.
+    """
+    with locks.ledger(folder):
+        before = _BLANK | read(folder)
+        after = change(before)
+        if after != before or not (folder / FILE).exists():
+            fsio.write_json(folder / FILE, after)
 
 
 def next_number(folder: Path) -> int:
@@ -49,5 +61,4 @@ def next_number(folder: Path) -> int:
 
 def reserve(folder: Path, number: int) -> None:
     """Keep a number and all below it from being given again, also once its folder is gone."""
-    if next_number(folder) <= number:
-        update(folder, lambda ledger: ledger | {"next_version": number + 1})
+    update(folder, lambda ledger: ledger | {"next_version": max(ledger["next_version"], number + 1)})

@@ -136,6 +136,13 @@ def files(folder: Path, prefix: str = "") -> Iterator[str]:
             raise CorruptError(f"'{entry.path}' is a link or a device", why="a version holds plain files")
 
 
+def stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """What tells that one of a version's files was replaced or written to: inode, size and time."""
+    found = ((n, os.lstat(folder / n)) for n in files(folder))
+    with fsio.guard(folder, "read"):
+        return {n: (s.st_ino, s.st_size, s.st_mtime_ns) for n, s in found}
+
+
 def changed(folder: Path, listed: Mapping[str, Any]) -> str | None:
     """The first listed file that is not there as a plain file of its size; nothing is read."""
     for name, entry in listed.items():

@@ -6,8 +6,6 @@ found, and other settings under the same name are refused.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -128,10 +126,8 @@ def _changes(earlier: Draft | Version, config: RunConfig, dataset: Dataset) -> l
 
 
 def status(step: int) -> dict[str, Any]:
-    """What status.json says of a run at a step: who is at it, since when, and how far."""
+    """What status.json says of a run at a step, beside who is at it."""
     return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
         "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "step": step,
     }

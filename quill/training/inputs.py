@@ -28,10 +28,8 @@ def settle(
         on_data: Told of progress while data is prepared.
 
     Raises:
-        InputError: The name is missing, or the data is too short for the context.
+        InputError: The data is too short for the context, or does not fit the parent.
     """
-    if not config.name:
-        raise InputError("the run has no name", why="neither file nor flag gives one", hint="--name my-model")
     data, model = config.data, config.model
     if parent is not None:
         known = checkpoint.read_tokenizer(parent)

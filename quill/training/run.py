@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from quill import fsio
 from quill.config.settings import RunConfig, SampleConfig
 from quill.data import prepare
-from quill.errors import InterruptedRun
+from quill.errors import InputError, InterruptedRun
 from quill.evaluation import measure
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
-from quill.registry import checkpoint
+from quill.registry import checkpoint, locks
 from quill.registry.draft import Draft
+from quill.registry.names import check_name
 from quill.registry.store import Registry
 from quill.registry.version import Version
 from quill.training import machine as machines
@@ -67,6 +68,8 @@ def train(
     resume: Resume = "auto",
     new_version: bool = False,
     max_seconds: float | None = None,
+    wait: float = 0.0,
+    keep: int | None = None,
     observer: Observer = ignore,
     on_data: prepare.Observer | None = None,
     stop: Callable[[], int | None] = lambda: None,
@@ -80,26 +83,44 @@ def train(
         resume: Go on with an unfinished run if there is one (auto), never, or only then (must).
         new_version: Train beside a finished version of the same name instead of refusing.
         max_seconds: Stop with the state saved after so long.
+        wait: Seconds to wait for another process that is at work on the name.
+        keep: Once there is a finished version, remove all but this many of the newest; aliased ones stay.
         observer: Told what happens.
         on_data: Told of progress while data is prepared on first use.
-        stop: Asked after each step; the number of the signal to end for, or None.
+        stop: Asked between forward passes; the number of the signal to end for, or None.
 
     Raises:
         RefusedError: The name holds a run of other settings or data.
+        LockedError: Another process is at work on the name.
         InterruptedRun: `stop` gave a signal; the state is saved.
         DivergedError: Loss or gradient stopped being finite; the last state is kept.
         InputError: Settings and data do not fit each other or the machine.
     """
-    clock = time.monotonic()
-    parent = registry.resolve(config.train.init_from) if config.train.init_from else None
-    config, dataset = settle(config, data_root, parent, on_data)
-    # Before a version is begun: what cannot be held leaves nothing behind.
-    size.check_memory(config, machines.find_device(config.train.device))
-    draft = claim(config, dataset, registry, resume, new_version)
-    if isinstance(draft, Version):
-        observer(Notice(f"{draft.reference} is already trained"))
-        return Outcome(draft.reference, draft, "already trained")
-    return _Run(config, dataset, draft, parent, observer).go(stop, clock, max_seconds)
+    if not config.name:
+        raise InputError("the run has no name", why="neither file nor flag gives one", hint="--name my-model")
+    with locks.hold(registry.root, check_name(config.name), wait):
+        clock = time.monotonic()
+        parent = registry.resolve(config.train.init_from) if config.train.init_from else None
+        config, dataset = settle(config, data_root, parent, on_data)
+        # Before a version is begun: what cannot be held leaves nothing behind.
+        size.check_memory(config, machines.find_device(config.train.device))
+        draft = claim(config, dataset, registry, resume, new_version)
+        if isinstance(draft, Version):
+            observer(Notice(f"{draft.reference} is already trained"))
+            outcome = Outcome(draft.reference, draft, "already trained")
+        else:
+            draft.take()
+            outcome = _Run(config, dataset, draft, parent, observer, stop).go(clock, max_seconds)
+        if keep is not None and outcome.version is not None:
+            from quill.registry import cleaning
+
+            for removed in cleaning.prune(registry, outcome.version.name, keep):
+                observer(Notice(f"{removed.reference} is removed, {keep} are kept"))
+        return outcome
+
+
+class _Stopped(Exception):
+    """A signal came in the middle of something that can be begun again; its number."""
 
 
 class _Run:
@@ -112,28 +133,22 @@ class _Run:
         draft: Draft,
         parent: Version | None,
         observer: Observer,
+        stop: Callable[[], int | None],
     ) -> None:
         self.config, self.dataset, self.draft, self.parent = config, dataset, draft, parent
-        self._watch = observer
+        self._watch, self._stop = observer, stop
         self.best_loss: float | None = None
         self.best_step = 0
         self.bad_evaluations = 0
         self.seconds_before = 0.0
-        self._saved = -1
+        self._evaluated = -1
+        self._saved: tuple[int, bool] | None = None
 
-    def go(self, stop: Callable[[], int | None], clock: float, max_seconds: float | None) -> Outcome:
+    def go(self, clock: float, max_seconds: float | None) -> Outcome:
         """Train to the end, to a signal or to the time limit."""
-        c = self.config.train
         self._clock = clock
-        state = checkpoint.load_state(self.draft)
-        tensors, facts, notes = state if state is not None else ({}, {}, [])
-        trainer = self._trainer(facts)
-        if state is not None:
-            trainer.load_state(tensors, facts["trainer"])
-            self.best_loss, self.best_step = facts["best_val_loss"], facts["best_step"]
-            self.bad_evaluations, self.seconds_before = facts["bad_evaluations"], facts["seconds"]
-            self._saved = trainer.step
-        log = RunLog(self.draft.path, c.log_interval, trainer.step)
+        trainer, notes = self._resumed()
+        log = RunLog(self.draft.path, self.config.train.log_interval, trainer.step)
         observer = self._watch
 
         def watch(event: Event) -> None:
@@ -144,21 +159,61 @@ class _Run:
         for note in notes:
             self._watch(Notice(note))
         self._announce(trainer)
-        while not self._is_done(trainer):
-            self._step(trainer)
-            if trainer.step % c.eval_interval == 0 or trainer.step == c.max_iters:
-                self._evaluate(trainer)
-                self._save(trainer)
-            if self._is_done(trainer):
-                break
-            self._heed(trainer, stop())
-            if max_seconds is not None and time.monotonic() - clock >= max_seconds:
-                self._save(trainer)
-                self._watch(Notice(f"{self.draft.reference} pauses at step {trainer.step:,}: time is up"))
-                return Outcome(self.draft.reference, None, "paused")
-        early = trainer.step < c.max_iters
-        reason = f"no better loss in {c.patience} evaluations" if early else "trained"
-        return Outcome(self.draft.reference, self._publish(trainer, reason), "trained")
+        first = trainer.step
+        try:
+            while True:
+                if self._owes_evaluation(trainer):
+                    self._evaluate(trainer)
+                    self._save(trainer)
+                if self._is_done(trainer):
+                    break
+                self._check()
+                # However short the time, each call gets a step further.
+                late = max_seconds is not None and time.monotonic() - clock >= max_seconds
+                if late and trainer.step > first:
+                    self._save(trainer)
+                    self._watch(Notice(f"{self.draft.reference} pauses at step {trainer.step:,}: time is up"))
+                    return Outcome(self.draft.reference, None, "paused")
+                self._step(trainer)
+            early = trainer.step < self.config.train.max_iters
+            reason = f"no better loss in {self.config.train.patience} evaluations" if early else "trained"
+            return Outcome(self.draft.reference, self._publish(trainer, reason), "trained")
+        except _Stopped as e:
+            self._save(trainer)
+            signum = int(e.args[0])
+            raise InterruptedRun(
+                f"{self.draft.reference} was interrupted at step {trainer.step:,}; its state is saved",
+                signum=signum,
+                why=f"signal {signum}",
+                hint="repeat the command to go on",
+            ) from None
+
+    def _resumed(self) -> tuple[Trainer, list[str]]:
+        """A trainer at the run's last saved step, or at its first; and what to say of damaged states."""
+        state = checkpoint.load_state(self.draft)
+        if state is None:
+            return self._trainer({}), []
+        tensors, facts, notes = state
+        trainer = self._trainer(facts)
+        trainer.load_state(tensors, facts["trainer"])
+        self.best_loss, self.best_step = facts["best_val_loss"], facts["best_step"]
+        self.bad_evaluations, self.seconds_before = facts["bad_evaluations"], facts["seconds"]
+        # A run stopped while it was being evaluated is evaluated again.
+        self._evaluated = trainer.step if facts.get("evaluated", True) else -1
+        self._saved = (trainer.step, not self._owes_evaluation(trainer))
+        return trainer, notes
+
+    def _check(self) -> None:
+        """Stop for a signal; called wherever what is under way can be begun again."""
+        signum = self._stop()
+        if signum is not None:
+            raise _Stopped(signum)
+
+    def _owes_evaluation(self, trainer: Trainer) -> bool:
+        """Whether this step is one to evaluate after, and that has not been done."""
+        c, step = self.config.train, trainer.step
+        due = step > 0 and (step % c.eval_interval == 0 or step == c.max_iters)
+        return due and self._evaluated != step
 
     def _is_done(self, trainer: Trainer) -> bool:
         """Whether nothing is left to do but to publish, also right after resuming."""
@@ -203,7 +258,7 @@ class _Run:
 
     def _step(self, trainer: Trainer) -> None:
         rate = trainer.learning_rate
-        value, norm = trainer.advance()
+        value, norm = trainer.advance(self._check)
         now = time.monotonic()
         self._watch(
             Stepped(
@@ -223,26 +278,32 @@ class _Run:
         start = time.monotonic()
         if not self.dataset.count("val"):
             self._keep_weights(trainer)
+            self._evaluated = trainer.step
             return
-        loss = trainer.evaluate(self.dataset.val, self.dataset.count("val", "bytes")).loss
+        figures = trainer.evaluate(self.dataset.val, self.dataset.count("val", "bytes"), self._check)
+        loss = figures.loss
         better = self.best_loss is None or loss < self.best_loss
         if better:
             self.best_loss, self.best_step, self.bad_evaluations = loss, trainer.step, 0
             self._keep_weights(trainer)
         else:
             self.bad_evaluations += 1
+        self._evaluated = trainer.step
         best = self.best_loss if self.best_loss is not None else math.nan
         now = time.monotonic()
         self._watch(Evaluated(trainer.step, loss, better, best, self.best_step, now - start))
         self._lap = time.monotonic()
 
     def _keep_weights(self, trainer: Trainer) -> None:
+        self.draft.check_taken()
         path = self.draft.path / checkpoint.WEIGHTS
         checkpoint.save_weights(path, trainer.model, self.config.train.weights_dtype)
 
     def _save(self, trainer: Trainer) -> None:
-        if self._saved == trainer.step:
+        reached = (trainer.step, not self._owes_evaluation(trainer))
+        if self._saved == reached:
             return
+        self.draft.check_taken()
         tensors, facts = trainer.state()
         m = trainer.machine
         info = {
@@ -251,25 +312,15 @@ class _Run:
             "best_val_loss": self.best_loss,
             "best_step": self.best_step,
             "bad_evaluations": self.bad_evaluations,
+            "evaluated": reached[1],
             "seconds": self._seconds(),
         }
         keep = self.config.train.keep_states
         path = checkpoint.save_state(self.draft, trainer.step, tensors, info, keep)
         self.draft.set_status((self.draft.status() or {}) | status(trainer.step))
-        self._saved = trainer.step
+        self._saved = reached
         self._watch(Saved(trainer.step, str(path)))
         self._lap = time.monotonic()
-
-    def _heed(self, trainer: Trainer, signum: int | None) -> None:
-        if signum is None:
-            return
-        self._save(trainer)
-        raise InterruptedRun(
-            f"{self.draft.reference} was interrupted at step {trainer.step:,}; its state is saved",
-            signum=signum,
-            why=f"signal {signum}",
-            hint="repeat the command to go on",
-        )
 
     def _publish(self, trainer: Trainer, reason: str) -> Version:
         """Measure what is published, describe it, and make it a version."""
@@ -301,7 +352,7 @@ class _Run:
             "seconds": round(self._seconds(), 1),
         }
         drawn = SampleConfig(max_new_tokens=300, seed=self.config.train.seed)
-        sample = Generator(best.model, best.tokenizer).generate("", drawn)[0]
+        sample = self._sample(Generator(best.model, best.tokenizer), drawn)
         text = card(self.draft.reference, self.config, facts, sample)
         fsio.write_bytes(self.draft.path / "README.md", text.encode("utf-8", "replace"))
         version = self.draft.finish(**facts)
@@ -315,7 +366,16 @@ class _Run:
         if self.best_loss is None or (c.eval_iters is None and c.weights_dtype == "float32"):
             return self.best_loss
         n_bytes = self.dataset.count("val", "bytes")
-        return float(measure.evaluate(model, self.dataset.val, n_bytes=n_bytes).loss)
+        figures = measure.evaluate(model, self.dataset.val, n_bytes=n_bytes, between=self._check)
+        return float(figures.loss)
+
+    def _sample(self, generator: Generator, drawn: SampleConfig) -> str:
+        """Text for the card, given up on a signal like everything else."""
+        pieces: list[str] = []
+        for piece in generator.stream("", drawn):
+            self._check()
+            pieces.append(piece)
+        return "".join(pieces)
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self._clock

@@ -56,8 +56,12 @@ class Trainer:
         """AdamW's rate in the coming step."""
         return self.config.learning_rate * schedule.rate(self.step, self.config)
 
-    def advance(self) -> tuple[float, float]:
+    def advance(self, between: Callable[[], None] = lambda: None) -> tuple[float, float]:
         """Do one optimizer step.
+
+        Args:
+            between: Called between the step's forward passes; what it raises ends the step, with weights
+                and optimizer as they were before it.
 
         Returns:
             The step's mean loss in nats per token, and the gradient's norm before clipping.
@@ -66,7 +70,11 @@ class Trainer:
             DivergedError: Loss or gradient is not finite; the weights are those before the step.
         """
         self.model.train()
-        value = self.gradients()
+        try:
+            value = self.gradients(between)
+        except BaseException:
+            self.model.zero_grad(set_to_none=True)
+            raise
         norm = self._clip()
         if self.machine.dtype == "float16" and not math.isfinite(norm) and math.isfinite(value):
             self._lower_scale()
@@ -77,8 +85,11 @@ class Trainer:
         self.step += 1
         return value, norm
 
-    def gradients(self) -> float:
+    def gradients(self, between: Callable[[], None] = lambda: None) -> float:
         """Add up the gradients of one step's batches.
+
+        Args:
+            between: Called before each batch but the first.
 
         Returns:
             The mean loss in nats per token.
@@ -86,6 +97,8 @@ class Trainer:
         c, n_micro = self.config, self.config.gradient_accumulation_steps
         total: Tensor | float = 0.0
         for micro in range(n_micro):
+            if micro:
+                between()
             x, y = batch(
                 self.train,
                 seed=c.seed,
@@ -124,10 +137,13 @@ class Trainer:
         self.step, self._scale = facts["step"], facts["scale"]
         self._good_steps = facts["good_steps"]
 
-    def evaluate(self, val: Tokens, n_bytes: int) -> measure.Figures:
+    def evaluate(
+        self, val: Tokens, n_bytes: int, between: Callable[[], None] = lambda: None
+    ) -> measure.Figures:
         """The validation loss: the whole split in float32, or eval_iters batches of it."""
+        c = self.config
         return measure.evaluate(
-            self.model, val, n_bytes=n_bytes, iters=self.config.eval_iters, seed=self.config.seed
+            self.model, val, n_bytes=n_bytes, iters=c.eval_iters, seed=c.seed, between=between
         )
 
     def _clip(self) -> float:

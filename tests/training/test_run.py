@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,18 @@ import pytest
 
 from quill.config import reading
 from quill.config.settings import RunConfig
-from quill.errors import DivergedError, InputError, InterruptedRun, NotFoundError, RefusedError
-from quill.registry import checkpoint
+from quill.errors import (
+    DivergedError,
+    InputError,
+    InterruptedRun,
+    LockedError,
+    NotFoundError,
+    RefusedError,
+)
+from quill.registry import checkpoint, locks
 from quill.registry.store import Registry
 from quill.training import size
-from quill.training.events import Evaluated, Event, Finished, Saved, Started
+from quill.training.events import Evaluated, Event, Finished, Saved, Started, Stepped
 from quill.training.log import read_metrics
 from quill.training.plan import plan
 from quill.training.run import Outcome, train
@@ -55,14 +65,17 @@ def make(text: Path, **overrides: Any) -> RunConfig:
     return reading.parse({"name": "tide"}, settings)
 
 
-def run(config: RunConfig, registry: Registry, **options: Any) -> Outcome:
-    return train(config, registry, registry.root.parent / "data", **options)
+def run(config: RunConfig, registry: Registry, *, stop_after: int | None = None, **options: Any) -> Outcome:
+    """Train; `stop_after` so many steps a signal comes."""
+    watch, steps = options.pop("observer", lambda event: None), [0]
 
+    def observe(event: Event) -> None:
+        steps[0] = event.step if isinstance(event, Stepped) else steps[0]
+        watch(event)
 
-def stop_at(step: int) -> Any:
-    """A `stop` that gives SIGTERM once it was asked so often."""
-    asked = iter(range(1, 10_000))
-    return lambda: signal.SIGTERM if next(asked) == step else None
+    if stop_after is not None:
+        options["stop"] = lambda: signal.SIGTERM if steps[0] >= stop_after else None
+    return train(config, registry, registry.root.parent / "data", observer=observe, **options)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -119,7 +132,7 @@ def test_interrupted_and_repeated_equals_uninterrupted(
     run(config, whole)
     for step in steps:
         with pytest.raises(InterruptedRun) as caught:
-            run(config, broken, stop=stop_at(step))
+            run(config, broken, stop_after=step)
         assert caught.value.exit_code == 143
         assert registry_is_empty(broken)
     assert run(config, broken, resume="must").reason == "trained"
@@ -128,6 +141,84 @@ def test_interrupted_and_repeated_equals_uninterrupted(
         assert a[file] == b[file], file
     first, second = (read_metrics(r.resolve("tide").path / "metrics.jsonl") for r in (whole, broken))
     assert [untimed(line) for line in first] == [untimed(line) for line in second]
+
+
+def test_f34_a_signal_anywhere_saves_and_the_repeated_run_is_the_same(text: Path, tmp_path: Path) -> None:
+    """Between steps, between the batches of a step and of an evaluation, and while publishing."""
+    settings = {"train__gradient_accumulation_steps": 2, "train__max_iters": 4, "train__eval_interval": 2}
+    config = make(text, model__n_layer=1, model__n_embd=8, **settings)
+    whole, asked = Registry(tmp_path / "whole" / "weights"), [0]
+
+    def count() -> None:
+        asked[0] += 1
+
+    run(config, whole, stop=count)
+    total = asked[0]
+    # 4 looks before steps and 4 within, 2 evaluations, and one for each character of the card's sample.
+    assert total > 300
+    for nth in [*range(1, 13), total // 2, total]:
+        registry, left = Registry(tmp_path / str(nth) / "weights"), iter(range(1, 10_000))
+
+        def stop(left: Any = left, nth: int = nth) -> int | None:
+            return signal.SIGHUP if next(left) == nth else None
+
+        with pytest.raises(InterruptedRun) as caught:
+            run(config, registry, stop=stop)
+        assert caught.value.exit_code == 129
+        assert registry_is_empty(registry)
+        assert run(config, registry, resume="must").reason == "trained"
+        first, second = (r.resolve("tide") for r in (whole, registry))
+        assert digests(first.path)["model.safetensors"] == digests(second.path)["model.safetensors"], nth
+        lines = [[untimed(x) for x in read_metrics(v.path / "metrics.jsonl")] for v in (first, second)]
+        assert lines[0] == lines[1], nth
+
+
+def test_f30_a_name_that_is_being_trained_is_locked(config: RunConfig, registry: Registry) -> None:
+    registry.root.mkdir(parents=True)
+    with locks.hold(registry.root, "tide"):
+        with pytest.raises(LockedError, match="at work on 'tide'") as caught:
+            run(config, registry)
+        assert caught.value.exit_code == 75
+        assert f"pid {os.getpid()}" in caught.value.why
+    assert run(config, registry).reason == "trained"
+
+
+def test_f30_a_second_training_may_wait_for_the_first(config: RunConfig, registry: Registry) -> None:
+    began = threading.Event()
+
+    def first() -> None:
+        with locks.hold(registry.root, "tide"):
+            began.set()
+            time.sleep(1.5)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    began.wait(10)
+    started = time.monotonic()
+    assert run(config, registry, wait=60).reason == "trained"
+    assert time.monotonic() - started > 1
+    thread.join()
+
+
+@pytest.mark.parametrize("step", [1, 5, 12])
+def test_f32_a_run_that_was_taken_over_ends_and_the_other_goes_on(
+    step: int, config: RunConfig, registry: Registry
+) -> None:
+    """As where locks do nothing: the second finds no lock, takes the draft and leaves its mark."""
+
+    def take_over(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == step:
+            draft = registry.unfinished("tide")
+            assert draft is not None
+            draft.take()
+
+    with pytest.raises(LockedError, match="taken over"):
+        run(config, registry, observer=take_over)
+    assert registry_is_empty(registry)
+    assert run(config, registry).reason == "trained"
+    version = registry.resolve("tide")
+    assert version.manifest is not None
+    assert all(version.read_file(name) for name in version.manifest["files"])
 
 
 def registry_is_empty(registry: Registry) -> bool:
@@ -167,7 +258,7 @@ def test_f43_a_run_is_not_resumed_with_other_settings_or_text(
     text: Path, config: RunConfig, registry: Registry
 ) -> None:
     with pytest.raises(InterruptedRun):
-        run(config, registry, stop=stop_at(3))
+        run(config, registry, stop_after=3)
     with pytest.raises(RefusedError, match="unfinished") as caught:
         run(make(text, train__batch_size=5), registry)
     assert "train.batch_size 4 -> 5" in caught.value.why
@@ -180,7 +271,7 @@ def test_f43_a_run_is_not_resumed_with_other_settings_or_text(
 
 def test_f43_a_damaged_newest_state_is_passed_over(config: RunConfig, registry: Registry) -> None:
     with pytest.raises(InterruptedRun):
-        run(config, registry, stop=stop_at(6))
+        run(config, registry, stop_after=6)
     draft = registry.unfinished("tide")
     assert draft is not None
     states = sorted((draft.path / "state").glob("step-*"))
@@ -242,7 +333,7 @@ def test_killed_before_publishing_it_publishes_what_it_had(
 def test_f39_a_diverged_run_keeps_its_last_state(text: Path, registry: Registry) -> None:
     config = make(text, train__max_iters=8)
     with pytest.raises(InterruptedRun):
-        run(config, registry, stop=stop_at(4))
+        run(config, registry, stop_after=4)
     draft = registry.unfinished("tide")
     assert draft is not None
     before = sorted(p.name for p in (draft.path / "state").glob("step-*"))
@@ -289,7 +380,7 @@ def test_f16_text_too_short_for_the_context(text: Path, registry: Registry) -> N
     with pytest.raises(InputError, match="split of") as caught:
         run(make(text, model__block_size=5000), registry)
     assert "5,001" in caught.value.why
-    assert not registry.root.exists()
+    assert not registry.entries() and not registry.drafts()
 
 
 @pytest.mark.parametrize(
@@ -302,7 +393,7 @@ def test_f11_what_cannot_be_held_is_refused_before_it_is_allocated(
     with pytest.raises(InputError, match="does not fit") as caught:
         run(huge, registry)
     assert "TB" in caught.value.why or "PB" in caught.value.why
-    assert not registry.root.exists()
+    assert not registry.entries() and not registry.drafts()
 
 
 def test_memory_is_that_of_the_machine() -> None:
@@ -320,7 +411,7 @@ def test_a_plan_is_measured_and_leaves_nothing_behind(config: RunConfig, registr
     assert made.seconds_total >= 12 * made.seconds_per_step
     assert made.memory_bytes > 16 * made.parameters
     assert json.dumps(made.config)
-    assert not registry.root.exists()
+    assert not registry.entries() and not registry.drafts()
 
 
 def test_states_are_saved_with_every_evaluation(config: RunConfig, registry: Registry) -> None:

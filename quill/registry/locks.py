@@ -1,0 +1,276 @@
+"""Who is at work on a name: flock, and in the lock file a note of who holds it.
+
+A lock keeps two trainings of one name apart and lets a second one say whom it waits for. Readers take
+none. Correctness does not rest on it: some network filesystems answer flock and do nothing, so numbers
+are given by exclusive mkdir and what is published never changes. The note helps there too: a live
+process that it names counts as holding the lock. Lock files are never unlinked, since whoever has the
+old file open would then hold a lock that nobody else sees.
+
+Semantics: flock(2) of Linux and the BSDs; a lock ends with its process, however that dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from quill import fsio
+from quill.errors import CorruptError, LockedError
+
+FOLDER = ".locks"
+# Locks on a name's model.json, beside those on the name: no name ends in a slash.
+_LEDGERS = "ledgers"
+# Another's look at a lock, or a run that finds itself done, holds it this briefly, in seconds.
+_PATIENCE = 0.5
+_LEDGER_WAIT = 60.0
+_NOTE_BYTES = 4096
+# What a filesystem without locks answers.
+_NO_LOCKS = {getattr(errno, n, None) for n in ("ENOLCK", "ENOSYS", "EOPNOTSUPP", "ENOTSUP", "EINVAL")} - {
+    None
+}
+
+
+def path_of(root: Path, name: str) -> Path:
+    """The lock file of a name."""
+    return root / FOLDER / f"{name}.lock"
+
+
+@contextmanager
+def hold(root: Path, name: str, wait: float = 0.0) -> Iterator[None]:
+    """Hold a name: for a whole training, or while its versions are moved or removed.
+
+    Args:
+        root: The registry; made when missing.
+        name: The model's name, checked.
+        wait: Seconds to wait for another holder.
+
+    Raises:
+        LockedError: Another holds it; the message names process, host and start.
+        CorruptError: The lock file is a link.
+        ResourceError: The registry cannot be written.
+    """
+    path = path_of(root, name)
+    fsio.make_dir(path.parent)
+    deadline = time.monotonic() + max(wait, _PATIENCE)
+    pause = 0.02
+    while True:
+        fd = _take(path)
+        if fd is not None and not _is_held(note := _read(fd)):
+            break
+        if fd is not None:
+            # flock let us in although the holder lives: it does nothing on this filesystem.
+            os.close(fd)
+        if time.monotonic() >= deadline:
+            raise _locked(name, note if fd is not None else _read_path(path))
+        time.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
+        pause = min(pause * 2, 1.0)
+    try:
+        _write(fd, me())
+        yield
+    finally:
+        # The note goes before the lock does, so that a note without a lock is always a dead process's.
+        with suppress(OSError):
+            _write(fd, {})
+        os.close(fd)
+
+
+@contextmanager
+def ledger(folder: Path) -> Iterator[None]:
+    """Hold a name's model.json for the moment of a change.
+
+    Args:
+        folder: The model's folder.
+
+    Raises:
+        LockedError: It was not to be had within a minute.
+    """
+    path = folder.parent / FOLDER / _LEDGERS / f"{folder.name}.lock"
+    fsio.make_dir(path.parent)
+    deadline = time.monotonic() + _LEDGER_WAIT
+    while (fd := _take(path)) is None:
+        if time.monotonic() >= deadline:
+            raise LockedError(
+                f"the aliases and numbers of '{folder.name}' are locked",
+                why=f"another process has held '{path}' for a minute",
+                hint="try again later",
+            )
+        time.sleep(0.003)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def holder(root: Path, name: str) -> dict[str, Any] | None:
+    """Who holds a name now: {"pid", "host", "started"}, or None; nothing is changed.
+
+    A note left by a process that died, on this machine or another, does not count.
+    """
+    path = path_of(root, name)
+    note = _read_path(path)
+    if not note:
+        return None
+    if note.get("host") == socket.gethostname():
+        return note if _is_held(note) else None
+    try:
+        fd = _open(path, create=False)
+    except (OSError, CorruptError):
+        return None
+    try:
+        # Only a lock can tell whether another machine's process lives; a shared one disturbs no reader.
+        return None if _flock(fd, shared=True) else note
+    finally:
+        os.close(fd)
+
+
+def works(folder: Path) -> bool:
+    """Whether flock does on this filesystem what it should; False where it only says so.
+
+    Args:
+        folder: Where to try; it is left as it was.
+    """
+    path = folder / f".tmp-lock-{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        first, second = _open(path), _open(path)
+        try:
+            return _flock(first) and not _flock(second)
+        finally:
+            os.close(first)
+            os.close(second)
+    finally:
+        fsio.remove_file(path)
+
+
+def me() -> dict[str, Any]:
+    """What this process leaves in a lock file or a status: enough to find it, and to know it is gone."""
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "process": _process(os.getpid()),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _is_held(note: dict[str, Any]) -> bool:
+    """Whether a note names a live process of this machine, and not another with the same number."""
+    pid, host, process = note.get("pid"), note.get("host"), note.get("process")
+    if type(pid) is not int or pid <= 0 or host != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        pass
+    except (OSError, OverflowError):
+        return False
+    return process == _process(pid)
+
+
+def _process(pid: int) -> str | None:
+    """What tells a process from a later one of the same number: the boot, and its start in ticks.
+
+    Source: proc_pid_stat(5), fields 3 and 22. None where there is no /proc, where the number alone
+    counts, and for a zombie.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # A zombie is a number that nobody has asked for yet, and no process.
+        return None if fields[0] in (b"Z", b"X") else f"{boot}/{int(fields[19])}"
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _take(path: Path) -> int | None:
+    """An exclusive lock as an open file, or None where another has it."""
+    while True:
+        with fsio.guard(path, "lock"):
+            fd = _open(path)
+        try:
+            if not _flock(fd):
+                os.close(fd)
+                return None
+            # Somebody may have deleted the file between our opening and our locking it.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
+                    return fd
+        except BaseException:
+            with suppress(OSError):
+                os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _open(path: Path, *, create: bool = True) -> int:
+    flags = os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as e:
+        if e.errno == errno.ELOOP:
+            why = "a link may point anywhere, so none is followed for a write"
+            raise CorruptError(f"'{path}' is a symbolic link", why=why, hint=f"rm '{path}'") from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CorruptError(f"'{path}' is not a plain file", why="a lock is a file", hint=f"ls -l '{path}'")
+    return fd
+
+
+def _flock(fd: int, *, shared: bool = False) -> bool:
+    """Try to lock an open file; where there are no locks at all, everybody may."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
+            return False
+        if e.errno in _NO_LOCKS:
+            return True
+        raise
+    return True
+
+
+def _read(fd: int) -> dict[str, Any]:
+    with suppress(OSError, ValueError, RecursionError):
+        os.lseek(fd, 0, os.SEEK_SET)
+        note = json.loads(os.read(fd, _NOTE_BYTES))
+        return note if isinstance(note, dict) else {}
+    return {}
+
+
+def _read_path(path: Path) -> dict[str, Any]:
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return {}
+    try:
+        return _read(fd)
+    finally:
+        os.close(fd)
+
+
+def _write(fd: int, note: dict[str, Any]) -> None:
+    """Replace the note; it informs and decides nothing that a power loss could spoil, so it is not synced."""
+    text = json.dumps(note).encode() if note else b""
+    with suppress(OSError):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, text, 0)
+
+
+def _locked(name: str, note: dict[str, Any]) -> LockedError:
+    pid, host, started = note.get("pid", "?"), note.get("host", "?"), note.get("started", "?")
+    return LockedError(
+        f"another process is at work on '{name}'",
+        why=f"pid {pid} on {host} since {started}" if note else "it did not leave its name",
+        hint="try again later, or have 'quill train' wait: --wait 3600",
+    )
