@@ -13,11 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quill.api import evaluate, load, models, prepare, train
+    from quill.api import evaluate, export, import_model, load, models, prepare, train
     from quill.config.settings import SampleConfig
 
 __version__ = "0.1.0"
-__all__ = ["SampleConfig", "evaluate", "load", "models", "prepare", "train"]
+__all__ = ["SampleConfig", "evaluate", "export", "import_model", "load", "models", "prepare", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quill.config.settings import RunConfig
     from quill.data.shards import Dataset
     from quill.evaluation.measure import Figures
+    from quill.formats.exporting import Exported
     from quill.generation.generator import Generator
     from quill.registry.store import Registry
     from quill.registry.version import Version
@@ -125,6 +126,53 @@ def evaluate(
 
     loaded = checkpoint.load(_registry(registry).resolve(reference), device)
     return evaluate_text(loaded.model, loaded.tokenizer, text)
+
+
+def export(
+    reference: str,
+    format: str = "hf",
+    out: str | PathLike[str] | None = None,
+    *,
+    registry: str | PathLike[str] | None = None,
+    **options: Any,
+) -> Exported:
+    """Write a model for other programs.
+
+    Args:
+        reference: The model.
+        format: A registered format: hf, gguf, onnx, pt2, nanogpt, quillgpt.
+        out: The file or folder; after the model's name where None.
+        registry: The registry's folder.
+        **options: As of `quill.formats.exporting.export`: dtype, verify, force.
+
+    Raises:
+        InputError: The format cannot hold the model.
+        RefusedError: Something is there already, or the foreign program disagrees.
+    """
+    from pathlib import Path
+
+    from quill.formats import exporting
+
+    target = None if out is None else Path(out)
+    return exporting.export(_registry(registry).resolve(reference), format, target, **options)
+
+
+def import_model(source: str, *, registry: str | PathLike[str] | None = None, **options: Any) -> Version:
+    """Keep a model that was made elsewhere.
+
+    Args:
+        source: A file, a folder, or hf:REPOSITORY.
+        registry: The registry's folder.
+        **options: As of `quill.formats.importing.import_model`: name, format_name, beside, new_version.
+
+    Raises:
+        CorruptError: It is damaged, unsafe, or no whole model.
+        InputError: Something is missing, or quill has no such model.
+        RefusedError: The name is another model's.
+    """
+    from quill.formats import importing
+
+    return importing.import_model(source, _registry(registry), **options)
 
 
 def models(*, registry: str | PathLike[str] | None = None) -> list[Version]:

@@ -14,7 +14,7 @@ from types import ModuleType
 from quill.errors import InputError
 
 # Files that hold what the members of a folder share, and so are not members.
-_SHARED = {"tokenizers": {"base"}, "model.blocks": set[str](), "formats": {"base"}}
+_SHARED = {"tokenizers": {"base"}, "model.blocks": set[str](), "formats": {"base", "exporting", "importing"}}
 
 
 @lru_cache

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -126,30 +126,56 @@ def write_chunks(path: Path, chunks: Iterable[Any], *, durable: bool = True) -> 
     return digest.hexdigest()
 
 
-def write_with(path: Path, writer: Callable[[Path], None], *, durable: bool = True) -> None:
-    """Write a file through a library that wants a file name.
+@contextmanager
+def workshop(target: Path) -> Iterator[Path]:
+    """Give a place to make a file or folder in, under its final name, on the target's filesystem.
 
-    The library works in a folder of its own, so that its temporary files, its modes and its renames
-    never reach the target.
+    A library may do there what it likes: its temporary files, modes and renames never reach the target.
+    `deliver` puts what was made in its place; what is left is removed at the end.
 
     Args:
-        path: The file; its folder exists.
-        writer: Called with the path to write to.
-        durable: As for `write_bytes`.
+        target: Where it shall end up; its folder exists.
+
+    Yields:
+        A path that nothing is at, named as the target is.
     """
-    workshop = _beside(path)
-    with guard(path, "write"):
-        _refuse_special(path)
-        try:
-            _mkdir(workshop)
-            made = workshop / path.name
-            writer(made)
-            _settle(made, durable=durable)
-            _replace(made, path)
-        finally:
-            _delete_quietly(workshop)
-        if durable:
-            sync_dir(path.parent)
+    place = _beside(target)
+    with guard(target, "write"):
+        _mkdir(place)
+    try:
+        yield place / target.name
+    finally:
+        _delete_quietly(place)
+
+
+def deliver(made: Path, target: Path, *, replace: bool = False) -> None:
+    """Put what was made in a workshop in its place: all of it synced, then renamed.
+
+    Args:
+        made: The file or folder.
+        target: The path that the workshop was opened for.
+        replace: Take the place of a file or folder that is there.
+
+    Raises:
+        RefusedError: Something is there already.
+        ResourceError: Disk or permission; the target is as it was.
+    """
+    if not replace and os.path.lexists(target):
+        raise RefusedError(
+            f"'{target}' exists already", why="nothing is written over unasked", hint="--force"
+        )
+    with guard(target, "write"):
+        if not made.is_dir():
+            _refuse_special(target)
+            _settle(made, durable=True)
+            _replace(made, target)
+        else:
+            settle(made)
+            if os.path.lexists(target):
+                # Two renames: a folder cannot take the place of one that is not empty.
+                _rename(target, made.with_name(".old"))
+            _rename(made, target)
+        sync_dir(target.parent)
 
 
 def append_line(path: Path, text: str) -> None:

@@ -112,6 +112,12 @@ def test_a_device_that_takes_nothing_is_an_error_and_no_endless_loop(tmp_path, m
         fsio.write_bytes(tmp_path / "a", b"x")
 
 
+def make(target: Path, writer, **options) -> None:
+    with fsio.workshop(target) as place:
+        writer(place)
+        fsio.deliver(place, target, **options)
+
+
 @pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_files_get_the_mode_that_the_umask_gives(tmp_path, umask, mask, expected):
     umask(mask)
@@ -121,36 +127,75 @@ def test_files_get_the_mode_that_the_umask_gives(tmp_path, umask, mask, expected
         path.chmod(0o600)
 
     fsio.write_bytes(tmp_path / "a", b"x")
-    fsio.write_with(tmp_path / "b", private)
+    make(tmp_path / "b", private)
     assert [mode(tmp_path / n) for n in "ab"] == [expected, expected]
 
 
-def test_write_with_hides_what_the_library_does_on_its_way(tmp_path, operations):
+def test_a_workshop_hides_what_a_library_does_on_its_way(tmp_path, operations):
     def writer(path: Path) -> None:
         (path.parent / "scratch").write_bytes(b"left behind")
         (path.parent / "half").write_bytes(b"whole")
         os.replace(path.parent / "half", path)
 
-    fsio.write_with(tmp_path / "model.bin", writer)
+    make(tmp_path / "model.bin", writer)
     assert os.listdir(tmp_path) == ["model.bin"]
     assert (tmp_path / "model.bin").read_bytes() == b"whole"
     assert operations == [("fsync", "model.bin"), ("replace", "model.bin"), ("fsync", tmp_path.name)]
 
 
-def test_write_with_keeps_the_old_file_when_the_library_fails(tmp_path):
-    fsio.write_bytes(tmp_path / "a", b"old")
+@pytest.mark.parametrize("failing", ["library", "disk"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_f48_what_was_there_stays_when_making_it_anew_fails(tmp_path, monkeypatch, kind, failing):
+    def write(path: Path, content: bytes) -> None:
+        if kind == "folder":
+            path.mkdir()
+        (path / "a" if kind == "folder" else path).write_bytes(content)
+
+    target = tmp_path / "out"
+    make(target, lambda path: write(path, b"old"))
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
 
     def writer(path: Path) -> None:
-        path.write_bytes(b"half")
-        raise ValueError("library")
+        write(path, b"half")
+        if failing == "library":
+            raise ValueError("library")
+        monkeypatch.setattr(fsio, "_fsync", full)
 
-    with pytest.raises(ValueError, match="library"):
-        fsio.write_with(tmp_path / "a", writer)
-    assert os.listdir(tmp_path) == ["a"]
-    assert (tmp_path / "a").read_bytes() == b"old"
+    with pytest.raises(ValueError if failing == "library" else ResourceError):
+        make(target, writer, replace=True)
+    assert os.listdir(tmp_path) == ["out"]
+    assert (target / "a" if kind == "folder" else target).read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("write", [fsio.write_bytes, lambda p, d: fsio.write_with(p, lambda q: None)])
+@pytest.mark.parametrize("there", ["file", "folder", "link"])
+def test_f48_what_exists_is_not_written_over_unasked(tmp_path, there):
+    target = tmp_path / "out"
+    {"file": target.touch, "folder": target.mkdir, "link": lambda: target.symlink_to("nowhere")}[there]()
+    with pytest.raises(RefusedError, match="exists already") as caught:
+        make(target, lambda path: path.write_bytes(b"x"))
+    assert caught.value.hint == "--force"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_takes_the_place_of_a_folder(tmp_path):
+    for content in (b"old", b"new"):
+
+        def writer(path: Path, content: bytes = content) -> None:
+            path.mkdir()
+            (path / content.decode()).write_bytes(content)
+
+        make(tmp_path / "out", writer, replace=True)
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(tmp_path / "out") == ["new"]
+
+
+def deliver_bytes(path: Path, data: bytes) -> None:
+    make(path, lambda place: place.write_bytes(data), replace=True)
+
+
+@pytest.mark.parametrize("write", [fsio.write_bytes, deliver_bytes])
 def test_a_special_file_is_never_replaced(tmp_path, write):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ResourceError):

@@ -102,6 +102,12 @@ def _find(
 
     root = session.datasets()
     if data is None:
+        if loaded.manifest is not None and not loaded.manifest.get("data"):
+            raise InputError(
+                f"{loaded.version.reference} has no data of its own",
+                why="it was made elsewhere",
+                hint=f"quill eval {loaded.version.reference} --data TEXT",
+            )
         return _of_dataset(loaded, prepare.resolve(loaded.config.data, root, observer), split or "val")
     if "/" not in data and (root / data / MANIFEST).is_file():
         return _of_dataset(loaded, Dataset.open(root / data), split or "val")

@@ -15,7 +15,9 @@ from quill.errors import InputError
 _MODEL = ("block_size", "n_embd", "n_head", "n_layer", "dropout", "vocab_size")
 _TRAIN = ("batch_size", "max_iters", "eval_interval", "learning_rate", "eval_iters")
 _TABLES = ("encode", "decode")
-KEYS = frozenset((*_MODEL, *_TRAIN, *_TABLES, "data_path"))
+# QuillGPT's published config names a device, and its code asks the machine instead; so does quill.
+_IGNORED = ("device",)
+KEYS = frozenset((*_MODEL, *_TRAIN, *_TABLES, *_IGNORED, "data_path"))
 
 # Shared by every flat config; quill's own files in that lineage spell them out.
 _BLOCK = {

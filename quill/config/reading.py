@@ -114,12 +114,15 @@ def environment() -> dict[str, Any]:
 
 
 def _explain(model: type[Section], err: Any, origin: str) -> tuple[str, str, str]:
-    loc = [str(p) for p in err["loc"] if not _is_union_arm(p)]
+    unknown = err["type"] == "extra_forbidden"
+    # What a person wrote comes first, and last where it is a key of no setting, whatever it is called.
+    own = {0, len(err["loc"]) - 1} if unknown else {0}
+    loc = [str(p) for i, p in enumerate(err["loc"]) if i in own or not _is_union_arm(p)]
     path = ".".join(loc)
-    if err["type"] == "extra_forbidden":
+    if unknown:
         close = _closest(loc, model)
         return (
-            f"unknown setting '{path}' in {origin}",
+            f"unknown setting '{path if len(path) <= 120 else path[:117] + '...'}' in {origin}",
             "no setting has that name",
             f"did you mean '{close}'?" if close else "see: quill config schema",
         )

@@ -224,7 +224,9 @@ class TrainConfig(Section):
     weights_dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", "Precision of the published weights"
     )
-    init_from: str | None = setting(None, "A model of the registry whose weights to start from", flag="from")
+    init_from: str | None = setting(
+        None, "A model to start from: of the registry, or hf:REPOSITORY", flag="from"
+    )
     seed: _Seed = setting(1337, "Seed of weights, batches and dropout")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = setting(
         "auto", "auto, cpu, cuda, cuda:N or mps"

@@ -23,6 +23,7 @@ def build(
     survey: encode.Survey,
     settings: dict[str, Any],
     *,
+    tokenizer: base.Tokenizer | None,
     stored: Iterable[Dataset],
     workers: int | None,
     notice: Callable[[str], None],
@@ -34,6 +35,7 @@ def build(
         text: The text.
         survey: What its first reading told.
         settings: The dataset's settings, by their names in DataConfig.
+        tokenizer: What to encode with; None: one is learnt, or found.
         stored: Datasets whose tokenizers may be used again.
         workers: Threads that encode.
         notice: Told of what is otherwise than was asked for.
@@ -45,7 +47,7 @@ def build(
         InputError: The text changed since it was surveyed, or does not allow the tokenizer.
         ResourceError: The disk does not take it.
     """
-    tokenizer = _tokenizer(text, survey, settings, stored, notice)
+    tokenizer = tokenizer or _tokenizer(text, survey, settings, stored, notice)
     width = tokenizer.dtype.itemsize
     one_each = tokenizer.learns == "characters"
     # A byte-pair token is some four bytes of text.

@@ -26,6 +26,8 @@ DEFAULT_TOKENIZER = "char"
 _SETTINGS = ("tokenizer", "vocab_size", "vocabulary", "val_fraction", "encoding", "text_field")
 # Of these the encoding and the field tell how to find the text, and the text's own hash tells the rest.
 _KEYED = ("tokenizer", "vocab_size", "vocabulary", "val_fraction")
+# Beside them, where a tokenizer was given that another text had taught: its fingerprint.
+_GIVEN = "tokenizer_sha256"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def prepare(
     force: bool = False,
     workers: int | None = None,
     observer: Observer | None = None,
+    tokenizer: base.Tokenizer | None = None,
 ) -> Dataset:
     """Make a dataset of a text, unless there is one.
 
@@ -82,6 +85,7 @@ def prepare(
         force: Make it again even if there is one, and replace another of that name.
         workers: Threads that encode; unset: one for each processor.
         observer: Told of progress and of surprises.
+        tokenizer: What to encode with, as a model's own; unset: one is made as the settings say.
 
     Returns:
         The dataset, which may have existed.
@@ -94,16 +98,22 @@ def prepare(
     """
     if name is not None:
         naming.check(name, "dataset")
-    settings = _settings(config)
+    settings = _settings(config, tokenizer)
     on_bytes = _on_bytes(observer)
     with sources.find(
         config.source, root, encoding=config.encoding, text_field=config.text_field, on_bytes=on_bytes
     ) as text:
         names = [name] if name else [text.label, _suffixed(text.label, settings["tokenizer"])]
-        return _Preparation(text, settings, root, workers, observer).run(names, named=bool(name), force=force)
+        preparation = _Preparation(text, settings, root, workers, observer, tokenizer)
+        return preparation.run(names, named=bool(name), force=force)
 
 
-def resolve(config: DataConfig, root: Path, observer: Observer | None = None) -> Dataset:
+def resolve(
+    config: DataConfig,
+    root: Path,
+    observer: Observer | None = None,
+    tokenizer: base.Tokenizer | None = None,
+) -> Dataset:
     """The dataset that a run's settings mean, prepared if it is not yet.
 
     A name without "/" is a prepared dataset, else a named source, else a file in the working directory.
@@ -112,6 +122,7 @@ def resolve(config: DataConfig, root: Path, observer: Observer | None = None) ->
         config: The run's data settings.
         root: The data root.
         observer: Told of progress and of surprises.
+        tokenizer: As for `prepare`.
 
     Raises:
         InputError: A dataset of that name was prepared with other settings.
@@ -123,7 +134,7 @@ def resolve(config: DataConfig, root: Path, observer: Observer | None = None) ->
     if is_name and (root / source / MANIFEST).is_file():
         try:
             dataset = Dataset.open(root / source)
-            differing = _differing(config, dataset)
+            differing = _differing(config, dataset, tokenizer)
             if not differing:
                 return dataset
             if source not in named.NAMED:
@@ -139,7 +150,7 @@ def resolve(config: DataConfig, root: Path, observer: Observer | None = None) ->
             why=f"there is {', '.join(have) or 'none prepared'}; named sources are {', '.join(named.NAMED)}",
             hint=f"quill prepare FILE --name {source}",
         )
-    return prepare(config, root, observer=observer)
+    return prepare(config, root, observer=observer, tokenizer=tokenizer)
 
 
 class _Preparation:
@@ -152,12 +163,14 @@ class _Preparation:
         root: Path,
         workers: int | None,
         observer: Observer | None,
+        tokenizer: base.Tokenizer | None,
     ) -> None:
         self.text = text
         self.settings = settings
         self.root = root
         self.workers = workers
         self.observer = observer
+        self.tokenizer = tokenizer
         self.kind = base.load(settings["tokenizer"])
 
     def run(self, names: Sequence[str], *, named: bool, force: bool) -> Dataset:
@@ -203,6 +216,7 @@ class _Preparation:
             self.text,
             survey or self._survey(),
             self.settings,
+            tokenizer=self.tokenizer,
             stored=datasets(self.root),
             workers=self.workers,
             notice=lambda message: self.observer(Notice(message)) if self.observer else None,
@@ -226,7 +240,7 @@ class _Preparation:
         return survey
 
     def _key(self, survey: encode.Survey) -> str:
-        settings = {k: self.settings[k] for k in _KEYED}
+        settings = {k: self.settings[k] for k in (*_KEYED, _GIVEN) if k in self.settings}
         made_of = {"schema": SCHEMA_VERSION, "text": survey.sha256, "layout": survey.layout, **settings}
         return hashlib.sha256(strictjson.canonical(made_of)).hexdigest()
 
@@ -290,8 +304,12 @@ class _Preparation:
         return Dataset.open(target)
 
 
-def _settings(config: DataConfig) -> dict[str, Any]:
+def _settings(config: DataConfig, tokenizer: base.Tokenizer | None) -> dict[str, Any]:
     settings = {k: getattr(config, k) for k in _SETTINGS}
+    if tokenizer is not None:
+        settings["tokenizer"] = tokenizer.kind
+        if tokenizer.learns == "text":
+            settings |= {_GIVEN: tokenizer.fingerprint, "vocab_size": None}
     settings["tokenizer"] = settings["tokenizer"] or DEFAULT_TOKENIZER
     return settings
 
@@ -316,12 +334,17 @@ def _difference(dataset: Dataset, settings: Mapping[str, Any]) -> str:
     )
 
 
-def _differing(config: DataConfig, dataset: Dataset) -> dict[str, tuple[Any, Any]]:
+def _differing(
+    config: DataConfig, dataset: Dataset, tokenizer: base.Tokenizer | None
+) -> dict[str, tuple[Any, Any]]:
     """Settings that ask for something else than a dataset is; what is unset asks for nothing."""
     was = dataset.settings
     sizes = (was.get("vocab_size"), dataset.manifest["tokenizer"]["vocab_size"])
     found: dict[str, tuple[Any, Any]] = {}
-    if config.tokenizer not in (None, was["tokenizer"]):
+    if tokenizer is not None:
+        if dataset.tokenizer.fingerprint != tokenizer.fingerprint:
+            found["tokenizer"] = (was["tokenizer"], f"the {tokenizer.kind} of the model")
+    elif config.tokenizer not in (None, was["tokenizer"]):
         found["tokenizer"] = (was["tokenizer"], config.tokenizer)
     elif config.vocab_size is not None and config.vocab_size not in sizes:
         found["vocab_size"] = (sizes[1], config.vocab_size)

@@ -37,6 +37,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "parameters": (int, type(None)),
     "steps": (int, type(None)),
     "best_val_loss": _NUMBER,
+    "bits_per_byte": _NUMBER,
     "seconds": _NUMBER,
 }
 
@@ -100,7 +101,7 @@ def build(folder: Path, reference: str, fields: Mapping[str, Any]) -> dict[str, 
         "schema": migrations.SCHEMA_VERSION,
         "reference": reference,
         "created": utc_now(),
-        "versions": _versions(),
+        "versions": versions(),
         "git": _git_state(),
         "config_sha256": config_sha256(config),
         **fields,
@@ -155,6 +156,23 @@ def changed(folder: Path, listed: Mapping[str, Any]) -> str | None:
     return None
 
 
+def versions() -> dict[str, str | None]:
+    """What this is made with; torch is asked only where it is loaded anyway."""
+    torch = getattr(sys.modules.get("torch"), "__version__", None)
+    if torch is None:
+        from importlib import metadata
+
+        try:
+            torch = metadata.version("torch")
+        except metadata.PackageNotFoundError:
+            torch = None
+    return {
+        "quill": __version__,
+        "torch": None if torch is None else str(torch),
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }
+
+
 def utc_now() -> str:
     """The time in UTC, ISO 8601 to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -207,23 +225,6 @@ def _stays_inside(name: str) -> bool:
 def _short(value: Any) -> str:
     shown = ascii(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
-def _versions() -> dict[str, str | None]:
-    """What the version was made with; torch is asked only where it is loaded anyway."""
-    torch = getattr(sys.modules.get("torch"), "__version__", None)
-    if torch is None:
-        from importlib import metadata
-
-        try:
-            torch = metadata.version("torch")
-        except metadata.PackageNotFoundError:
-            torch = None
-    return {
-        "quill": __version__,
-        "torch": None if torch is None else str(torch),
-        "python": ".".join(map(str, sys.version_info[:3])),
-    }
 
 
 def _git_state() -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from quill.registry.version import Version
 
 if TYPE_CHECKING:
     from quill.data.shards import Dataset
+    from quill.tokenizers.base import Tokenizer
 
 
 def settle(
@@ -31,17 +32,18 @@ def settle(
         InputError: The data is too short for the context, or does not fit the parent.
     """
     data, model = config.data, config.model
+    known = None
     if parent is not None:
         known = checkpoint.read_tokenizer(parent)
         model = checkpoint.read_config(parent).model.model_copy(update={"dropout": model.dropout})
-        data = _with_tokenizer_of(data, known.to_dict(), parent)
-    dataset = prepare.resolve(data, data_root, on_data)
-    if parent is not None and dataset.tokenizer.fingerprint != known.fingerprint:
-        raise InputError(
-            f"'{dataset.name}' was prepared with another tokenizer than {parent.reference}'s",
-            why=f"{dataset.tokenizer.kind} against {known.kind}, or other text behind the same kind",
-            hint="prepare the text with the model's own tokenizer",
-        )
+        if data.tokenizer not in (None, known.kind):
+            raise InputError(
+                f"'data.tokenizer' = '{data.tokenizer}' is not {parent.reference}'s",
+                why=f"its weights know the tokens of its own {known.kind} tokenizer",
+                hint="leave the tokenizer out",
+            )
+        data = _with_tokenizer_of(data, known)
+    dataset = prepare.resolve(data, data_root, on_data, tokenizer=known)
     tokens = dataset.tokenizer.vocab_size
     if model.vocab_size is None or parent is not None:
         model = model.model_copy(update={"vocab_size": model.vocab_size or tokens})
@@ -58,8 +60,9 @@ def settle(
     return config.model_copy(update={"data": data, "model": model}), dataset
 
 
-def _with_tokenizer_of(data: DataConfig, known: dict[str, Any], parent: Version) -> DataConfig:
-    """Have the text prepared with the parent's characters rather than with its own."""
-    if known.get("kind") == "char" and data.tokenizer in (None, "char"):
-        return data.model_copy(update={"tokenizer": "char", "vocabulary": list(known["vocabulary"])})
-    return data if data.tokenizer else data.model_copy(update={"tokenizer": known.get("kind")})
+def _with_tokenizer_of(data: DataConfig, known: Tokenizer) -> DataConfig:
+    """The settings of a text that is encoded as the parent's was."""
+    own: dict[str, Any] = {"tokenizer": known.kind, "vocab_size": None, "vocabulary": None}
+    if known.learns == "characters":
+        own["vocabulary"] = list(known.to_dict()["vocabulary"])
+    return data.model_copy(update=own)

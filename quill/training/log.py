@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from quill import fsio, strictjson
-from quill.errors import InputError
+from quill import fsio
+from quill.evaluation.curves import METRICS, read_metrics
+from quill.registry.manifest import LOG
 from quill.training.events import Evaluated, Event, Finished, Notice, Saved, Started, Stepped
-
-METRICS, LOG = "metrics.jsonl", "run.log"
 
 
 class RunLog:
@@ -48,21 +47,6 @@ class RunLog:
 
     def _metric(self, line: dict[str, Any]) -> None:
         fsio.append_line(self._metrics, json.dumps(line))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that was cut off by a crash is left out."""
-    if not path.exists():
-        return []
-    lines: list[dict[str, Any]] = []
-    for raw in path.read_bytes().splitlines():
-        try:
-            line = strictjson.parse(raw, origin=str(path))
-        except InputError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines
 
 
 def describe(event: Event) -> str:

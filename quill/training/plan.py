@@ -13,6 +13,7 @@ import torch
 from quill.config.settings import RunConfig
 from quill.data import prepare
 from quill.errors import InputError
+from quill.formats import importing
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
 from quill.training import machine as machines
@@ -83,7 +84,7 @@ def plan(
     Raises:
         InputError: Settings do not fit each other, the data or the machine.
     """
-    parent = registry.resolve(config.train.init_from) if config.train.init_from else None
+    parent = importing.ensure(config.train.init_from, registry) if config.train.init_from else None
     config, dataset = settle(config, data_root, parent, on_data)
     c = config.train
     machines.keep_memory()

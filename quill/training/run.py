@@ -13,17 +13,18 @@ from quill import fsio
 from quill.config.settings import RunConfig, SampleConfig
 from quill.data import prepare
 from quill.errors import InputError, InterruptedRun
-from quill.evaluation import measure
+from quill.evaluation import chart, curves, measure
+from quill.formats import importing
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
-from quill.registry import checkpoint, locks
+from quill.registry import checkpoint, cleaning, locks, manifest
+from quill.registry.card import card
 from quill.registry.draft import Draft
 from quill.registry.names import check_name
 from quill.registry.store import Registry
 from quill.registry.version import Version
 from quill.training import machine as machines
 from quill.training import size
-from quill.training.card import card
 from quill.training.claim import Resume, claim, status
 from quill.training.events import (
     Evaluated,
@@ -98,9 +99,9 @@ def train(
     """
     if not config.name:
         raise InputError("the run has no name", why="neither file nor flag gives one", hint="--name my-model")
+    parent = importing.ensure(config.train.init_from, registry) if config.train.init_from else None
     with locks.hold(registry.root, check_name(config.name), wait):
         clock = time.monotonic()
-        parent = registry.resolve(config.train.init_from) if config.train.init_from else None
         config, dataset = settle(config, data_root, parent, on_data)
         # Before a version is begun: what cannot be held leaves nothing behind.
         size.check_memory(config, machines.find_device(config.train.device))
@@ -112,8 +113,6 @@ def train(
             draft.take()
             outcome = _Run(config, dataset, draft, parent, observer, stop).go(clock, max_seconds)
         if keep is not None and outcome.version is not None:
-            from quill.registry import cleaning
-
             for removed in cleaning.prune(registry, outcome.version.name, keep):
                 observer(Notice(f"{removed.reference} is removed, {keep} are kept"))
         return outcome
@@ -349,11 +348,15 @@ class _Run:
             "steps": trainer.step,
             "best_step": self.best_step,
             "best_val_loss": published_loss,
+            "bits_per_byte": self._bits_per_byte(published_loss),
             "seconds": round(self._seconds(), 1),
         }
         drawn = SampleConfig(max_new_tokens=300, seed=self.config.train.seed)
         sample = self._sample(Generator(best.model, best.tokenizer), drawn)
-        text = card(self.draft.reference, self.config, facts, sample)
+        course = curves.curves(curves.read_metrics(self.draft.path / curves.METRICS))
+        told = facts | {"versions": manifest.versions()}
+        # Browsers draw the finer characters at other widths than their letters.
+        text = card(self.draft.reference, self.config, told, sample, chart.draw(course, plain=True))
         fsio.write_bytes(self.draft.path / "README.md", text.encode("utf-8", "replace"))
         version = self.draft.finish(**facts)
         loss = published_loss if published_loss is not None else math.nan
@@ -368,6 +371,11 @@ class _Run:
         n_bytes = self.dataset.count("val", "bytes")
         figures = measure.evaluate(model, self.dataset.val, n_bytes=n_bytes, between=self._check)
         return float(figures.loss)
+
+    def _bits_per_byte(self, loss: float | None) -> float | None:
+        """What a loss in nats per token is for the validation split's text, whatever its tokens are."""
+        targets, n_bytes = self.dataset.count("val") - 1, self.dataset.count("val", "bytes")
+        return None if loss is None or not n_bytes else loss * targets / math.log(2) / n_bytes
 
     def _sample(self, generator: Generator, drawn: SampleConfig) -> str:
         """Text for the card, given up on a signal like everything else."""

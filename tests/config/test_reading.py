@@ -66,7 +66,7 @@ def test_f08_a_duplicate_key(tmp_path: Path) -> None:
         ('{\n  // layers\n  "model": {}\n}', "2:3"),
         ('{"model": {}} {}', "1:15"),
         ("{'model': {}}", "1:2"),
-        ("[" * 10_000, "1:1"),
+        ("[" * 10_000, "1:101"),
     ],
 )
 def test_f09_a_syntax_error_is_located(text: str, where: str, tmp_path: Path) -> None:
@@ -197,6 +197,11 @@ def test_a_flat_config_of_an_older_project_is_read_as_it_is() -> None:
     assert config.data.source == "corpus.txt"
     assert (config.model.head_size, config.model.qkv_bias, config.model.head_bias) == (85, False, True)
     assert (config.train.schedule, config.train.max_iters, config.train.eval_iters) == ("constant", 3000, 50)
+
+
+def test_the_device_of_a_flat_config_is_what_the_machine_has() -> None:
+    config = reading.parse(FLAT | {"device": "cuda"})
+    assert config.train.device == "auto"
 
 
 def test_tables_that_disagree_are_refused() -> None:

@@ -10,7 +10,7 @@ import torch
 from quill.config.settings import TrainConfig
 from quill.errors import InputError, ResourceError
 from quill.training import machine
-from quill.training.card import card
+from quill.registry.card import card
 
 
 def test_auto_is_the_fastest_kind_there_is() -> None:

@@ -376,6 +376,26 @@ def test_a_model_starts_from_another(text: Path, registry: Registry) -> None:
     assert version.manifest["best_val_loss"] < parent.manifest["best_val_loss"] + 0.1
 
 
+@pytest.mark.parametrize(("kind", "vocab_size"), [("char", None), ("word", 60), ("bpe", 270)])
+def test_another_text_is_read_with_the_tokenizer_of_the_model_it_starts_from(
+    kind: str, vocab_size: int | None, text: Path, tmp_path: Path, registry: Registry
+) -> None:
+    if kind == "bpe":
+        pytest.importorskip("rustbpe")
+    parent = run(make(text, data__tokenizer=kind, data__vocab_size=vocab_size), registry).version
+    assert parent is not None
+    other = tmp_path / "log.txt"
+    other.write_text("tide is 4 feet, and 3 bells, and the bells and the feet\n" * 30)
+    tuned = make(other, train__init_from="tide", train__max_iters=4).model_copy(update={"name": "tuned"})
+    version = run(tuned, registry).version
+    assert version is not None
+    assert digests(version.path)["tokenizer.json"] == digests(parent.path)["tokenizer.json"]
+    assert run(tuned, registry).reason == "already trained"
+    odd = tuned.model_copy(update={"data": tuned.data.model_copy(update={"tokenizer": "o200k_base"})})
+    with pytest.raises(InputError, match="is not tide:v1's"):
+        run(odd, registry)
+
+
 def test_f16_text_too_short_for_the_context(text: Path, registry: Registry) -> None:
     with pytest.raises(InputError, match="split of") as caught:
         run(make(text, model__block_size=5000), registry)

@@ -1,0 +1,157 @@
+"""How a GGUF file stores the values of a tensor: as plain floats, or quantised in blocks.
+
+Q8_0 is ggml's: 32 values of a row share one float16 scale, the largest magnitude over 127, and are kept as
+signed bytes of it (ggml-quants.c, quantize_row_q8_0_ref).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from quill.errors import CorruptError, InputError
+
+if TYPE_CHECKING:
+    from mmap import mmap
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+Q8_VALUES = 32
+_LARGEST_HALF = 65504.0
+# Values converted at a time, so that a large embedding is not in memory twice.
+_PIECE = 1 << 20
+
+
+class Type(NamedTuple):
+    """A type of the format: its number, and the values and bytes of one block."""
+
+    number: int
+    values: int
+    bytes: int
+
+
+TYPES = {
+    "float32": Type(0, 1, 4),
+    "float16": Type(1, 1, 2),
+    "q8_0": Type(8, Q8_VALUES, 2 + Q8_VALUES),
+    "bfloat16": Type(30, 1, 2),
+}
+# What else ggml has, so that a model quantised further is told from a damaged one.
+_OTHERS = {
+    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
+    14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
+    21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+}  # fmt: skip
+
+
+def name_of(number: int, what: str) -> str:
+    """A type by its number.
+
+    Args:
+        number: As the file has it.
+        what: What is of that type, for the refusal.
+
+    Raises:
+        InputError: It is one that quill does not unpack.
+        CorruptError: There is no such type.
+    """
+    for name, known in TYPES.items():
+        if known.number == number:
+            return name
+    if number in _OTHERS:
+        raise InputError(
+            f"{what} is {_OTHERS[number]}",
+            why="quill reads F32, F16, BF16 and Q8_0; what was rounded further is not worth training on",
+            hint="import the model's f16 or q8_0 file",
+        )
+    raise CorruptError(f"{what} is damaged", why=f"it is of the unknown type {number}")
+
+
+def size(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes that a tensor takes; its rows are whole blocks."""
+    known = TYPES[dtype]
+    return prod(shape) // known.values * known.bytes
+
+
+def encode(values: Tensor, dtype: str, name: str) -> Iterator[Any]:
+    """A tensor's bytes, piece by piece.
+
+    Args:
+        values: Float32, on the CPU.
+        dtype: One of "float32", "float16", "q8_0".
+        name: Whose they are, for the refusal.
+
+    Raises:
+        InputError: A value is too large for the type, or none at all.
+    """
+    flat = values.detach().contiguous().reshape(-1)
+    if dtype == "float32":
+        yield flat.numpy()
+        return
+    most = _LARGEST_HALF * (127 if dtype == "q8_0" else 1)
+    for start in range(0, len(flat), _PIECE):
+        piece = flat[start : start + _PIECE]
+        # Written so that NaN fails it too.
+        if not bool((piece.abs() <= most).all()):
+            why = f"'{name}' holds {piece.abs().max():,.0f}, {dtype} goes up to {most:,.0f}"
+            raise InputError(f"the weights do not fit {dtype}", why=why, hint="--dtype float32")
+        yield quantise(piece.numpy()) if dtype == "q8_0" else piece.half().numpy()
+
+
+def decode(buffer: mmap | bytearray, dtype: str, shape: Sequence[int], start: int) -> Tensor:
+    """A tensor from its bytes: a view of them where torch has the type, else float32.
+
+    Args:
+        buffer: The file.
+        dtype: A name of `TYPES`.
+        shape: Outermost first.
+        start: Where the bytes begin.
+    """
+    import torch
+
+    if dtype == "q8_0":
+        packed = torch.frombuffer(buffer, dtype=torch.uint8, count=size(dtype, shape), offset=start)
+        return torch.from_numpy(dequantise(packed.numpy())).reshape(tuple(shape))
+    kind: torch.dtype = getattr(torch, dtype)
+    if start % kind.itemsize:
+        flat = torch.frombuffer(bytearray(buffer[start : start + size(dtype, shape)]), dtype=kind)
+    else:
+        flat = torch.frombuffer(buffer, dtype=kind, count=prod(shape), offset=start)
+    return flat.reshape(tuple(shape))
+
+
+def quantise(values: NDArray[np.float32]) -> NDArray[np.void]:
+    """Float32 values, a multiple of 32 of them, as blocks of Q8_0."""
+    import numpy as np
+
+    rows = values.reshape(-1, Q8_VALUES)
+    scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+    # What is smaller than any normal number has an inverse that is none, and rounds to nothing anyway.
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > np.finfo("f4").tiny)
+    scaled = rows * inverse
+    whole = np.floor(np.abs(scaled))
+    # Halves go away from zero, as C's roundf has them; numpy's own rounding takes them to the even side.
+    rounded = whole + (np.abs(scaled) - whole >= 0.5)
+    blocks = np.empty(len(rows), _layout())
+    blocks["scale"] = scale[:, 0]
+    blocks["values"] = np.copysign(rounded, scaled)
+    return blocks
+
+
+def dequantise(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The float32 values of blocks of Q8_0."""
+    import numpy as np
+
+    blocks = packed.view(_layout())
+    with np.errstate(invalid="ignore"):  # of a damaged scale, which makes NaN without a word
+        return (blocks["values"] * blocks["scale"].astype(np.float32)[:, None]).reshape(-1)
+
+
+def _layout() -> np.dtype[np.void]:
+    import numpy as np
+
+    return np.dtype([("scale", "<f2"), ("values", "i1", (Q8_VALUES,))])

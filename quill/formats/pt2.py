@@ -1,0 +1,135 @@
+"""torch.export's archive: a model that PyTorch runs, compiles and serves with none of quill's code.
+
+`torch.export.load(path).module()(input_ids)` gives the logits, float32, for any batch and any length up to
+the context. Format: https://docs.pytorch.org/docs/stable/export/pt2_archive.html. It is only written:
+reading one may run what is inside.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from quill import fsio, strictjson
+from quill.errors import CorruptError
+from quill.formats import base
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
+    from quill.model.gpt import GPT
+    from quill.registry.checkpoint import Checkpoint
+
+# What the archive holds beside the program, by the names that torch.export.load's extra_files takes.
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+
+
+class Pt2(base.Format):
+    """A file of torch.export."""
+
+    suffix: ClassVar[str] = ".pt2"
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16")
+    runtime: ClassVar[str] = "torch.export"
+    tolerance: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "bfloat16": 0.1, "float16": 1e-2}
+
+    def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
+        """Write the traced model with its tokenizer and config beside it in the archive."""
+        import torch
+
+        from quill.formats._precision import refuse_overflow
+
+        refuse_overflow(checkpoint.model.state_dict(), dtype)
+        program = _trace(checkpoint.model, getattr(torch, dtype))
+        extra = {
+            CONFIG: strictjson.dumps(checkpoint.config.to_dict()),
+            TOKENIZER: strictjson.dumps(checkpoint.tokenizer.to_dict()),
+        }
+
+        size = sum(t.nbytes for t in program.state_dict.values())
+        fsio.require_space(path.parent, size, f"'{path.name}'")
+        with fsio.guard(path, "write"), _Sink(path, "w") as sink:
+            torch.export.save(program, sink, extra_files=extra)
+            if sink.error:
+                raise sink.error
+        if dtype != "float32":
+            return (f"weights and arithmetic are {dtype}; the logits that come out are float32",)
+        return ()
+
+    def logits(self, path: Path, idx: Tensor) -> Tensor:
+        """What PyTorch makes of token ids, with the program from the archive."""
+        import torch
+
+        try:
+            with open(path, "rb") as file:
+                module = torch.export.load(file).module()
+            with torch.inference_mode():
+                logits: Tensor = module(idx)
+        except Exception as e:
+            # Whatever is wrong with an archive, torch has an exception of its own for it.
+            reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
+            raise CorruptError(f"torch.export cannot run '{path}'", why=reason) from e
+        return logits
+
+
+class _Sink(io.FileIO):
+    """A file whose failures wait until the writer is done: torch's ends the whole process at one.
+
+    Attributes:
+        error: The first failure; nothing was written after it.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it, or remember why not."""
+        view = memoryview(data).cast("B")
+        at = 0
+        while at < view.nbytes and self.error is None:
+            try:
+                at += super().write(view[at:]) or 0
+            except OSError as e:
+                self.error = e
+        return view.nbytes
+
+
+def _trace(model: GPT, dtype: torch.dtype) -> ExportedProgram:
+    """The model as a program, for any batch and length; its weights, where float32, are shared."""
+    import torch
+    from torch.export import Dim
+
+    from quill.model.gpt import outline
+
+    class Program(torch.nn.Module):
+        # It has the model's parts as its own, so that weights are called as quill calls them.
+        def __init__(self, model: GPT) -> None:
+            super().__init__()
+            self._logits = model.forward
+            for name, part in model.named_children():
+                self.add_module(name, part)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self._logits(input_ids).float()
+
+    twin = outline(model.config)
+    twin.load_state_dict({n: t.detach().to(dtype) for n, t in model.state_dict().items()}, assign=True)
+    twin.eval().requires_grad_(False)
+    context = model.config.block_size
+    if model.config.n_layer and not twin.learned_positions:
+        # A table that is there already becomes a constant; one made under way, work of every call.
+        twin.rotations()
+    dynamic = {0: Dim("batch", min=1)}
+    if context > 1:
+        dynamic[1] = Dim("length", min=1, max=context)
+    # Sizes of 1 would be taken as meant.
+    example = torch.zeros(2, min(context, 3), dtype=torch.long)
+    program = torch.export.export(Program(twin).eval(), (example,), dynamic_shapes=(dynamic,))
+    # They would be kept as a pickle, which nothing needs.
+    program.example_inputs = None
+    for node in program.graph.nodes:
+        # Where quill's source lies on this machine is nobody's business.
+        node.meta.pop("stack_trace", None)
+    return program
