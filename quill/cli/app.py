@@ -20,15 +20,18 @@ from typing import Any
 import typer
 
 from quill import __version__, discovery
+from quill.cli._signals import end_in_order
 from quill.cli._typer import PANELS, Command, Group
 from quill.cli.output import Output, is_terminal, takes_colour
-from quill.errors import InputError, QuillError, ResourceError
+from quill.errors import InputError, NotFoundError, QuillError, ResourceError
 
 PROGRAM = "quill"
 # Files of this folder that are not commands.
 _SHARED = {"app", "output", "options"}
 # The face of quill in the order of its journey; every other command follows by name.
 _FACE = ("prepare", "train", "sample", "eval", "export")
+# Characters of a hint beyond which one suggestion is clearer than three.
+_TELLING = 160
 _COMPLETION = f"_{PROGRAM.upper()}_COMPLETE"
 _NO_ROOM = {
     getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EIO", "ENOMEM")
@@ -38,6 +41,7 @@ _NO_ROOM = {
 def run() -> None:
     """The console script: `main` on the process's own arguments and streams."""
     _open_closed_streams()
+    end_in_order()
     if not sys.warnoptions:
         # What a library warns its programmers of is nothing a person here can act on.
         warnings.simplefilter("ignore")
@@ -72,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + int(getattr(e, "signum", 2))
     except Exception as e:
         error = explain(e)
+        if isinstance(error, NotFoundError) and error.close and not error.hint:
+            error.hint = _did_you_mean(error, arguments)
         Output().fail(error)
         if error.exit_code == 1 and "--debug" in arguments:
             import traceback
@@ -112,19 +118,18 @@ def commands() -> dict[str, str]:
     return {n: _summary(Path(__file__).with_name(f"{n}.py")) for n in ordered}
 
 
-def build(load: Iterable[str], *, rich_help: bool = False, completion: bool = False) -> typer.Typer:
+def build(load: Iterable[str], *, rich_help: bool = False) -> typer.Typer:
     """The Typer app, with some commands whole and the others as their line of help.
 
     Args:
         load: Names of the commands to import.
         rich_help: Draw the help for a terminal.
-        completion: Be ready to answer a shell.
     """
     app = typer.Typer(
         name=PROGRAM,
         cls=Group,
         rich_markup_mode="rich" if rich_help else None,
-        add_completion=completion,
+        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _dashes},
     )
@@ -151,7 +156,13 @@ def _dispatch(arguments: list[str]) -> int:
     known = commands()
     if _COMPLETION in os.environ:
         # A shell asks what could be typed: `eval "$(_QUILL_COMPLETE=source_bash quill)"` makes bash do so.
-        typer.main.get_command(build(known, completion=True)).main(args=arguments, prog_name=PROGRAM)
+        from quill.cli import _completion
+
+        def load(name: str | None) -> Any:
+            return typer.main.get_command(build([name] if name else []))
+
+        Output().write(_completion.answer(os.environ[_COMPLETION], os.environ, load))
+        return 0
     if not arguments:
         _help_on_stderr()
         return 2
@@ -211,6 +222,22 @@ def _no_such_command(name: str, known: list[str]) -> InputError:
         why=f"did you mean {' or '.join(close)}?" if close else f"there is {', '.join(known)}",
         hint=f"{PROGRAM} {close[0]} --help" if close else f"{PROGRAM} --help",
     )
+
+
+def _did_you_mean(error: NotFoundError, arguments: list[str]) -> str:
+    """The command as it was typed, with each of the close names in the place of the one that is not there."""
+    import shlex
+
+    command = next((i for i, a in enumerate(arguments) if not a.startswith("-")), 0)
+    for i, typed in enumerate(arguments):
+        if i > command and any(f"'{t}'" in error.what for t in (typed, typed.partition(":")[0])):
+            lines = [
+                shlex.join([PROGRAM, *arguments[:i], name, *arguments[i + 1 :]]) for name in error.close[:3]
+            ]
+            # A prompt may be long; what it is typed for is not to be lost among its repetitions.
+            return " or ".join(lines if sum(map(len, lines)) < _TELLING else lines[:1])
+    # It was not typed, as where a config file names it.
+    return " or ".join(f"{PROGRAM} show {name}" for name in error.close[:3])
 
 
 def _usage_error(failure: typer.TyperException) -> InputError:

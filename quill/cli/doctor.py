@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 
 from quill import __version__
 from quill.cli import options
+from quill.cli.list import running
 from quill.cli.options import Session
 from quill.cli.output import size
 from quill.errors import QuillError
@@ -36,8 +38,10 @@ def command(session: Session) -> None:
     """
     registry = session.registry()
     findings = [*_versions(), _device(), *_folder("registry", registry.root, registry.why)]
+    findings += _locks(session)
     findings += _models(session)
     findings += _folder("datasets", session.datasets(), "")
+    findings += _leftovers(session)
     findings.append(_encoding())
     wrong = [f for f in findings if f[1] == "wrong"]
     output = session.output
@@ -102,15 +106,50 @@ def _folder(what: str, folder: Path, why: str) -> list[Finding]:
     return [(what, state, f"{place}{made}, {size(free)} free")]
 
 
+def _locks(session: Session) -> list[Finding]:
+    """Whether two trainings of one name are kept apart: flock says yes to everybody on some filesystems."""
+    from quill.registry import locks
+
+    root = session.registry().root
+    # Where nothing can be written there is nothing to lock, and the registry's own line says so.
+    with suppress(OSError, QuillError):
+        if root.is_dir() and locks.works(root):
+            return [("locks", "ok", "work")]
+        if root.is_dir():
+            found = "do nothing on this filesystem; see to it that a name is trained by one process at a time"
+            return [("locks", "warning", found)]
+    return []
+
+
 def _models(session: Session) -> list[Finding]:
+    """The models there are, which of them are damaged, and which runs could go on."""
     try:
-        versions = session.registry().entries(all_versions=True)
+        registry = session.registry()
+        versions, drafts = registry.entries(all_versions=True), registry.drafts()
     except QuillError as e:
         return [("models", "wrong", str(e))]
     damaged = [v.reference for v in versions if v.damaged]
+    found: list[Finding] = [("models", "ok", str(len(versions)))]
     if damaged:
-        return [("models", "warning", f"{len(versions)}, damaged: {', '.join(damaged)}")]
-    return [("models", "ok", str(len(versions)))]
+        found = [("models", "warning", f"{len(versions)}, damaged: {', '.join(damaged)}")]
+    busy = running(registry, drafts)
+    for what, at_work in (("training", True), ("unfinished", False)):
+        if which := [d.reference for d in drafts if (d.reference in busy) is at_work]:
+            found.append((what, "ok", ", ".join(which)))
+    return found
+
+
+def _leftovers(session: Session) -> list[Finding]:
+    """What `quill gc` would remove."""
+    from quill.registry import cleaning
+
+    try:
+        found = cleaning.clean(session.registry(), session.datasets(), dry_run=True)
+    except QuillError:
+        return []  # which the lines of the folders have told already
+    if not found.things:
+        return [("leftovers", "ok", "none")]
+    return [("leftovers", "ok", f"{size(found.bytes)} in {len(found.things)}; quill gc removes them")]
 
 
 def _encoding() -> Finding:

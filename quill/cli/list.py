@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
@@ -12,9 +13,12 @@ from typer import Argument, Option
 from quill.cli import options
 from quill.cli.options import Session
 from quill.cli.output import count, size
+from quill.errors import QuillError
 
 if TYPE_CHECKING:
-    from quill.registry.store import Draft, Version
+    from pathlib import Path
+
+    from quill.registry.store import Draft, Registry, Version
 
 _UNITS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
@@ -31,15 +35,20 @@ def command(
     all_versions: Annotated[
         bool, Option("--all-versions", "-a", help="Not only the newest of each.")
     ] = False,
-    sort: Annotated[Sort, Option(help="Order of the rows.")] = "name",
+    sort: Annotated[
+        Sort, Option(metavar="name|created|loss|params|size", help="Order of the rows.")
+    ] = "name",
 ) -> None:
     """List the models of the registry.
 
     A name alone means its newest complete version. A damaged model is listed as such and hides no other.
     """
     registry, output = session.registry(), session.output
-    found = [(v.name, v.number, _describe(v)) for v in registry.entries(glob, all_versions=all_versions)]
-    found += [(d.name, d.number, _describe_draft(d)) for d in registry.drafts(glob)]
+    versions, drafts = registry.entries(glob, all_versions=all_versions), registry.drafts(glob)
+    aliases = {name: aliases_of(registry, name) for name in {v.name for v in versions}}
+    found = [(v.name, v.number, _describe(v, aliases[v.name])) for v in versions]
+    at_work = running(registry, drafts)
+    found += [(d.name, d.number, describe_draft(d, d.reference in at_work)) for d in drafts]
     rows = [row for *_, row in sorted(found, key=lambda entry: entry[:2])]
     rows.sort(key=_order(sort))
     output.emit(
@@ -78,7 +87,79 @@ def ago(created: str | None, now: float) -> str:
     return "just now"
 
 
-def _describe(version: Version) -> dict[str, Any]:
+def aliases_of(registry: Registry, name: str) -> dict[str, int]:
+    """The aliases of a name and their numbers; none where they cannot be read."""
+    from quill.registry import ledger
+
+    with suppress(QuillError):
+        aliases: dict[str, int] = ledger.read(registry.root / name).get("aliases", {})
+        return aliases
+    return {}
+
+
+def running(registry: Registry, drafts: Iterable[Draft]) -> set[str]:
+    """The references of those drafts that a process is at work on: of a name that is held, the last."""
+    from quill.registry import locks
+
+    last = {d.name: d for d in drafts}
+    return {d.reference for d in last.values() if locks.holder(registry.root, d.name)}
+
+
+def is_running(draft: Draft) -> bool:
+    """Whether a process is at work on a version in progress."""
+    from quill.registry.store import Registry
+
+    registry = Registry(draft.path.parent.parent)
+    return draft.reference in running(registry, registry.drafts(draft.name))
+
+
+def describe_draft(draft: Draft, at_work: bool) -> dict[str, Any]:
+    """What is known of a version in progress, without reading its metrics.
+
+    Args:
+        draft: The version.
+        at_work: Whether a process is at work on it.
+    """
+    status = draft.status() or {}
+    known = {k: v for k, v in status.items() if type(v) in (int, float) and v >= 0 and math.isfinite(v)}
+    step = known.get("step")
+    if at_work:
+        # The status tells the step that was saved; the metrics are ahead of it.
+        step = max(filter(None, [step, _last_step(draft.path)]), default=step)
+    return {
+        "reference": draft.reference,
+        "state": "training" if at_work else "unfinished",
+        "parameters": known.get("parameters"),
+        "bytes": None,
+        "val_loss": known.get("best_val_loss"),
+        "created": None,
+        "aliases": [],
+        "step": step,
+        "max_iters": _max_iters(draft),
+    }
+
+
+def _last_step(folder: Path) -> int | None:
+    from quill import fsio
+    from quill.evaluation import curves
+
+    with suppress(QuillError, OSError), fsio.open_plain(folder / curves.METRICS) as file:
+        file.seek(max(0, file.seek(0, 2) - 4096))
+        return max((line["step"] for line in curves.parse(file.readall())), default=None)
+    return None
+
+
+def _max_iters(draft: Draft) -> int | None:
+    from quill.registry import manifest
+
+    with suppress(QuillError, OSError):
+        train = manifest.read_object(draft.path / manifest.REQUIRED[0]).get("train")
+        most = train.get("max_iters") if isinstance(train, dict) else None
+        return most if type(most) is int and most >= 0 else None
+    return None
+
+
+def _describe(version: Version, aliases: dict[str, int]) -> dict[str, Any]:
     manifest = version.manifest or {}
     return {
         "reference": version.reference,
@@ -87,42 +168,9 @@ def _describe(version: Version) -> dict[str, Any]:
         "bytes": None if version.damaged else version.size,
         "val_loss": manifest.get("best_val_loss"),
         "created": manifest.get("created"),
+        "aliases": sorted(a for a, number in aliases.items() if number == version.number),
         **({"damage": version.damaged} if version.damaged else {}),
     }
-
-
-def _describe_draft(draft: Draft) -> dict[str, Any]:
-    status = draft.status() or {}
-    number = {k: v for k, v in status.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return {
-        "reference": draft.reference,
-        "state": "training" if runs(status) else "unfinished",
-        "parameters": number.get("parameters"),
-        "bytes": None,
-        "val_loss": number.get("best_val_loss"),
-        "created": None,
-        "step": number.get("step"),
-        "max_iters": number.get("max_iters"),
-    }
-
-
-def runs(status: dict[str, Any]) -> bool:
-    """Whether the process that a status names is alive, as far as this machine can tell."""
-    pid, host = status.get("pid"), status.get("host")
-    if type(pid) is not int or pid <= 0 or not isinstance(host, str):
-        return False
-    import socket
-
-    if host != socket.gethostname():
-        # Another machine's process cannot be asked; its own word stands.
-        return True
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 def _order(sort: Sort) -> Callable[[dict[str, Any]], Any]:
@@ -139,10 +187,11 @@ def _order(sort: Sort) -> Callable[[dict[str, Any]], Any]:
 
 def _table(session: Session, rows: list[dict[str, Any]]) -> str:
     now = time.time()
-    header = ["NAME", "PARAMS", "SIZE", "VAL LOSS", "WHEN", "STATE"]
+    header = ["NAME", "ALIASES", "PARAMS", "SIZE", "VAL LOSS", "WHEN", "STATE"]
     cells = [
         [
             row["reference"],
+            ", ".join(row["aliases"]),
             count(row["parameters"]),
             size(row["bytes"]),
             "" if row["val_loss"] is None else f"{row['val_loss']:.4f}",
@@ -151,6 +200,8 @@ def _table(session: Session, rows: list[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
+    if not any(row["aliases"] for row in rows):
+        header, cells = [c for c in header if c != "ALIASES"], [[row[0], *row[2:]] for row in cells]
     return session.output.table(header, cells, right=("PARAMS", "SIZE", "VAL LOSS"))
 
 

@@ -53,6 +53,8 @@ _COMMON: Mapping[str, tuple[Any, Any]] = {
 
 # Settings whose values are what discovery finds in a package.
 _REGISTERED = {"tokenizer": "tokenizers", "block": "model.blocks"}
+# Settings whose values are something that a shell can complete.
+_METAVARS = {"init_from": "REF"}
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 # float() alone would also take spaces, underscores and the digits of every script.
 _REAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf|infinity)", re.I)
@@ -159,7 +161,7 @@ def _flag(
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     flag = str(extra.get("flag", name)).replace("_", "-")
     annotation: Any = str | None
-    metavar: str | None = "TEXT"
+    metavar: str | None = _METAVARS.get(name, "TEXT")
     declared = f"--{flag}"
     convert: Callable[[Any], Any] = _text(optional)
     if kind is bool:

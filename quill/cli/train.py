@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Option
 
 from quill import strictjson
 from quill.cli import options
+from quill.cli._signals import Signals
 from quill.cli.options import Session
 from quill.cli.output import Output, count, duration, safe, size
 from quill.cli.prepare import watch as watch_data
@@ -140,60 +139,6 @@ def read_config(session: Session, file: Path | None, name: str | None) -> RunCon
         run = run.model_copy(update={"name": source})
     check_name(str(run.name))
     return run
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal came where there is nothing to save yet."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
-
-
-class Signals:
-    """The first INT, TERM or HUP asks a run to save and stop; the second ends the process at once.
-
-    Before the first step there is nothing to save, and the first one ends it too. A signal that is ignored
-    already, as HUP is under nohup, stays so.
-    """
-
-    def __init__(self) -> None:
-        self._received: int | None = None
-        self._before: dict[int, Any] = {}
-        self._stepping = False
-
-    def __enter__(self) -> Self:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is None or signal.getsignal(number) == signal.SIG_IGN:
-                continue
-            try:
-                self._before[number] = signal.signal(number, self._receive)
-            except ValueError:
-                # Only the main thread may listen; whoever called from another does so itself.
-                break
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def notice(self, event: Event) -> None:
-        """Follow a run's events: from its first step on there is something to save."""
-        from quill.training.events import Started
-
-        self._stepping = self._stepping or isinstance(event, Started)
-
-    def poll(self) -> int | None:
-        """The signal that came, or None."""
-        return self._received
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-        if not self._stepping:
-            raise Interrupted(number)
 
 
 def _seconds(minutes: float | None) -> float | None:

@@ -1,15 +1,19 @@
-"""`quill list` and `quill show`, over registries made by hand."""
+"""`quill list`, over registries made by hand."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 
 import pytest
 
 from quill.cli.app import main
 from quill.cli.list import ago
+from quill.errors import NotFoundError
+from quill.registry import ledger, locks
+from quill.registry.store import Registry
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -69,22 +73,66 @@ def test_a_damaged_model_is_listed_and_hides_no_other(publish, capsys):
 def test_a_run_in_progress_is_told_from_one_left_behind(publish, registry, capsys):
     publish("a")
     alive, left = registry.begin("a"), registry.begin("b")
-    alive.set_status({"pid": os.getpid(), "host": socket.gethostname(), "step": 1500})
-    # No process has the highest number that a pid can be.
-    left.set_status({"pid": 2**22 + 1, "host": socket.gethostname(), "step": 20})
-    out = run(capsys, "list")[1]
-    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
-    assert "training, step 1,500" in rows["a:v2"]
-    assert "unfinished, step 20" in rows["b:v1"]
-    assert "ok" in rows["a:v1"]
+    (alive.path / "config.json").write_text('{"train": {"max_iters": 2000}}')
+    (alive.path / "metrics.jsonl").write_text('{"step": 1500, "loss": 2.5}\n{"step": 151')
+    # What a status says of a process is no proof that it lives.
+    for draft, step in ((alive, 1000), (left, 20)):
+        draft.set_status({"pid": os.getpid(), "host": socket.gethostname(), "step": step})
+    with locks.hold(registry.root, "a"):
+        out = run(capsys, "list")[1]
+        rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+        assert "training, step 1,500/2,000" in rows["a:v2"]
+        assert "unfinished, step 20" in rows["b:v1"]
+        assert rows["a:v1"].endswith("ok")
+    # The state that a run goes on from is the saved one.
+    assert "unfinished, step 1,000/2,000" in run(capsys, "list", "a")[1]
+
+
+def test_of_two_unfinished_runs_of_a_name_the_newer_is_at_work(registry, publish, capsys):
+    publish("a")
+    for _ in range(2):
+        registry.begin("a").set_status({"step": 1})
+    with locks.hold(registry.root, "a"):
+        rows = json.loads(run(capsys, "list", "--json")[1])["models"]
+    states = {row["reference"]: row["state"] for row in rows}
+    assert states == {"a:v1": "ok", "a:v2": "unfinished", "a:v3": "training"}
 
 
 @pytest.mark.parametrize(
-    "status", [{"pid": "1"}, {"pid": -1, "host": socket.gethostname()}, {"pid": 10**30}, {}]
+    "status",
+    [{"step": "1"}, {"step": -1}, {"step": True}, {"max_iters": 1e308}, {"parameters": {}}, {}],
+    ids=str,
 )
-def test_a_senseless_status_is_nobodys_run(status, registry, publish, capsys):
-    registry.begin("b").set_status(status)
-    assert "unfinished" in run(capsys, "list")[1]
+def test_a_senseless_status_says_nothing(status, registry, publish, capsys):
+    draft = registry.begin("b")
+    draft.set_status(status)
+    (draft.path / "config.json").write_text('{"train": {"max_iters": -3}}')
+    for form in ([], ["--json"], ["-q"]):
+        assert run(capsys, "list", *form)[0] == 0
+    row = json.loads(run(capsys, "list", "--json")[1])["models"][0]
+    assert (row["state"], row["step"], row["max_iters"]) == ("unfinished", None, None)
+
+
+def test_aliases_have_a_column_where_there_are_any(registry, publish, capsys):
+    publish("a")
+    publish("a")
+    assert "ALIASES" not in run(capsys, "list")[1]
+    ledger.update(registry.root / "a", lambda held: held | {"aliases": {"champion": 2, "best": 2, "old": 1}})
+    publish("b")
+    header, *rows = run(capsys, "list", "-a")[1].splitlines()
+    assert header.split()[1] == "ALIASES"
+    assert [" ".join(row.split()[:3]) for row in rows[:2]] == ["a:v1 old 10.8M", "a:v2 best, champion"]
+    models = json.loads(run(capsys, "list", "--json")[1])["models"]
+    assert [m["aliases"] for m in models] == [["best", "champion"], []]
+
+
+def test_a_damaged_ledger_costs_the_aliases_and_nothing_else(registry, publish, capsys):
+    publish("a")
+    (registry.root / "a" / "model.json").write_text('{"aliases": {"x": "\\u001b[2J"}}')
+    code, out, _ = run(capsys, "list")
+    assert code == 0
+    assert "a:v1" in out
+    assert "\x1b" not in out
 
 
 @pytest.mark.parametrize(
@@ -126,45 +174,38 @@ def test_f15_metadata_cannot_reach_the_terminal(publish, capsys):
         assert not any(ord(c) < 32 and c != "\n" for c in out + err)
 
 
-def test_show_tells_what_the_manifest_holds(publish, capsys):
-    publish("a", steps=2000, seconds=87.2, device="cpu", data={"name": "shakespeare", "tokens": 1115394})
-    code, out, _ = run(capsys, "show", "a")
-    assert code == 0
-    for words in ("a:v1", "10,788,929 (10.8M)", "1.4697", "2,000", "1m 27s", "shakespeare, 1,115,394 tokens"):
-        assert words in out
-    document = json.loads(run(capsys, "show", "a", "--json")[1])
-    assert document["schema"] == "quill.show/1"
-    assert document["manifest"]["steps"] == 2000
-    assert document["config"]["model"] == {"n_layer": 2}
-    assert run(capsys, "show", "a", "-q")[1] == "a:v1\n"
-
-
-def test_show_one_thing_alone(publish, registry, capsys):
-    first = publish("a")
-    publish("b", parent={"reference": "a:v1", "digest": first.digest})
-    assert run(capsys, "show", "a", "--path")[1] == f"{registry.root / 'a' / 'v1'}\n"
-    assert json.loads(run(capsys, "show", "a", "--config")[1])["name"] == "x"
-    code, _, err = run(capsys, "show", "a", "--metrics")
-    assert code == 3
-    assert "metrics.jsonl" in err
-    lineage = json.loads(run(capsys, "show", "b", "--lineage", "--json")[1])["lineage"]
-    assert [(entry["reference"], entry["state"]) for entry in lineage] == [("b:v1", "here"), ("a:v1", "here")]
-
-
-def test_a_parent_that_is_gone_or_replaced_is_said_to_be(publish, capsys):
-    publish("a")
-    publish("b", parent={"reference": "a:v1", "digest": "0" * 64})
-    publish("c", parent={"reference": "gone:v3", "digest": "0" * 64})
-    assert "another model has this name now" in run(capsys, "show", "b", "--lineage")[1]
-    assert "gone:v3  gone" in run(capsys, "show", "c", "--lineage")[1]
-
-
-def test_a_missing_name_exits_3_with_what_is_near(publish, capsys):
-    publish("shakespeare")
-    code, out, err = run(capsys, "show", "shakespear")
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("show shakespear", "quill show shakespeare"),
+        ("show shakespear --metrics --json", "quill show shakespeare --metrics --json"),
+        ("show --json shakespear:v3", "quill show --json shakespeare"),
+        ("show shakespeare:v9", "quill show shakespeare:v1"),
+        ("show shakespeare:champoin", "quill show shakespeare:champion"),
+        ("eval harpoon shakespear --data x", "quill eval harpoon shakespeare --data x"),
+        ("sample shakespear 'it is'", "quill sample shakespeare 'it is'"),
+        ("compare harpoom shakespeare", "quill compare harpoon shakespeare"),
+        ("show sow", "quill show show or quill show sown"),
+        ("show nothing-like-it", "quill list"),
+    ],
+)
+def test_a_missing_name_exits_3_with_the_command_that_was_meant(typed, hint, registry, publish, capsys):
+    for name in ("shakespeare", "harpoon", "show", "sown"):
+        publish(name)
+    ledger.update(registry.root / "shakespeare", lambda held: held | {"aliases": {"champion": 1}})
+    code, out, err = run(capsys, *shlex.split(typed))
     assert (code, out) == (3, "")
-    assert err.splitlines()[0].startswith("error: no model named 'shakespear'")
-    assert "shakespeare" in err.splitlines()[2]
+    what, why, last = err.splitlines()
+    assert what.startswith("error: no model ")
+    assert why.startswith("  why: ")
+    assert set(last.removeprefix("  try: ").split(" or ")) == set(hint.split(" or "))
+
+
+def test_a_name_that_was_not_typed_is_not_put_where_it_was_not(publish, capsys, monkeypatch):
+    publish("shakespeare")
+    failure = NotFoundError("no model named 'shakespear' in weights", close=["shakespeare"])
+    monkeypatch.setattr(Registry, "entries", lambda *args, **more: (_ for _ in ()).throw(failure))
+    assert "  try: quill show shakespeare\n" in run(capsys, "list", "--sort", "name")[2]
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "", "a b", "A", "x\n", "x" * 300, "con", "a:v0", "a:b:c"])

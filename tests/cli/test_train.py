@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from quill.cli import _training_display as display
+from quill.cli._signals import Interrupted, Signals
 from quill.cli.app import main
 from quill.cli.output import Output
-from quill.cli.train import Interrupted, Signals
 from quill.training import events
 
 RUN = [sys.executable, "-c", "from quill.cli.app import run; run()"]

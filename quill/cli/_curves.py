@@ -1,0 +1,96 @@
+"""The loss curves of a model: drawn, as points, or as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import Literal
+
+from quill import fsio
+from quill.cli._reference import metrics_of
+from quill.cli.output import Output, safe_line
+from quill.errors import InputError, NotFoundError
+from quill.evaluation import chart, curves
+from quill.registry.draft import Draft
+from quill.registry.version import Version
+
+# Beyond it a curve is only stretched.
+_WIDEST = 100
+_COLOURS = {"train": "36", "val": "33", "best": "1;32"}
+
+
+def show(output: Output, found: Version | Draft) -> None:
+    """Draw the curves; `--json` has their points, `-q` the lines as they are stored.
+
+    Raises:
+        NotFoundError: There are none.
+    """
+    raw = metrics_of(found)
+    points = _points(found, raw)
+    if output.form == "human":
+        width = min(get_terminal_size().columns, _WIDEST)
+        plain = _is_plain(output)
+
+        def paint(text: str, role: chart.Role) -> str:
+            return output.style(text, _COLOURS[role], stdout=True)
+
+        output.write(chart.draw(points, width, plain=plain, paint=paint))
+        return
+    lines, best = curves.parse(raw), points.best
+    document = {
+        "reference": found.reference,
+        "train": [line for line in lines if "loss" in line],
+        "val": [line for line in lines if "val_loss" in line],
+        "best": {"step": best.step, "val_loss": best.loss} if best else None,
+    }
+    output.emit("quill.metrics/1", document, human="", quiet=raw.decode(errors="replace").splitlines())
+
+
+def form_of(path: Path) -> Literal["svg", "png"]:
+    """The kind of picture that a file's name asks for.
+
+    Raises:
+        InputError: It asks for none.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".svg":
+        return "svg"
+    if suffix == ".png":
+        return "png"
+    raise InputError(
+        f"--plot '{path}' is refused", why="a picture's name ends in .svg or .png", hint="--plot loss.svg"
+    )
+
+
+def save(output: Output, found: Version | Draft, path: Path) -> None:
+    """Write the curves to a picture, and print its path.
+
+    Raises:
+        NotFoundError: There are none.
+        InputError: matplotlib is not installed.
+        ResourceError: It cannot be written.
+    """
+    drawn = curves.picture(_points(found, metrics_of(found)), found.reference, form_of(path))
+    fsio.write_bytes(path, drawn)
+    document = {"reference": found.reference, "path": str(path)}
+    output.emit("quill.plot/1", document, human=safe_line(str(path)), quiet=str(path))
+
+
+def _points(found: Version | Draft, raw: bytes) -> curves.Curves:
+    points = curves.curves(curves.parse(raw))
+    if not points:
+        unfinished = isinstance(found, Draft)
+        raise NotFoundError(
+            f"{found.reference} has no metrics" + (" yet" if unfinished else ""),
+            why=f"its folder holds no losses in {curves.METRICS}",
+            hint=f"quill {'logs' if unfinished else 'eval'} {found.reference}",
+        )
+    return points
+
+
+def _is_plain(output: Output) -> bool:
+    """Whether only ASCII shows: a locale of another encoding, or a terminal whose font has little else."""
+    env = output.env
+    locale = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or "UTF-8"
+    small = output.terminal and env.get("TERM") in ("dumb", "linux")
+    return small or "UTF8" not in locale.upper().replace("-", "")

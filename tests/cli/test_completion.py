@@ -1,0 +1,293 @@
+"""What a shell is told when somebody presses Tab, as bash, zsh and fish ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quill.cli import _completion
+from quill.cli.app import main
+from quill.registry import ledger
+
+RUN = [sys.executable, "-c", "from quill.cli.app import run; run()"]
+
+
+@pytest.fixture
+def models(publish, registry, monkeypatch):
+    """shakespeare with v1, v2 and an alias, sea with one version, begun with none that is finished."""
+    publish("shakespeare")
+    publish("shakespeare")
+    publish("sea")
+    registry.begin("begun")
+    registry.begin("shakespeare")
+    ledger.update(registry.root / "shakespeare", lambda held: held | {"aliases": {"champion": 1}})
+    return registry
+
+
+@pytest.fixture
+def ask(monkeypatch, capsys):
+    """What a shell is answered at the end of a line: ask("quill show sh"), words apart as bash has them."""
+
+    def answer(*words: str, shell: str = "bash") -> list[str]:
+        with monkeypatch.context() as env:
+            env.setenv("_QUILL_COMPLETE", f"complete_{shell}")
+            env.setenv("COMP_WORDS", "\n".join(words))
+            env.setenv("COMP_CWORD", str(len(words) - 1))
+            assert main([]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        return out.splitlines()
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        ["sample"],
+        ["show"],
+        ["show", "--metrics", "--json"],
+        ["eval"],
+        ["eval", "sea"],
+        ["compare"],
+        ["compare", "sea"],
+        ["logs", "-f", "-n", "5"],
+        ["sample", "--temperature", "0.5"],
+        ["config", "show"],
+        ["train", "--from"],
+        ["train", "--name"],
+        ["train", "--from", "="],
+        ["list"],
+        ["sample", "--"],
+    ],
+    ids=" ".join,
+)
+def test_names_are_completed_wherever_a_model_is_meant(before, models, ask):
+    assert ask("quill", *before, "sha") == ["shakespeare"]
+
+
+def test_every_reference_of_every_command_is_completed(models, ask):
+    """Also those of commands that do not exist yet: a metavar is all it takes."""
+    import typer
+
+    from quill.cli import app
+
+    asked = 0
+    for name in app.commands():
+        command = typer.main.get_command(app.build([name])).commands[name]
+        parts = getattr(command, "commands", {"": command})
+        for part, body in parts.items():
+            first = next((p for p in body.params if p.param_type_name == "argument"), None)
+            if first is not None and first.metavar in _completion._AFTER_NAME:
+                words = [w for w in (name, part) if w]
+                assert ask("quill", *words, "shakes") == ["shakespeare"], words
+                asked += 1
+    assert asked > 5
+
+
+def test_after_the_colon_versions_and_aliases(models, ask):
+    # bash takes the colon for a word, and replaces only what comes after it.
+    expected = ["v1", "v2", "latest", "champion"]
+    assert ask("quill", "sample", "shakespeare", ":") == expected
+    assert ask("quill", "sample", "shakespeare", ":", "v") == ["v1", "v2"]
+    assert ask("quill", "eval", "sea", ":", "v1", "shakespeare", ":", "ch") == ["champion"]
+    assert ask("quill", "eval", "sea", ":", "v1", "s") == ["sea", "shakespeare"]
+    # Where it does not, the candidates are whole.
+    whole = [f"shakespeare:{x}" for x in expected]
+    assert ask("quill", "sample", "shakespeare:") == whole
+    assert ask("quill", "sample", "shakespeare") == ["shakespeare", *whole]
+    assert ask("quill", "sample", "shakespeare:", shell="fish") == whole
+    assert ask("quill", "sample", "shakespeare:", shell="zsh") == [w.replace(":", "\\:") for w in whole]
+
+
+def test_a_run_that_is_not_finished_is_offered_to_who_can_use_it(models, ask):
+    assert ask("quill", "sample", "be") == []
+    assert ask("quill", "show", "be") == ["begun"]
+    assert ask("quill", "logs", "shakespeare", ":", "v") == ["v1", "v2", "v3"]
+
+
+def test_a_name_that_was_removed_is_not_offered(models, ask):
+    shutil.rmtree(models.root / "sea" / "v1")
+    assert ask("quill", "sample", "s") == ["shakespeare"]
+
+
+def test_files_put_there_by_hand_are_offered(models, ask):
+    folder = models.root / "hand"
+    shutil.copytree(models.root / "sea" / "v1", folder)
+    (folder / "manifest.json").unlink()
+    assert ask("quill", "sample", "hand") == ["hand", "hand:v1", "hand:latest"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["quill", "sa"], ["sample"]),
+        (["quill", "config", "s"], ["schema", "show"]),
+        (["quill", "train", "--batch"], ["--batch-size"]),
+        (["quill", "train", "--batch_s"], []),
+        (["quill", "train", "--optimizer", ""], ["adamw", "muon"]),
+        (["quill", "train", "--optimizer", "=", "m"], ["muon"]),
+        (["quill", "train", "--optimizer=m"], ["--optimizer=muon"]),
+        (["quill", "list", "--sort", "n"], ["name"]),
+        (["quill", "list", "--sort", "="], ["name", "created", "loss", "params", "size"]),
+        (["quill", "completion", ""], ["bash", "zsh", "fish"]),
+        (["quill", "show", "--lin"], ["--lineage"]),
+        (["quill", "--ver"], ["--version"]),
+        (["quill", "show", "--he"], ["--help"]),
+        (["quill", "prepare", "--tokenizer", "gp"], ["gpt2"]),
+    ],
+    ids=str,
+)
+def test_commands_flags_and_choices(words, expected, models, ask):
+    assert ask(*words) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quill", "train", "--config", "conf"],
+        ["quill", "config", "check", "conf"],
+        ["quill", "prepare", "te"],
+        ["quill", "show", "sea", "x"],
+        ["quill", "sample", "sea", "Once upon"],
+        ["quill", "sample", "./s"],
+        ["quill", "nothing", "s"],
+        ["quill", "config", "nothing", "s"],
+        ["quill", "train", "--nothing=s"],
+        ["quill", "sample", ":"],
+        ["quill", "sample", "=", ":", "="],
+        ["quill", "sample", "\x1b[31m"],
+        ["quill", "sample", "*"],
+    ],
+    ids=str,
+)
+def test_where_nothing_is_known_the_shell_offers_files(words, models, ask):
+    for shell in ("bash", "zsh", "fish"):
+        assert ask(*words, shell=shell) == []
+
+
+def test_registry_flag_is_heeded(models, publish, ask, tmp_path, monkeypatch):
+    monkeypatch.setenv("QUILL_REGISTRY", str(tmp_path / "none"))
+    assert ask("quill", "sample", "s") == []
+    assert ask("quill", "sample", "--registry", str(models.root), "sh") == ["shakespeare"]
+    assert ask("quill", "sample", f"--registry={models.root}", "sh") == ["shakespeare"]
+
+
+def test_what_is_damaged_hides_nothing_else(models, ask):
+    (models.root / "shakespeare" / "model.json").write_text("{")
+    (models.root / "shakespeare" / "v2" / "manifest.json").write_text("[")
+    (models.root / "a file").write_text("")
+    (models.root / "loop").symlink_to("loop")
+    assert ask("quill", "sample", "s") == ["sea", "shakespeare"]
+    assert ask("quill", "sample", "shakespeare", ":") == ["v1", "v2", "latest"]
+
+
+def test_f15_what_a_shell_would_run_is_never_offered(models, ask):
+    for evil in ("$(touch x)", "`x`", "a;b", "s\x1b[2J", "s'x", "s*", "S"):
+        shutil.copytree(models.root / "sea", models.root / evil)
+    evil = {"$(touch x)": 1, "champion": 1, "x\ny": 1}
+    ledger.update(models.root / "sea", lambda held: held | {"aliases": evil})
+    for shell in ("bash", "zsh", "fish"):
+        assert ask("quill", "sample", "", shell=shell) == ["sea", "shakespeare"]
+        for word in ask("quill", "sample", "sea:", shell=shell):
+            assert set(word) <= set("sea:\\v1lateschampion")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_help_stands_beside_commands_and_flags(shell, models, ask):
+    (line,) = ask("quill", "samp", shell=shell)
+    sign = {"bash": "", "zsh": ":Draw text from a model.", "fish": "\tDraw text from a model."}[shell]
+    assert line == f"sample{sign}"
+
+
+def test_the_script_is_printed_both_ways(capsys, monkeypatch):
+    for shell in _completion.SHELLS:
+        assert main(["completion", shell]) == 0
+        plain = capsys.readouterr().out
+        assert plain == _completion.script(shell)
+        assert main(["completion", shell, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert document == {"schema": "quill.completion/1", "shell": shell, "script": plain}
+        assert main(["completion", shell, "-q"]) == 0
+        assert capsys.readouterr().out == plain
+        with monkeypatch.context() as env:
+            env.setenv("_QUILL_COMPLETE", f"source_{shell}")
+            assert main([]) == 0
+        assert capsys.readouterr().out == plain
+    assert main(["completion", "tcsh"]) == 2
+
+
+def test_a_question_that_makes_no_sense_is_answered_with_nothing(models, capsys, monkeypatch):
+    for name, value in (("COMP_WORDS", "quill sa"), ("COMP_CWORD", "x"), ("COMP_CWORD", "-7")):
+        with monkeypatch.context() as env:
+            env.setenv("_QUILL_COMPLETE", "complete_bash")
+            env.setenv(name, value)
+            assert main([]) == 0
+        assert capsys.readouterr() == ("", "")
+
+
+def test_it_loads_no_torch_and_is_quick(models, tmp_path):
+    code = (
+        "import sys\nfrom quill.cli.app import main\nmain([])\n"
+        "print(*{'torch', 'numpy', 'pydantic', 'rich'} & set(sys.modules), file=sys.stderr)"
+    )
+    env = {**os.environ, "_QUILL_COMPLETE": "complete_bash", "COMP_CWORD": "2", "COMP_WORDS": "quill show sh"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, env=env, check=True)
+    assert (done.stdout, done.stderr.split()) == (b"shakespeare\n", [])
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, env=env, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+def as_program(folder: Path) -> Path:
+    """A program `quill` in a folder for the shells to find."""
+    folder.mkdir()
+    program = folder / "quill"
+    program.write_text(f"#!{sys.executable}\nfrom quill.cli.app import run\nrun()\n")
+    program.chmod(0o755)
+    return folder
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_takes_it(models, tmp_path):
+    env = {**os.environ, "PATH": f"{as_program(tmp_path / 'bin')}:{os.environ['PATH']}"}
+    script = """
+        eval "$(_QUILL_COMPLETE=source_bash quill)"
+        COMP_WORDS=(quill show shakespeare : v); COMP_CWORD=4; _quill_completion quill; echo "${COMPREPLY[*]}"
+        COMP_WORDS=(quill show "a  b" ""); COMP_CWORD=2; _quill_completion quill; echo "${COMPREPLY[*]}"
+        COMP_WORDS=(quill eval sea s); COMP_CWORD=3; _quill_completion quill; echo "${COMPREPLY[*]}"
+        complete -p quill
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, env=env, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "v1 v2 v3",
+        "",
+        "sea shakespeare",
+        "complete -o default -F _quill_completion quill",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
+def test_fish_takes_it(models, tmp_path):
+    env = {**os.environ, "PATH": f"{as_program(tmp_path / 'bin')}:{os.environ['PATH']}"}
+    script = "quill completion fish | source; complete -C 'quill show shakespeare:v'"
+    done = subprocess.run(["fish", "-c", script], capture_output=True, env=env, text=True, check=True)
+    assert done.stdout.split() == ["shakespeare:v1", "shakespeare:v2", "shakespeare:v3"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+def test_zsh_reads_the_script(tmp_path):
+    (tmp_path / "_quill").write_text(_completion.script("zsh"))
+    subprocess.run(["zsh", "-n", str(tmp_path / "_quill")], check=True)
