@@ -145,7 +145,7 @@ def workshop(target: Path) -> Iterator[Path]:
     try:
         yield place / target.name
     finally:
-        _delete_quietly(place)
+        delete(place)
 
 
 def deliver(made: Path, target: Path, *, replace: bool = False) -> None:
@@ -279,7 +279,7 @@ def stage(parent: Path) -> Iterator[Path]:
     try:
         yield staged
     finally:
-        _delete_quietly(staged)
+        delete(staged)
 
 
 def publish(staged: Path, target: Path) -> None:
@@ -323,6 +323,13 @@ def settle(folder: Path) -> None:
         sync_dir(folder)
 
 
+def rename(source: Path, target: Path) -> None:
+    """Rename a folder, lastingly; the caller has seen to it that nothing is at the target."""
+    with guard(source, "rename"):
+        _rename(source, target)
+        sync_dir(target.parent)
+
+
 def discard(path: Path, trash: Path | None = None) -> None:
     """Remove a file or folder: out of sight in one rename, then deleted. Links are never followed.
 
@@ -336,7 +343,18 @@ def discard(path: Path, trash: Path | None = None) -> None:
     with guard(path, "remove"):
         _rename(path, grave)
         sync_dir(path.parent)
-    _delete_quietly(grave)
+    delete(grave)
+
+
+def delete(path: Path) -> None:
+    """Delete what nobody looks at any more; what cannot go now is left for a later cleanup."""
+    import shutil
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            _unlink(path)
 
 
 def remove_file(path: Path) -> None:
@@ -417,17 +435,6 @@ def _settle(path: Path, *, durable: bool) -> None:
             _fsync(fd)
     finally:
         os.close(fd)
-
-
-def _delete_quietly(path: Path) -> None:
-    """Delete what nobody looks at any more; what cannot go now is left for a later cleanup."""
-    import shutil
-
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            _unlink(path)
 
 
 def _create(path: Path) -> int:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from quill.registry.store import Registry
     from quill.registry.version import Version
 
+# The table of faults, and the report of which tests hold quill to each.
+pytest_plugins = ["faults"]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 Quill = Callable[..., "subprocess.CompletedProcess[bytes]"]

@@ -54,6 +54,7 @@ def command(
         format_name=format_name,
         beside=base.Beside(config, tokenizer),
         new_version=new_version,
+        notice=output.say,
     )
     manifest = version.manifest or {}
     for note in (manifest.get("imported") or {}).get("notes", []):

@@ -86,17 +86,18 @@ def refusal(config: ModelConfig) -> str | None:
 
 
 def fitted(
-    config: ModelConfig, weights: Mapping[str, Tensor]
+    config: ModelConfig, weights: Mapping[str, Tensor], dtype: str
 ) -> tuple[ModelConfig, Mapping[str, Tensor], tuple[str, ...]]:
     """A model as one that an architecture has, with the same logits; and what was done to it, if anything.
 
     Args:
         config: A shape that `refusal` lets pass.
         weights: By quill's names, float32.
+        dtype: What the matrices will be kept as; rows of blocks have a multiple of 32 values.
     """
     odd = config.head_bias or config.n_head * (config.head_size or 0) != config.n_embd
     if config.n_layer == 0 or (config.block == "gpt2" and odd):
-        return _plain_gpt2.rewrite(config, weights)
+        return _plain_gpt2.rewrite(config, weights, 32 if dtype == "q8_0" else 1)
     return config, weights, ()
 
 

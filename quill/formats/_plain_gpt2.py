@@ -17,6 +17,7 @@ output head. What deviates is rewritten exactly, up to rounding:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -34,13 +35,14 @@ MOST_BIGRAMS = 4096
 
 
 def rewrite(
-    config: ModelConfig, weights: Mapping[str, Tensor]
+    config: ModelConfig, weights: Mapping[str, Tensor], multiple: int = 1
 ) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
     """Rewrite a model.
 
     Args:
         config: A gpt2 model, or one without layers; vocab_size is set.
         weights: By quill's names; not changed.
+        multiple: What a new width shall be a multiple of.
 
     Returns:
         The shape and weights of an equal model with every bias, a head without one, and heads that are
@@ -51,7 +53,8 @@ def rewrite(
         return _bigrams(config, weights)
     H, D, C = config.n_head, config.head_size or 0, config.n_embd
     width = max(C + config.head_bias, H * D)
-    width = -(-width // H) * H
+    step = math.lcm(H, multiple) if width % H or width != C else H
+    width = -(-width // step) * step
     notes = []
     made = dict(weights)
     if width != C:

@@ -172,10 +172,10 @@ def load(name: str) -> Format:
     raise AssertionError(f"quill/formats/{name}.py holds no Format")
 
 
-def needs(package: str, extra: str) -> InputError:
-    """The refusal of what needs a package that is not installed."""
+def needs(package: str, extra: str = "") -> InputError:
+    """The refusal of what needs a package that is not installed; `extra` of quill has it, where one does."""
     return InputError(
         f"the package {package} is not installed",
         why="this format needs it, and quill does without it otherwise",
-        hint=f"pip install 'quill[{extra}]'",
+        hint=f"pip install 'quill[{extra}]'" if extra else f"pip install {package}",
     )

@@ -50,7 +50,7 @@ class Gguf(base.Format):
         """Write a model and its tokenizer."""
         tokenizer = checkpoint.tokenizer
         vocabulary = tokens.write(tokenizer)
-        config, weights, done = model.fitted(checkpoint.config.model, checkpoint.model.state_dict())
+        config, weights, done = model.fitted(checkpoint.config.model, checkpoint.model.state_dict(), dtype)
         stored = list(model.tensors(config, weights, tokenizer.vocab_size, vocabulary.added, dtype))
         write(path, {**_general(config, checkpoint.version.name, dtype), **vocabulary.metadata}, stored)
         notes = [*done, *vocabulary.notes]

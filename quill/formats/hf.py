@@ -75,7 +75,7 @@ class HuggingFace(base.Format):
         try:
             transformers: Any = import_module("transformers")
         except ImportError:
-            raise base.needs("transformers", self.extra) from None
+            raise base.needs("transformers") from None
         import torch
 
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,10 @@ _SHOWN = 3
 _NOTHING = base.Beside()
 
 
+def _unheard(message: str) -> None:
+    """Where nobody listens."""
+
+
 def import_model(
     source: str,
     registry: Registry,
@@ -38,6 +42,7 @@ def import_model(
     format_name: str = "auto",
     beside: base.Beside = _NOTHING,
     new_version: bool = False,
+    notice: Callable[[str], None] = _unheard,
 ) -> Version:
     """Read a foreign model and keep it by name; one that is there already is found.
 
@@ -48,6 +53,7 @@ def import_model(
         format_name: A registered format; "auto" looks at the source.
         beside: What was given with it.
         new_version: Keep it beside another model of that name.
+        notice: Told what takes long.
 
     Returns:
         The version.
@@ -60,9 +66,9 @@ def import_model(
         ResourceError: Disk, memory, permission or network.
     """
     name = naming.check(name, "model") if name is not None else _name(source)
-    path = _fetch(source) if source.startswith(HUB) else Path(source).expanduser()
+    path = _fetch(source, notice) if source.startswith(HUB) else Path(source).expanduser()
     if not path.exists():
-        hint = f"quill import {HUB}{source}" if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) else ""
+        hint = f"quill import {HUB}{source}" if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source) else ""
         raise NotFoundError(f"there is no '{source}'", why="it is neither a file nor a folder", hint=hint)
     digest = fingerprint(path)
     newest = registry.newest(name)
@@ -84,12 +90,13 @@ def import_model(
     return _publish(incoming, registry, name, _shown(source), digest, kind.name)
 
 
-def ensure(reference: str, registry: Registry) -> Version:
+def ensure(reference: str, registry: Registry, notice: Callable[[str], None] = _unheard) -> Version:
     """The version that a reference means, fetched from the Hub first where it names a repository there.
 
     Args:
         reference: What `Registry.resolve` takes, or hf:REPOSITORY.
         registry: Where it is, or will be kept.
+        notice: Told what takes long.
     """
     if not reference.startswith(HUB):
         return registry.resolve(reference)
@@ -98,7 +105,7 @@ def ensure(reference: str, registry: Registry) -> Version:
         parent = (newest.manifest or {}).get("parent") or {}
         if parent.get("reference") == reference:
             return newest
-    return import_model(reference, registry)
+    return import_model(reference, registry, notice=notice)
 
 
 def fingerprint(path: Path) -> str:
@@ -211,10 +218,10 @@ def _name(source: str) -> str:
     raise InputError(f"'{source}' gives the model no name", why="it has no letters", hint="--name my-model")
 
 
-def _fetch(source: str) -> Path:
+def _fetch(source: str, notice: Callable[[str], None]) -> Path:
     from quill.formats import _hub
 
-    return _hub.fetch(source[len(HUB) :])
+    return _hub.fetch(source[len(HUB) :], notice)
 
 
 def _shown(source: str) -> str:

@@ -65,10 +65,10 @@ def load(version: Version, device: str | torch.device = "cpu") -> Checkpoint:
 
     config = read_config(version)
     tokenizer = read_tokenizer(version)
-    config = _fit_vocabulary(config, tokenizer, version)
+    config = fit_vocabulary(config, tokenizer, version)
     with version.open_file(WEIGHTS) as reading:
         layout = tensors.read_layout(reading.file, reading.size, reading.path)
-        model = _blank_model(config, layout, reading.path)
+        model = blank_model(config, layout, reading.path)
         buffer = reading.whole()
     weights = {n: t.to(device=device, dtype=torch.float32) for n, t in tensors.views(layout, buffer)}
     model.load_state_dict(weights, assign=True)
@@ -134,7 +134,7 @@ def save_weights(
     tensors.write(path, weights)
 
 
-def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer, version: Version) -> RunConfig:
+def fit_vocabulary(config: RunConfig, tokenizer: Tokenizer, version: Version) -> RunConfig:
     """Hold the model's vocabulary to the tokenizer's; rows beyond it are padding and never drawn."""
     rows = config.model.vocab_size
     if rows is None:
@@ -149,7 +149,7 @@ def _fit_vocabulary(config: RunConfig, tokenizer: Tokenizer, version: Version) -
     return config
 
 
-def _blank_model(config: RunConfig, layout: Mapping[str, tensors.Tensor], path: Path) -> GPT:
+def blank_model(config: RunConfig, layout: Mapping[str, tensors.Tensor], path: Path) -> GPT:
     """The config's model without memory, once the file's tensors are known to be exactly its own."""
     from quill.model.gpt import outline
 

@@ -28,6 +28,7 @@ from quill.errors import CorruptError, LockedError
 FOLDER = ".locks"
 # Locks on a name's model.json, beside those on the name: no name ends in a slash.
 _LEDGERS = "ledgers"
+_FOLDERS = (FOLDER, _LEDGERS)
 # Another's look at a lock, or a run that finds itself done, holds it this briefly, in seconds.
 _PATIENCE = 0.5
 _LEDGER_WAIT = 60.0
@@ -79,7 +80,9 @@ def hold(root: Path, name: str, wait: float = 0.0) -> Iterator[None]:
         # The note goes before the lock does, so that a note without a lock is always a dead process's.
         with suppress(OSError):
             _write(fd, {})
-        os.close(fd)
+        # A failing disk's last word on a lock file must not stand in for what happened under the lock.
+        with suppress(OSError):
+            os.close(fd)
 
 
 @contextmanager
@@ -106,7 +109,8 @@ def ledger(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(fd)
+        with suppress(OSError):
+            os.close(fd)
 
 
 def holder(root: Path, name: str) -> dict[str, Any] | None:
@@ -210,17 +214,26 @@ def _take(path: Path) -> int | None:
 
 def _open(path: Path, *, create: bool = True) -> int:
     flags = os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_NOFOLLOW", 0)
+    linked = next(
+        (p for p in (path.parent, path.parent.parent) if p.name in _FOLDERS and p.is_symlink()), None
+    )
+    if linked:
+        raise _link(linked)
     try:
         fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
     except OSError as e:
         if e.errno == errno.ELOOP:
-            why = "a link may point anywhere, so none is followed for a write"
-            raise CorruptError(f"'{path}' is a symbolic link", why=why, hint=f"rm '{path}'") from None
+            raise _link(path) from None
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise CorruptError(f"'{path}' is not a plain file", why="a lock is a file", hint=f"ls -l '{path}'")
     return fd
+
+
+def _link(path: Path) -> CorruptError:
+    why = "a link may point anywhere, so none is followed for a write"
+    return CorruptError(f"'{path}' is a symbolic link", why=why, hint=f"rm '{path}'")
 
 
 def _flock(fd: int, *, shared: bool = False) -> bool:

@@ -32,6 +32,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "git": (dict, type(None)),
     "data": (dict, type(None)),
     "parent": (dict, type(None)),
+    "copied_from": (dict, type(None)),
+    "imported": (dict, type(None)),
     "seeds": (dict, type(None)),
     "device": (str, type(None)),
     "parameters": (int, type(None)),

@@ -45,7 +45,7 @@ def migrate(
     version = document.get(key, 1 if kind == "config" else None)
     if type(version) is not int or version < 1:
         raise CorruptError(
-            f"'{origin or kind}' says {key} {version!r}", why="versions are whole numbers from 1"
+            f"'{origin or kind}' says {key} {ascii(version)[:60]}", why="versions are whole numbers from 1"
         )
     newest = len(chain) + 1
     if version > newest:

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from quill import fsio
 from quill.errors import CorruptError, InputError, NotFoundError, QuillError, RefusedError
-from quill.registry import ledger, names, version
+from quill.registry import ledger, locks, names, version
 from quill.registry import manifest as manifests
 from quill.registry.draft import Draft as Draft
 from quill.registry.version import Version as Version
 
 MARKER = ".quill.json"
-LOCKS, STAGING, TRASH = ".locks", fsio.STAGING, fsio.TRASH
+STAGING, TRASH = fsio.STAGING, fsio.TRASH
 FORMAT = 1
 _ENVIRONMENT = "QUILL_REGISTRY"
 _FOLDER = "weights"
@@ -148,15 +148,20 @@ class Registry:
         if not (self.root / MARKER).exists():
             fsio.write_json(self.root / MARKER, {"format": FORMAT})
         folder = self.root / name
-        if not fsio.claim(folder):
-            version.refuse_link(folder)
-            if not folder.is_dir():
-                raise RefusedError(f"'{folder}' is a file", why="a model's folder would be there")
-        used = max([int(version.is_flat(folder)), *self._numbers(name)])
-        number = max(ledger.next_number(folder), used + 1)
-        while not fsio.claim(folder / f"v{number}"):
-            number += 1
-        ledger.reserve(folder, number)
+        # The ledger's lock, so that no other name's folder is renamed to this one meanwhile.
+        with locks.ledger(folder):
+            if not fsio.claim(folder):
+                version.refuse_link(folder)
+                if not folder.is_dir():
+                    raise RefusedError(f"'{folder}' is a file", why="a model's folder would be there")
+            used = max([int(version.is_flat(folder)), *self._numbers(name)])
+            number = max(ledger.next_number(folder), used + 1)
+            if not (folder / ledger.FILE).exists():
+                # A name that was another's goes on with the numbers that it had then.
+                number = max([number, *ledger.former_holders(self.root, name).values()])
+            while not fsio.claim(folder / f"v{number}"):
+                number += 1
+            ledger.amend(folder, lambda held: ledger.reserved(held, number))
         return Draft(self.root, name, number)
 
     def _check_root(self) -> None:
@@ -217,21 +222,24 @@ class Registry:
                 yield number
 
     def _not_found(self, ref: names.Reference) -> NotFoundError:
-        """Say what exists in the place of what was asked for."""
+        """Say what exists in the place of what was asked for, and what is close to it."""
+        from difflib import get_close_matches
+
         where = _shown(self.root)
         if versions := self._versions(ref.name):
             have = ", ".join(f"v{v.number}" for v in versions[:8])
             aliases = sorted(ledger.read(self.root / ref.name).get("aliases", {}))
+            # One that leads nowhere is not what to type again.
+            meant = get_close_matches(ref.alias or "", [a for a in aliases if a != ref.alias], 2)
             return NotFoundError(
                 f"no model '{ref}' in {where}",
                 why=f"'{ref.name}' has {', '.join([have, *aliases])}",
-                hint=f"quill sample {versions[0].reference}",
+                close=[f"{ref.name}:{a}" for a in meant] or [versions[0].reference],
             )
         if draft := self.unfinished(ref.name):
             why = f"{draft.reference} was begun and is not finished"
-            return NotFoundError(f"no finished model '{ref.name}' in {where}", why=why, hint="quill list")
-        from difflib import get_close_matches
-
+            hint = f"quill show {draft.reference}"
+            return NotFoundError(f"no finished model '{ref.name}' in {where}", why=why, hint=hint)
         have_names = [v.name for v in self.entries() if not v.damaged]
         close = get_close_matches(ref.name, have_names, 3)
         shown = have_names if len(have_names) <= 8 else close or have_names[:8]
@@ -239,7 +247,8 @@ class Registry:
         return NotFoundError(
             f"no model named '{ref.name}' in {where}",
             why=f"the registry holds {', '.join(shown)}{more}" if shown else "the registry is empty",
-            hint=" or ".join(f"quill sample {n}" for n in close) or "quill list",
+            hint="" if close else "quill list",
+            close=close,
         )
 
 

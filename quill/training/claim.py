@@ -52,7 +52,12 @@ def _flat(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def claim(
-    config: RunConfig, dataset: Dataset, registry: Registry, resume: Resume, new_version: bool
+    config: RunConfig,
+    dataset: Dataset,
+    registry: Registry,
+    resume: Resume,
+    new_version: bool,
+    parent: Version | None = None,
 ) -> Draft | Version:
     """The draft to work on, or the finished version that makes work needless.
 
@@ -62,6 +67,7 @@ def claim(
         registry: Where the name is looked up, and a new version begun.
         resume: Go on with an unfinished run if there is one (auto), never, or only then (must).
         new_version: Begin beside a finished version of other settings instead of refusing.
+        parent: The model that a new run starts from.
 
     Raises:
         RefusedError: The name holds a run of other settings or data.
@@ -89,7 +95,7 @@ def claim(
             f"no unfinished run of '{name}'", why="--resume must asks for one", hint="--resume auto"
         )
     if newest is not None and not newest.damaged:
-        changed = _changes(newest, config, dataset)
+        changed = _changes(newest, config, dataset) + _other_parent(newest, parent)
         if not changed and not (new_version and newest.manifest is None):
             return newest
         if not new_version:
@@ -103,7 +109,8 @@ def claim(
     fsio.write_bytes(
         draft.path / "tokenizer.json", strictjson.dumps(dataset.tokenizer.to_dict()).encode("utf-8")
     )
-    draft.set_status(status(0) | {"data_key": dataset.key})
+    known = {"reference": parent.reference, "digest": parent.digest} if parent else None
+    draft.set_status(status(0) | {"data_key": dataset.key, "parent": known})
     return draft
 
 
@@ -123,6 +130,14 @@ def _changes(earlier: Draft | Version, config: RunConfig, dataset: Dataset) -> l
     if key is not None and key != dataset.key:
         changed.append(f"the text or its preparation: {key[:12]} -> {dataset.key[:12]}")
     return changed
+
+
+def _other_parent(finished: Version, parent: Version | None) -> list[str]:
+    """What is said of a model that started from another one than its reference means by now."""
+    before = (finished.manifest or {}).get("parent") or {}
+    if parent is None or before.get("digest") in (None, parent.digest):
+        return []
+    return [f"the model it starts from: {before.get('reference')} -> {parent.reference}"]
 
 
 def status(step: int) -> dict[str, Any]:

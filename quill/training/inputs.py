@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill.config.settings import DataConfig, RunConfig
 from quill.data import prepare
 from quill.data.batches import check_length
-from quill.errors import InputError
-from quill.registry import checkpoint
+from quill.errors import InputError, NotFoundError
+from quill.formats import importing
+from quill.registry import checkpoint, manifest
+from quill.registry.store import Registry
 from quill.registry.version import Version
 
 if TYPE_CHECKING:
@@ -58,6 +61,33 @@ def settle(
         check_length(dataset.count("val"), model.block_size, "validation", dataset=dataset.name)
     data = data.model_copy(update={"tokenizer": dataset.tokenizer.kind})
     return config.model_copy(update={"data": data, "model": model}), dataset
+
+
+def parent_of(
+    config: RunConfig, registry: Registry, notice: Callable[[str], None] = lambda message: None
+) -> Version | None:
+    """The model that a run starts from, fetched first where it is on the Hub; None where it starts afresh.
+
+    A run that has a state no longer needs its parent: where that is gone, the run itself has the same
+    shape and tokenizer.
+
+    Args:
+        config: The run.
+        registry: Where models are.
+        notice: Told what takes long.
+
+    Raises:
+        NotFoundError: There is no such model.
+    """
+    if not config.train.init_from:
+        return None
+    try:
+        return importing.ensure(config.train.init_from, registry, notice)
+    except NotFoundError:
+        draft = registry.unfinished(config.name) if config.name else None
+        if draft is None or not (draft.path / manifest.STATE).is_dir():
+            raise
+        return Version(draft.name, draft.number, draft.path)
 
 
 def _with_tokenizer_of(data: DataConfig, known: Tokenizer) -> DataConfig:

@@ -13,12 +13,11 @@ import torch
 from quill.config.settings import RunConfig
 from quill.data import prepare
 from quill.errors import InputError
-from quill.formats import importing
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
 from quill.training import machine as machines
 from quill.training import size
-from quill.training.inputs import settle
+from quill.training.inputs import parent_of, settle
 from quill.training.machine import Machine
 from quill.training.trainer import Trainer
 
@@ -84,7 +83,7 @@ def plan(
     Raises:
         InputError: Settings do not fit each other, the data or the machine.
     """
-    parent = importing.ensure(config.train.init_from, registry) if config.train.init_from else None
+    parent = parent_of(config, registry)
     config, dataset = settle(config, data_root, parent, on_data)
     c = config.train
     machines.keep_memory()

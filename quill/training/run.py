@@ -14,7 +14,6 @@ from quill.config.settings import RunConfig, SampleConfig
 from quill.data import prepare
 from quill.errors import InputError, InterruptedRun
 from quill.evaluation import chart, curves, measure
-from quill.formats import importing
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
 from quill.registry import checkpoint, cleaning, locks, manifest
@@ -37,7 +36,7 @@ from quill.training.events import (
     Stepped,
     ignore,
 )
-from quill.training.inputs import settle
+from quill.training.inputs import parent_of, settle
 from quill.training.log import RunLog
 from quill.training.plan import choose_machine, tokens_per_step
 from quill.training.trainer import Trainer
@@ -99,13 +98,13 @@ def train(
     """
     if not config.name:
         raise InputError("the run has no name", why="neither file nor flag gives one", hint="--name my-model")
-    parent = importing.ensure(config.train.init_from, registry) if config.train.init_from else None
+    parent = parent_of(config, registry, lambda message: observer(Notice(message)))
     with locks.hold(registry.root, check_name(config.name), wait):
         clock = time.monotonic()
         config, dataset = settle(config, data_root, parent, on_data)
         # Before a version is begun: what cannot be held leaves nothing behind.
         size.check_memory(config, machines.find_device(config.train.device))
-        draft = claim(config, dataset, registry, resume, new_version)
+        draft = claim(config, dataset, registry, resume, new_version, parent)
         if isinstance(draft, Version):
             observer(Notice(f"{draft.reference} is already trained"))
             outcome = Outcome(draft.reference, draft, "already trained")
@@ -338,9 +337,7 @@ class _Run:
                 "tokenizer": self.dataset.tokenizer.kind,
                 "tokenizer_sha256": self.dataset.tokenizer.fingerprint,
             },
-            "parent": {"reference": self.parent.reference, "digest": self.parent.digest}
-            if self.parent
-            else None,
+            "parent": (self.draft.status() or {}).get("parent"),
             "seeds": {"train": self.config.train.seed},
             "device": trainer.machine.device,
             "dtype": trainer.machine.dtype,

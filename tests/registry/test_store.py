@@ -492,11 +492,16 @@ def test_references_are_resolved(registry, publish):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"aliases": {"champion": 2, "gone": 9}}))
     found = {r: registry.resolve(r).number for r in ("a", "a:latest", "a:v1", "a:champion")}
     assert found == {"a": 3, "a:latest": 3, "a:v1": 1, "a:champion": 2}
-    for ref in ("a:v4", "a:nobody", "a:gone"):
+    for ref, close in (
+        ("a:v4", ("a:v3",)),
+        ("a:nobody", ("a:v3",)),
+        ("a:champoin", ("a:champion",)),
+        ("a:gone", ("a:v3",)),
+    ):
         with pytest.raises(NotFoundError) as caught:
             registry.resolve(ref)
         assert "'a' has v3, v2, v1, champion, gone" in caught.value.why
-        assert caught.value.hint == "quill sample a:v3"
+        assert caught.value.close == close
     assert registry.begin("a").number == 4
 
 
@@ -512,7 +517,10 @@ def test_a_miss_names_what_is_close(registry, publish, monkeypatch):
         registry.resolve("shakespear")
     assert caught.value.what == "no model named 'shakespear' in weights"
     assert caught.value.why == "the registry holds harpoon, shakespeare"
-    assert caught.value.hint == "quill sample shakespeare"
+    assert caught.value.close == ("shakespeare",)
+    with pytest.raises(NotFoundError) as caught:
+        registry.resolve("xyz")
+    assert (caught.value.close, caught.value.hint) == ((), "quill list")
     for n in range(8):
         publish(f"other-{n}")
     with pytest.raises(NotFoundError) as caught:

@@ -9,8 +9,8 @@ import torch
 
 from quill.config.settings import TrainConfig
 from quill.errors import InputError, ResourceError
-from quill.training import machine
 from quill.registry.card import card
+from quill.training import machine
 
 
 def test_auto_is_the_fastest_kind_there_is() -> None:

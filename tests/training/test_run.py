@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -374,6 +375,21 @@ def test_a_model_starts_from_another(text: Path, registry: Registry) -> None:
     assert version.manifest["parent"] == {"reference": "tide:v1", "digest": parent.digest}
     assert parent.manifest is not None
     assert version.manifest["best_val_loss"] < parent.manifest["best_val_loss"] + 0.1
+
+
+def test_a_run_goes_on_although_its_parent_is_gone(text: Path, registry: Registry) -> None:
+    parent = run(make(text), registry).version
+    assert parent is not None
+    tuned = make(text, train__init_from="tide", train__max_iters=8).model_copy(update={"name": "tuned"})
+    with pytest.raises(InterruptedRun):
+        run(tuned, registry, stop_after=5)
+    shutil.rmtree(registry.root / "tide")
+    version = run(tuned, registry).version
+    assert version is not None and version.manifest is not None
+    assert version.manifest["parent"] == {"reference": "tide:v1", "digest": parent.digest}
+    fresh = tuned.model_copy(update={"name": "fresh"})
+    with pytest.raises(NotFoundError, match="tide"):
+        run(fresh, registry)
 
 
 @pytest.mark.parametrize(("kind", "vocab_size"), [("char", None), ("word", 60), ("bpe", 270)])

@@ -1,0 +1,560 @@
+"""A crash, a full disk, a failing disk or a power loss at every write operation of an action.
+
+An action is anything that changes a registry: a publish, the save of a resume state, a command. It is
+tried on copies of one registry, each time with a fault at another operation; afterwards `invariants`
+must hold and the next action must work. Operations are counted where Python hands them to the system
+(`os.write`, `os.rename`, the unlinks of `shutil.rmtree` and so on), so that no layer above can hide one.
+
+    from crashing import WAYS, at_every_operation, invariants, power_loss, snapshot
+
+    def act(registry): registry.begin("a").discard()
+
+    def then(registry, outcome):
+        assert invariants(registry, older) == {"a:v1"}
+        act(registry)
+
+    @pytest.mark.parametrize("way", WAYS)
+    def test_f26_f27_f28_the_action(before, way, injections, tmp_path):
+        injections.add("discard", way, at_every_operation(before, act, then, way, tmp_path / "s"))
+
+    def test_f29_the_action(before, injections, tmp_path):
+        injections.add("discard", "power loss", power_loss(before, act, then, tmp_path / "s"))
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from quill.errors import QuillError
+from quill.registry import cleaning, ledger
+from quill.registry.checkpoint import load_state
+from quill.registry.store import Registry
+
+# What is done to an operation: "exit" ends the process before it, "torn" in the middle of a write;
+# "enospc" and "eio" refuse this one operation, or it and all that follow; "short" lets a write take half
+# of its bytes, and with "then enospc" nothing that needs room works from there on.
+WAYS = (
+    "exit",
+    "torn",
+    "enospc",
+    "enospc lasting",
+    "eio",
+    "eio lasting",
+    "short",
+    "short then enospc",
+)
+_KILLED = 9
+# What a disk without room still does. (A network filesystem may notice as late as on closing.)
+NEEDS_NO_ROOM = {"replace", "rename", "unlink", "rmdir", "chmod", "ftruncate"}
+_WRITES = {"write", "pwrite"}
+
+
+class Outcome(NamedTuple):
+    """What became of an action.
+
+    Attributes:
+        way: What was done to it, of WAYS, or "power loss".
+        operation: The name of the operation it was done to, or after which the power went.
+        killed: Whether it ended there, so that nobody was told anything.
+        error: What was told instead of its result; None where it says that it is done.
+    """
+
+    way: str
+    operation: str
+    killed: bool = False
+    error: QuillError | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the action said that it is done."""
+        return not self.killed and self.error is None
+
+
+Act = Callable[[Registry], object]
+Then = Callable[[Registry, Outcome], object]
+# Asked before an operation, by its name; what it raises, the operation raises. For a write it may answer
+# "half", to have that much written, or "torn", to end the process then.
+Strike = Callable[[str], "str | None"]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its path in it."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def versions(registry: Registry) -> dict[str, dict[str, bytes]]:
+    """The files of every complete version, by its folder in the registry: what `invariants` compares."""
+    found = registry.entries(all_versions=True)
+    return {str(v.path.relative_to(registry.root)): snapshot(v.path) for v in found}
+
+
+def invariants(registry: Registry, older: Mapping[str, Mapping[str, bytes]]) -> set[str]:
+    """Hold a registry to what no fault may break, I1, I2 and I5, and its unfinished runs to go on.
+
+    Args:
+        registry: As it was found after the fault.
+        older: `versions` of before, less what the action may take away.
+
+    Returns:
+        The references of the versions that are to be seen.
+    """
+    seen: set[str] = set()
+    for version in registry.entries(all_versions=True):
+        assert version.damaged is None, version.damaged
+        assert version.manifest is not None
+        for name in version.manifest["files"]:
+            version.read_file(name)
+        seen.add(version.reference)
+    for path, files in older.items():
+        assert snapshot(registry.root / path) == files, f"{path} has changed"
+    for folder in registry.root.iterdir():
+        if not folder.name.startswith(".") and folder.is_dir():
+            for alias, number in ledger.read(folder).get("aliases", {}).items():
+                assert registry.resolve(f"{folder.name}:{alias}").number == number
+    for draft in registry.drafts():
+        if (draft.path / "state").is_dir() and (found := load_state(draft)):
+            assert found[2] == [], "a save that was cut short is no damage"
+    return seen
+
+
+def collected(registry: Registry) -> None:
+    """Hold a registry to I4: `quill gc` takes away all that is left over, and nothing else.
+
+    Args:
+        registry: As it was found after a fault; nobody is at work in it.
+    """
+    listed = {v.path: v.manifest["files"] for v in registry.entries(all_versions=True) if v.manifest}
+    before = {path: {n: (path / n).read_bytes() for n in names} for path, names in listed.items()}
+    drafts = {str(d.path): snapshot(d.path) for d in registry.drafts()}
+    done = cleaning.clean(registry, older_than=0)
+    assert done.failed == []
+    assert leftovers(registry.root) == []
+    for path, files in before.items():
+        left = snapshot(path)
+        assert {n: c for n, c in left.items() if n in files} == files, f"gc has changed {path}"
+        assert not [n for n in left if n.startswith("state/")], "a finished version needs no resume state"
+    for draft in registry.drafts():
+        was = drafts[str(draft.path)]
+        assert {p: c for p, c in was.items() if not p.startswith(("state/", "."))}.items() <= snapshot(
+            draft.path
+        ).items()
+    assert cleaning.clean(registry, older_than=0).things == [], "twice is as good as once"
+
+
+def leftovers(root: Path) -> list[str]:
+    """What a crash left below a folder: staged, thrown away, or under a temporary name."""
+    found = []
+    for path in root.rglob("*"):
+        parts = path.relative_to(root).parts
+        within = bool({".staging", ".trash"} & set(parts[:-1]))
+        if within or parts[-1].startswith(".tmp-"):
+            found.append(str(path.relative_to(root)))
+    return sorted(found)
+
+
+def copy(registry: Registry, to: Path) -> Registry:
+    """The same registry at another place."""
+    shutil.copytree(registry.root, to)
+    return Registry(to)
+
+
+def operations(before: Registry, act: Act, scratch: Path) -> list[str]:
+    """The names of the write operations of an action, in order; done on a copy."""
+    found: list[str] = []
+    registry = copy(before, scratch / "counted")
+    with intercepted(lambda name: found.append(name)), _other_writes() as missed:
+        act(registry)
+    assert missed == [], "these are written in a way that no fault is tried on"
+    shutil.rmtree(registry.root)
+    return found
+
+
+def at_every_operation(before: Registry, act: Act, then: Then, way: str, scratch: Path) -> int:
+    """Do an action again and again, each time with a fault at another of its write operations.
+
+    Args:
+        before: The registry that it is done on copies of.
+        act: The action; it may raise a QuillError and nothing else.
+        then: Called after each fault, with the copy and what became of the action.
+        way: One of WAYS.
+        scratch: A folder of the test's own.
+
+    Returns:
+        How many operations were struck.
+    """
+    kinds = operations(before, act, scratch)
+    struck = [k for k, kind in enumerate(kinds) if _applies(way, kind)]
+    for k in struck:
+        registry = copy(before, scratch / "registry")
+        try:
+            if way in ("exit", "torn"):
+                _kill_at(k, registry, act, "torn" if way == "torn" else None)
+                outcome = Outcome(way, kinds[k], killed=True)
+            else:
+                outcome = Outcome(way, kinds[k], error=_refuse_at(k, registry, act, way))
+            then(registry, outcome)
+        except BaseException as e:
+            e.add_note(f"{way} at the last of {len(kinds)} operations: {' '.join(kinds[: k + 1])}")
+            raise
+        shutil.rmtree(registry.root)
+    return len(struck)
+
+
+def power_loss(before: Registry, act: Act, then: Then, scratch: Path, draws: int = 4) -> int:
+    """Lose the power after each operation of an action: what was not synced survives in any combination.
+
+    Args:
+        before: The registry; the action is done on it.
+        act: The action.
+        then: Called with each state the disk may be found in; `outcome.killed` until the action is done.
+        scratch: A folder of the test's own.
+        draws: Random combinations for each operation, beside all lost and all kept.
+
+    Returns:
+        How many states of the disk were looked at.
+    """
+    disk, states, done = Disk(before.root), 0, False
+
+    def after(operation: str) -> None:
+        nonlocal states
+        for luck in (False, True, *(random.Random(f"{states}-{i}") for i in range(draws))):
+            states += 1
+            found = scratch / "found"
+            disk.lose_power(found, luck)
+            try:
+                then(Registry(found), Outcome("power loss", operation, killed=not done))
+            except BaseException as e:
+                e.add_note(f"the power went after {operation}, state {states}")
+                raise
+            shutil.rmtree(found)
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    with disk.recorded(after):
+        act(before)
+    done = True
+    after("the end")
+    return states
+
+
+@contextmanager
+def intercepted(strike: Strike) -> Iterator[None]:
+    """Ask `strike` before every operation of this process that changes a disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        intercept(patch, strike)
+        yield
+
+
+def intercept(patch: pytest.MonkeyPatch, strike: Strike) -> None:
+    """As `intercepted`, until the patch is undone."""
+    real = {n: getattr(os, n) for n in ("open", "close", "write", "pwrite")}
+    written: set[int] = set()
+
+    def plain(name: str, done: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*args: Any, **more: Any) -> Any:
+            strike(name)
+            return done(*args, **more)
+
+        return operation
+
+    def writing(name: str) -> Callable[..., int]:
+        def operation(fd: int, data: Any, *rest: Any) -> int:
+            answer = strike(name)
+            view = memoryview(data).cast("B")
+            count: int = real[name](fd, view[: max(len(view) // 2, 1)] if answer else view, *rest)
+            if answer == "torn":
+                os._exit(_KILLED)
+            written.add(fd)
+            return count
+
+        return operation
+
+    def opening(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        if flags & os.O_CREAT and not os.path.lexists(path):
+            strike("create")
+        return int(real["open"](path, flags, *rest, **more))
+
+    def closing(fd: int) -> None:
+        real["close"](fd)
+        if fd in written:
+            written.remove(fd)
+            # The descriptor is gone whatever the answer (close(2) of Linux).
+            strike("close")
+
+    patch.setattr(os, "open", opening)
+    patch.setattr(os, "close", closing)
+    for name in _WRITES:
+        patch.setattr(os, name, writing(name))
+    for name in ("fsync", "replace", "rename", "mkdir", "rmdir", "unlink", "ftruncate"):
+        patch.setattr(os, name, plain(name, getattr(os, name)))
+    for name in ("chmod", "fchmod"):
+        patch.setattr(os, name, plain("chmod", getattr(os, name)))
+
+
+def _applies(way: str, kind: str) -> bool:
+    if way in ("torn", "short", "short then enospc"):
+        return kind in _WRITES
+    if way == "exit":
+        return kind != "close"  # which changes nothing on the disk
+    return not (way.startswith("enospc") and kind in NEEDS_NO_ROOM)
+
+
+def _kill_at(k: int, registry: Registry, act: Act, answer: str | None) -> None:
+    """Do an action in a process that ends at its operation k, as kill -9 ends one."""
+    child = os.fork()
+    if child == 0:
+        count = -1
+
+        def strike(name: str) -> str | None:
+            nonlocal count
+            count += 1
+            if count == k and answer is None:
+                os._exit(_KILLED)
+            return answer if count == k else None
+
+        try:
+            with intercepted(strike):
+                act(registry)
+            sys.stderr.write(f"the action came to its end without operation {k}\n")
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == _KILLED
+
+
+def _refuse_at(k: int, registry: Registry, act: Act, way: str) -> QuillError | None:
+    """Do an action while the disk refuses, or shortens, its operation k; return what it was told."""
+    count = -1
+    refusal = errno.EIO if way.startswith("eio") else errno.ENOSPC
+
+    def strike(name: str) -> str | None:
+        nonlocal count
+        count += 1
+        if way.startswith("short"):
+            if count == k:
+                return "half"
+            refused = count > k and way == "short then enospc"
+        else:
+            refused = count >= k if way.endswith("lasting") else count == k
+        if refused and not (refusal == errno.ENOSPC and name in NEEDS_NO_ROOM):
+            raise OSError(refusal, os.strerror(refusal))
+        return None
+
+    try:
+        with intercepted(strike):
+            act(registry)
+    except QuillError as e:
+        return e
+    return None
+
+
+_watching: list[list[str]] = []
+
+
+def _see(event: str, args: tuple[Any, ...]) -> None:
+    # Opened by `open` or a library, not by os.open, whose mode is None here.
+    if not _watching or event != "open" or args[1] is None or not isinstance(args[0], (str, bytes)):
+        return
+    if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        _watching[-1].append(os.fsdecode(args[0]))
+
+
+@contextmanager
+def _other_writes() -> Iterator[list[str]]:
+    """The paths that are opened for writing past os.open, which is where faults are put."""
+    if not hasattr(_other_writes, "hooked"):
+        sys.addaudithook(_see)  # which cannot be taken away again
+        _other_writes.hooked = True  # type: ignore[attr-defined]
+    seen: list[str] = []
+    _watching.append(seen)
+    try:
+        yield seen
+    finally:
+        _watching.remove(seen)
+
+
+class Disk:
+    """What a disk would hold after a power loss, from the operations that were asked of it.
+
+    A file's bytes are safe once the file is synced, a folder's entries once the folder is; until then each
+    may or may not have reached the disk, in any order. A rename is atomic.
+
+    Args:
+        root: The folder that is followed; what it holds now is safe.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._keys: dict[int, int] = {}  # by inode; a number that is given again is another file
+        self._live: dict[int, bytes] = {}
+        self._safe: dict[int, bytes] = {}
+        self._entries: dict[int, dict[str, int]] = {}
+        self._pending: list[list[tuple[int, str, int | None]]] = []
+        self._top = self._load(root)
+
+    def _new(self, inode: int) -> int:
+        self._keys[inode] = len(self._live) + len(self._entries)
+        return self._keys[inode]
+
+    def _load(self, path: Path) -> int:
+        key = self._new(os.lstat(path).st_ino)
+        if path.is_dir():
+            self._entries[key] = {}
+            self._entries[key].update({p.name: self._load(p) for p in path.iterdir()})
+        else:
+            self._live[key] = self._safe[key] = path.read_bytes()
+        return key
+
+    @contextmanager
+    def recorded(self, each: Callable[[str], object]) -> Iterator[None]:
+        """Follow what this process does to the disk, calling `each` with the name of every operation."""
+        names = (
+            "open",
+            "write",
+            "pwrite",
+            "ftruncate",
+            "fsync",
+            "replace",
+            "rename",
+            "mkdir",
+            "unlink",
+            "rmdir",
+        )
+        real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in names}
+
+        def place(path: Any, dir_fd: int | None) -> tuple[int, str]:
+            whole = Path(os.fspath(path))
+            inode = os.fstat(dir_fd).st_ino if dir_fd is not None else os.stat(whole.parent).st_ino
+            return self._keys.get(inode, -1), whole.name
+
+        def tell(name: str) -> None:
+            with pytest.MonkeyPatch.context() as plain:
+                for n in names:
+                    plain.setattr(os, n, real[n])
+                each(name)
+
+        def opening(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+            made = bool(flags & os.O_CREAT) and not os.path.lexists(path)
+            fd = int(real["open"](path, flags, *rest, **more))
+            if made:
+                key = self._new(os.fstat(fd).st_ino)
+                self._live[key] = b""
+                self._pending.append([(*place(path, more.get("dir_fd")), key)])
+                tell("create")
+            return fd
+
+        def content(name: str, change: Callable[..., bytes]) -> Callable[..., Any]:
+            def operation(fd: int, *args: Any) -> Any:
+                key = self._keys[os.fstat(fd).st_ino]
+                answer = real[name](fd, *args)
+                self._live[key] = change(self._live[key], *args)
+                tell(name)
+                return answer
+
+            return operation
+
+        def at(old: bytes, data: Any, offset: int) -> bytes:
+            new = bytes(data)
+            return old[:offset].ljust(offset, b"\0") + new + old[offset + len(new) :]
+
+        def fsync(fd: int) -> None:
+            key = self._keys.get(os.fstat(fd).st_ino, -1)
+            real["fsync"](fd)
+            if key in self._entries:
+                for change in [c for c in self._pending if any(folder == key for folder, _, _ in c)]:
+                    self._apply(self._entries, change)
+                    self._pending.remove(change)
+            elif key in self._live:
+                self._safe[key] = self._live[key]
+            tell("fsync")
+
+        def move(name: str) -> Callable[..., None]:
+            def operation(source: Any, target: Any) -> None:
+                key = self._keys[os.lstat(source).st_ino]
+                change = [(*place(source, None), None), (*place(target, None), key)]
+                real[name](source, target)
+                self._pending.append(change)
+                tell(name)
+
+            return operation
+
+        def mkdir(path: Any, *rest: Any, **more: Any) -> None:
+            real["mkdir"](path, *rest, **more)
+            key = self._new(os.stat(path).st_ino)
+            self._entries[key] = {}
+            self._pending.append([(*place(path, more.get("dir_fd")), key)])
+            tell("mkdir")
+
+        def remove(name: str) -> Callable[..., None]:
+            def operation(path: Any, *, dir_fd: int | None = None) -> None:
+                change = [(*place(path, dir_fd), None)]
+                real[name](path, dir_fd=dir_fd)
+                self._pending.append(change)
+                tell(name)
+
+            return operation
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "open", opening)
+            patch.setattr(os, "write", content("write", lambda old, data: old + bytes(data)))
+            patch.setattr(os, "pwrite", content("pwrite", at))
+            patch.setattr(os, "ftruncate", content("ftruncate", lambda old, n: old[:n].ljust(n, b"\0")))
+            patch.setattr(os, "fsync", fsync)
+            patch.setattr(os, "mkdir", mkdir)
+            for name in ("replace", "rename"):
+                patch.setattr(os, name, move(name))
+            for name in ("unlink", "rmdir"):
+                patch.setattr(os, name, remove(name))
+            yield
+
+    @staticmethod
+    def _apply(entries: dict[int, dict[str, int]], change: list[tuple[int, str, int | None]]) -> None:
+        for folder, name, key in change:
+            if folder in entries:
+                entries[folder].pop(name, None)
+                if key is not None:
+                    entries[folder][name] = key
+
+    def lose_power(self, to: Path, luck: random.Random | bool) -> None:
+        """Write down one state that the disk may be found in.
+
+        Args:
+            to: A folder to make.
+            luck: Whether each unsynced thing survived: all, none, or drawn.
+        """
+
+        def survives() -> bool:
+            return luck if isinstance(luck, bool) else luck.random() < 0.5
+
+        entries = {folder: dict(names) for folder, names in self._entries.items()}
+        for change in self._pending:
+            if survives():
+                self._apply(entries, change)
+
+        def put(key: int, path: Path) -> None:
+            if key in entries:
+                path.mkdir()
+                for name, child in entries[key].items():
+                    put(child, path / name)
+                return
+            live = self._live[key]
+            if survives():
+                path.write_bytes(live)
+                return
+            # Of what was never synced: a part of it, nothing, or its length without its bytes.
+            lost = [self._safe.get(key, live[: len(live) // 2]), b"", bytes(len(live))]
+            kept = lost[0] if isinstance(luck, bool) or key in self._safe else luck.choice(lost)
+            path.write_bytes(kept)
+
+        put(self._top, to)
