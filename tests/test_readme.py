@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import quill
 from quill.config import schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,15 +22,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 _SHORT = "--max-iters 2 --eval-interval 2 --warmup-iters 0 --batch-size 2 --eval-iters 1"
 
 
-def _commands() -> list[str]:
-    """Every line of the README's shell blocks that calls quill, continuation lines joined."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.removeprefix("$ ").strip() for line in lines if "quill " in line and "pip " not in line]
-
-
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def _commands() -> list[str]:
+    """Every line of the README's shell blocks that calls quill, continuation lines joined."""
+    blocks = [block for block in _blocks("sh") if not block.startswith("#!")]
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.removeprefix("$ ").strip() for line in lines if "quill " in line and "pip " not in line]
 
 
 @pytest.fixture
@@ -46,14 +47,9 @@ def checkout(tmp_path: Path) -> Path:
 
 def test_every_quill_command_of_the_readme_runs(checkout: Path, tmp_path: Path) -> None:
     """One after another, as a newcomer would, without a network."""
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    entry = binaries / "quill"
-    entry.write_text(f"#!{sys.executable}\nfrom quill.cli.app import run\nrun()\n")
-    entry.chmod(0o755)
     env = {
         **os.environ,
-        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{_binaries(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}",
         "http_proxy": "http://127.0.0.1:9",
     }
     commands = _commands()
@@ -67,8 +63,53 @@ def test_every_quill_command_of_the_readme_runs(checkout: Path, tmp_path: Path) 
         assert done.returncode == 0, f"{command}\n{done.stderr.decode()}"
 
 
+def _binaries(folder: Path) -> Path:
+    """A folder with a `quill` that runs under this interpreter."""
+    folder.mkdir(parents=True)
+    entry = folder / "quill"
+    entry.write_text(f"#!{sys.executable}\nfrom quill.cli.app import run\nrun()\n")
+    entry.chmod(0o755)
+    return folder
+
+
+def test_f49_the_nightly_script_runs_as_cron_runs_it(tmp_path: Path, tiny_text: str) -> None:
+    """Without HOME, terminal, locale or standard input; three nights, with new text before the last."""
+    [script] = [block for block in _blocks("sh") if block.startswith("#!")]
+    place = tmp_path / "srv"
+    _binaries(place / ".venv" / "bin")
+    nightly = place / "nightly"
+    nightly.write_text(
+        script.replace("/srv/quill", str(place)).replace("--new-version", f"--new-version {_SHORT}")
+    )
+    nightly.chmod(0o755)
+    (place / "notes.txt").write_text(tiny_text)
+    trained = []
+    for night in range(3):
+        if night == 2:
+            (place / "notes.txt").write_text(tiny_text + "a new page of it\n" * 20)
+        environment = {"PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
+        done = subprocess.run(
+            [str(nightly)],
+            cwd="/",
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"Traceback" not in done.stderr
+        trained.append((place / "trained.txt").read_text())
+        assert (place / "today.txt").stat().st_size > 300
+    assert trained == ["notes:v1\n", "notes:v1\n", "notes:v2\n"]
+
+
 @pytest.mark.parametrize("block", _blocks("python"), ids=lambda b: b.splitlines()[0])
 def test_every_python_block_of_the_readme_runs(block: str, checkout: Path) -> None:
+    for name in ("hf", "onnx"):
+        if f"shakespeare-{name}" in block:
+            pytest.importorskip({"hf": "transformers", "onnx": "onnxruntime"}[name])
+            registry = checkout / "weights"
+            quill.export("shakespeare", name, checkout / f"shakespeare-{name}", registry=registry)
     script = block.replace('"configs/quickstart.json"', "QUICK")
     quick = {
         "name": "quick",

@@ -137,6 +137,8 @@ def resolve(
             differing = _differing(config, dataset, tokenizer)
             if not differing:
                 return dataset
+            if source not in named.NAMED and tokenizer is not None:
+                raise _other_tokenizer(dataset, tokenizer)
             if source not in named.NAMED:
                 raise _prepared_otherwise(source, differing, config)
         except CorruptError:
@@ -343,7 +345,7 @@ def _differing(
     found: dict[str, tuple[Any, Any]] = {}
     if tokenizer is not None:
         if dataset.tokenizer.fingerprint != tokenizer.fingerprint:
-            found["tokenizer"] = (was["tokenizer"], f"the {tokenizer.kind} of the model")
+            found["tokenizer"] = (was["tokenizer"], tokenizer.kind)
     elif config.tokenizer not in (None, was["tokenizer"]):
         found["tokenizer"] = (was["tokenizer"], config.tokenizer)
     elif config.vocab_size is not None and config.vocab_size not in sizes:
@@ -356,6 +358,17 @@ def _differing(
     if config.val_fraction not in (default, was["val_fraction"]):
         found["val_fraction"] = (was["val_fraction"], config.val_fraction)
     return found
+
+
+def _other_tokenizer(dataset: Dataset, wanted: base.Tokenizer) -> InputError:
+    """The refusal to give a model tokens of another vocabulary than its own."""
+    of = "other characters" if dataset.tokenizer.kind == wanted.kind == "char" else "another tokenizer"
+    given = dataset.manifest["source"].get("given") or ["FILE"]
+    return InputError(
+        f"dataset '{dataset.name}' has {of} than the model that training starts from",
+        why="its tokens mean something else to that model; it reads the text itself with its own tokenizer",
+        hint=f"--data {given[0]}" if "/" in str(given[0]) else f"--data ./{given[0]}",
+    )
 
 
 def _prepared_otherwise(

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from quill.config import reading
-from quill.config.settings import RunConfig
+from quill.config.settings import DataConfig, RunConfig
+from quill.data import prepare as preparing
 from quill.errors import (
     DivergedError,
     InputError,
@@ -377,6 +378,18 @@ def test_a_model_starts_from_another(text: Path, registry: Registry) -> None:
     assert version.manifest["best_val_loss"] < parent.manifest["best_val_loss"] + 0.1
 
 
+def test_a_finished_run_is_another_once_the_model_it_starts_from_is(text: Path, registry: Registry) -> None:
+    run(make(text), registry)
+    tuned = make(text, train__init_from="tide", train__max_iters=4).model_copy(update={"name": "tuned"})
+    run(tuned, registry)
+    assert run(tuned, registry).reason == "already trained"
+    run(make(text, train__seed=2), registry, new_version=True)
+    with pytest.raises(RefusedError, match="other settings") as caught:
+        run(tuned, registry)
+    assert "tide:v1 -> tide:v2" in caught.value.why
+    assert run(tuned, registry, new_version=True).reference == "tuned:v2"
+
+
 def test_a_run_goes_on_although_its_parent_is_gone(text: Path, registry: Registry) -> None:
     parent = run(make(text), registry).version
     assert parent is not None
@@ -390,6 +403,13 @@ def test_a_run_goes_on_although_its_parent_is_gone(text: Path, registry: Registr
     fresh = tuned.model_copy(update={"name": "fresh"})
     with pytest.raises(NotFoundError, match="tide"):
         run(fresh, registry)
+
+
+def prepare(text: str, folder: Path, name: str) -> None:
+    """A dataset of that name, with characters of its own."""
+    path = folder / f"{name}.txt"
+    path.write_text(text + "Zounds!\n")
+    preparing.prepare(DataConfig(source=str(path)), folder / "data", name=name)
 
 
 @pytest.mark.parametrize(("kind", "vocab_size"), [("char", None), ("word", 60), ("bpe", 270)])
@@ -407,6 +427,11 @@ def test_another_text_is_read_with_the_tokenizer_of_the_model_it_starts_from(
     assert version is not None
     assert digests(version.path)["tokenizer.json"] == digests(parent.path)["tokenizer.json"]
     assert run(tuned, registry).reason == "already trained"
+    prepare(other.read_text(), tmp_path, "theirs")
+    odd = tuned.model_copy(update={"data": tuned.data.model_copy(update={"source": "theirs"})})
+    with pytest.raises(InputError, match="dataset 'theirs' has") as caught:
+        run(odd, registry)
+    assert caught.value.hint == f"--data {tmp_path / 'theirs.txt'}"
     odd = tuned.model_copy(update={"data": tuned.data.model_copy(update={"tokenizer": "o200k_base"})})
     with pytest.raises(InputError, match="is not tide:v1's"):
         run(odd, registry)
