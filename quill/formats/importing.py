@@ -14,6 +14,7 @@ from quill.config.settings import RunConfig
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError
 from quill.formats import base
 from quill.registry import checkpoint, locks, tensors
+from quill.registry import manifest as manifests
 from quill.registry.card import card
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def import_model(
         ResourceError: Disk, memory, permission or network.
     """
     name = naming.check(name, "model") if name is not None else _name(source)
+    if not source:
+        raise InputError("the source is empty", why="it is a file, a folder or hf:REPOSITORY")
     path = _fetch(source, notice) if source.startswith(HUB) else Path(source).expanduser()
     if not path.exists():
         hint = f"quill import {HUB}{source}" if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source) else ""
@@ -196,12 +199,21 @@ def _recognise(path: Path, source: str) -> base.Format:
     found = [k for k in kinds if k.recognises(path)]
     if len(found) == 1:
         return found[0]
-    able = ", ".join(k.name for k in kinds)
     if found:
         why = f"it could be {' or '.join(k.name for k in found)}"
         raise InputError(f"'{source}' could be several formats", why=why, hint=f"--format {found[0].name}")
-    why = f"neither its name nor its first bytes are those of {able}"
-    raise InputError(f"'{source}' is of no format that quill reads", why=why, hint="--format FORMAT")
+    able = ", ".join(k.name for k in kinds)
+    why, hint = f"neither its name nor its first bytes are those of {able}", "quill import --help"
+    if (path / manifests.FILE).is_file() and (path / checkpoint.WEIGHTS).is_file():
+        why, hint = "it is a version of quill's own", f"quill cp {_path(source)} NAME"
+    elif path.is_file() and any(k.recognises(path.absolute().parent) for k in kinds):
+        why, hint = "it is part of a model's folder", f"quill import {path.absolute().parent}"
+    raise InputError(f"'{source}' is of no format that quill reads", why=why, hint=hint)
+
+
+def _path(source: str) -> str:
+    """A path as a reference: with a slash in it."""
+    return source if "/" in source else f"./{source}"
 
 
 def _name(source: str) -> str:

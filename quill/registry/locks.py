@@ -214,11 +214,9 @@ def _take(path: Path) -> int | None:
 
 def _open(path: Path, *, create: bool = True) -> int:
     flags = os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_NOFOLLOW", 0)
-    linked = next(
-        (p for p in (path.parent, path.parent.parent) if p.name in _FOLDERS and p.is_symlink()), None
-    )
-    if linked:
-        raise _link(linked)
+    for folder in (path.parent, path.parent.parent):
+        if folder.name in _FOLDERS and folder.is_symlink():
+            raise _link(folder)
     try:
         fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
     except OSError as e:

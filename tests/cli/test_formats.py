@@ -119,6 +119,12 @@ def test_importing_what_is_not_there_or_no_model(place, capsys):
     (place / "noise.bin").write_bytes(b"noise" * 100)
     assert main(["import", "noise.bin"]) == 2
     assert "of no format that quill reads" in capsys.readouterr().err
+    assert main(["import", "weights/tiny/v1"]) == 2
+    assert "quill cp weights/tiny/v1 NAME" in capsys.readouterr().err
+    assert main(["import", ""]) == 2
+    assert main(["export", "tiny"]) == 0
+    assert main(["import", "tiny-hf/config.json"]) == 2
+    assert "part of a model's folder" in capsys.readouterr().err
     assert main(["list", "-q"]) == 0
     assert capsys.readouterr().out == "tiny:v1\n"
 
