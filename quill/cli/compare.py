@@ -11,6 +11,7 @@ from quill.cli._reference import find, metrics_of, settings_of
 from quill.cli.list import describe_draft, is_running
 from quill.cli.options import Session
 from quill.cli.output import count, duration, size
+from quill.config.differences import differences
 from quill.registry.draft import Draft
 from quill.registry.version import Version
 
@@ -31,7 +32,8 @@ def command(
     output, registry = session.output, session.registry()
     found = [find(registry, r) for r in (first, second)]
     figures = [_figures(f) for f in found]
-    differing = differences(*(_settings(f) for f in found))
+    one, other = (_settings(f) for f in found)
+    differing = differences(one, other, _ASIDE)
     document = {
         "models": [{"reference": f.reference, **row} for f, row in zip(found, figures, strict=True)],
         "settings": [{"setting": k, "values": list(v)} for k, v in differing.items()],
@@ -47,23 +49,6 @@ def command(
         output.say(
             f"their losses are of different texts or tokens; on one text: quill eval {names} --data FILE"
         )
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two configs differ, by dotted path, with both values; None where one has none."""
-    before, after = _flat(one), _flat(other)
-    names = [k for k in sorted(before | after) if k not in _ASIDE]
-    return {k: (before.get(k), after.get(k)) for k in names if before.get(k) != after.get(k)}
-
-
-def _flat(document: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{k}": v for k, v in value.items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def _settings(found: Version | Draft) -> dict[str, Any]:

@@ -53,6 +53,27 @@ def write(tokenizer: Tokenizer) -> dict[str, Any]:
     return {**plain, **own}
 
 
+def settings(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
+    """What tokenizer_config.json says beside the tokenizer.json that `write` makes.
+
+    Args:
+        tokenizer: Any that `refusal` lets pass.
+        context: The model's, in tokens.
+    """
+    made: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+        "model_max_length": context,
+        # Without this a special token written out in a text would be that token; to quill it is text.
+        "split_special_tokens": True,
+    }
+    if tokenizer.eot_id is not None:
+        end = tokenizer.token_bytes(tokenizer.eot_id).decode()
+        made |= {"bos_token": end, "eos_token": end, "pad_token": end}
+    return made
+
+
 def read(document: Any, origin: str) -> tuple[Tokenizer, tuple[str, ...]]:
     """The tokenizer of a tokenizer.json.
 

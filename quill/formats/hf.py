@@ -62,7 +62,7 @@ class HuggingFace(base.Format):
             _CONFIG: stated,
             "generation_config.json": {"_from_model_config": True, **ids},
             _TOKENIZER: tokenizers.write(tokenizer),
-            _TOKENIZER_CONFIG: _tokenizer_config(tokenizer, config.block_size),
+            _TOKENIZER_CONFIG: tokenizers.settings(tokenizer, config.block_size),
         }
         for name, document in documents.items():
             fsio.write_json(path / name, document, durable=False)
@@ -130,21 +130,6 @@ def _cast(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
             if bool((made[name].isinf() & value.isfinite()).any()):
                 why = f"'{name}' goes up to {value.abs().max():,.0f}, float16 up to 65,504"
                 raise InputError("the weights do not fit float16", why=why, hint="--dtype bfloat16")
-    return made
-
-
-def _tokenizer_config(tokenizer: Tokenizer, block_size: int) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "add_prefix_space": False,
-        "model_max_length": block_size,
-        # Without this a special token written out in a text would be that token; to quill it is text.
-        "split_special_tokens": True,
-    }
-    if tokenizer.eot_id is not None:
-        end = tokenizer.token_bytes(tokenizer.eot_id).decode()
-        made |= {"bos_token": end, "eos_token": end, "pad_token": end}
     return made
 
 

@@ -149,14 +149,6 @@ def _tokenizer_files(tokenizer: Tokenizer, context: int) -> tuple[dict[str, Any]
     files: dict[str, Any] = {TOKENIZER: tokenizer.to_dict()}
     if why := _hf_tokenizers.refusal(tokenizer):
         return files, (f"there is no tokenizer.json for the tokenizers library: {why}",)
-    settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": context,
-        "split_special_tokens": True,
-    }
-    if tokenizer.eot_id is not None:
-        end = tokenizer.token_bytes(tokenizer.eot_id).decode()
-        settings |= {"bos_token": end, "eos_token": end}
+    settings = _hf_tokenizers.settings(tokenizer, context)
     files |= {"tokenizer.json": _hf_tokenizers.write(tokenizer), "tokenizer_config.json": settings}
     return files, ()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from quill import fsio, strictjson
 from quill.config import reading
+from quill.config.differences import differences
 from quill.config.settings import RunConfig
 from quill.errors import NotFoundError, RefusedError
 from quill.registry import checkpoint
@@ -30,25 +31,11 @@ _OF_THE_FILE = frozenset({"name", "$schema", "schema_version", "train.log_interv
 _OF_THE_DATA = frozenset({"data.source", "data.encoding", "data.text_field"})
 
 
-def differences(ran: RunConfig, asked: RunConfig) -> list[str]:
-    """Settings in which two runs differ, as "train.batch_size 32 -> 64"."""
-    before, after = _flat(ran.to_dict()), _flat(asked.to_dict())
+def changes(ran: RunConfig, asked: RunConfig) -> list[str]:
+    """Settings that make one run another, as "train.batch_size 32 -> 64"."""
     aside = _OF_THE_MACHINE | _OF_THE_FILE | _OF_THE_DATA
-    return [
-        f"{k} {before.get(k)!r} -> {after.get(k)!r}"
-        for k in sorted(before | after)
-        if k not in aside and before.get(k) != after.get(k)
-    ]
-
-
-def _flat(document: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{k}": v for k, v in value.items()}
-        else:
-            flat[key] = value
-    return flat
+    found = differences(ran.to_dict(), asked.to_dict(), aside)
+    return [f"{name} {before!r} -> {after!r}" for name, (before, after) in found.items()]
 
 
 def claim(
@@ -126,7 +113,7 @@ def _changes(earlier: Draft | Version, config: RunConfig, dataset: Dataset) -> l
     else:
         ran = reading.parse(strictjson.read(earlier.path / "config.json"), origin=earlier.reference)
         key = (earlier.status() or {}).get("data_key")
-    changed = differences(ran, config)
+    changed = changes(ran, config)
     if key is not None and key != dataset.key:
         changed.append(f"the text or its preparation: {key[:12]} -> {dataset.key[:12]}")
     return changed

@@ -8,7 +8,6 @@ import pytest
 
 from quill import fsio
 from quill.cli.app import main
-from quill.cli.compare import differences
 from quill.registry.store import Registry
 
 DATA = {
@@ -101,13 +100,6 @@ def test_what_cannot_be_compared(names, code, pair, capsys):
 def test_f05_a_damaged_config_is_said_to_be(pair, registry, capsys):
     (registry.root / "b" / "v1" / "config.json").write_text("{}")
     assert run(capsys, "compare", "a", "b")[:2] == (5, "")
-
-
-def test_differences_are_of_settings_and_not_of_names():
-    one = {"name": "a", "$schema": "x", "train": {"lr": 1.0, "seed": None}, "data": {"source": ["a", "b"]}}
-    other = {"name": "b", "train": {"lr": 1.0, "seed": 0}, "data": {"source": "a"}}
-    assert differences(one, other) == {"data.source": (["a", "b"], "a"), "train.seed": (None, 0)}
-    assert differences(one, one) == {}
 
 
 def test_f15_and_f49_a_hostile_name_in_twenty_columns(pair, publish, quill):
