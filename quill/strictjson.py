@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from json import scanner
 from pathlib import Path
 from typing import Any
 
 from quill.errors import InputError, NotFoundError, QuillError, ResourceError
+
+# No document here nests more than a handful of levels.
+MOST_LEVELS = 100
+# Strings whole, also one without an end, so that brackets are only found outside of them.
+_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\Z)|([\[\]{}])', re.DOTALL)
 
 
 def read(path: Path, *, error: type[QuillError] = InputError) -> Any:
@@ -55,15 +61,16 @@ def parse(raw: bytes, *, origin: str, error: type[QuillError] = InputError) -> A
         raise error(f"'{origin}' is not UTF-8", why=f"byte {e.start} is {raw[e.start]:#04x}") from None
     if not text.strip():
         raise error(f"'{origin}' is empty", why="a JSON document is needed")
+    if place := _too_deep(text):
+        raise error(
+            f"'{origin}' is not usable at {place}",
+            why=f"it nests deeper than the {MOST_LEVELS} levels that are read",
+        )
     try:
         return _Decoder(origin, error).decode(text)
     except json.JSONDecodeError as e:
         why, hint = _explain(text, e)
         raise error(f"'{origin}' is not JSON at {e.lineno}:{e.colno}", why=why, hint=hint) from None
-    except RecursionError:
-        raise error(
-            f"'{origin}' is not usable at 1:1", why="it nests deeper than any setting needs"
-        ) from None
 
 
 def dumps(value: Any) -> str:
@@ -75,6 +82,26 @@ def canonical(value: Any) -> bytes:
     """The same bytes for the same value, whatever the key order: what hashes are taken of."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.encode()
+
+
+def _too_deep(text: str) -> str:
+    """Where a document begins to nest too deep, as line:column; empty where it does not.
+
+    Looked for beforehand: how deep a reader itself may go differs from Python to Python, and whoever writes
+    out or walks what was read has to come as deep again.
+    """
+    if text.count("[") + text.count("{") <= MOST_LEVELS:
+        return ""
+    depth = 0
+    for found in _BRACKETS.finditer(text):
+        bracket = found[1]
+        if bracket is None:
+            continue
+        depth += 1 if bracket in "[{" else -1
+        if depth > MOST_LEVELS:
+            at = found.start()
+            return f"{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
+    return ""
 
 
 class _Decoder(json.JSONDecoder):
@@ -96,7 +123,7 @@ class _Decoder(json.JSONDecoder):
         for key, value in pairs:
             if key in out:
                 raise self._error(
-                    f"'{self._origin}' has the key '{key}' twice",
+                    f"'{self._origin}' has the key '{key if len(key) <= 60 else key[:57] + '...'}' twice",
                     why="which of the two is meant cannot be told",
                     hint="remove one of them",
                 )

@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -168,6 +169,9 @@ def _is_held(note: dict[str, Any]) -> bool:
     pid, host, process = note.get("pid"), note.get("host"), note.get("process")
     if type(pid) is not int or pid <= 0 or host != socket.gethostname():
         return False
+    if sys.platform == "win32":
+        # To ask is to send Ctrl-C there; and there locks can be relied on.
+        return pid == os.getpid()
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -236,10 +240,18 @@ def _link(path: Path) -> CorruptError:
 
 def _flock(fd: int, *, shared: bool = False) -> bool:
     """Try to lock an open file; where there are no locks at all, everybody may."""
-    try:
-        import fcntl
-    except ImportError:
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            # One byte far behind the note, which may still be read.
+            os.lseek(fd, 1 << 30, os.SEEK_SET)
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
         return True
+    import fcntl
+
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as e:
@@ -275,7 +287,11 @@ def _write(fd: int, note: dict[str, Any]) -> None:
     text = json.dumps(note).encode() if note else b""
     with suppress(OSError):
         os.ftruncate(fd, 0)
-        os.pwrite(fd, text, 0)
+        if sys.platform == "win32":
+            os.lseek(fd, 0, os.SEEK_SET)
+            os.write(fd, text)
+        else:
+            os.pwrite(fd, text, 0)
 
 
 def _locked(name: str, note: dict[str, Any]) -> LockedError:

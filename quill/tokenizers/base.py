@@ -220,10 +220,10 @@ def read(data: dict[str, Any] | bytes | Path, *, origin: str = "tokenizer.json")
             hint="upgrade quill",
         )
     if type(schema) is not int or schema < 1:
-        raise CorruptError(f"'{origin}' is not a tokenizer", why=f"'schema' is {schema!r}")
+        raise CorruptError(f"'{origin}' is not a tokenizer", why=f"'schema' is {short(schema)}")
     if kind not in discovery.names("tokenizers"):
         raise CorruptError(
-            f"'{origin}' holds a tokenizer of kind {kind!r}",
+            f"'{origin}' holds a tokenizer of kind {short(kind)}",
             why=f"there is {', '.join(discovery.names('tokenizers'))}",
         )
     try:
@@ -269,6 +269,12 @@ def unknown_characters(
     more = f" and {len(distinct) - _NAMED_AT_MOST} more" if len(distinct) > _NAMED_AT_MOST else ""
     plural = "characters" if len(distinct) > 1 else "character"
     return InputError(f"unknown {plural} {shown}{more}", why=why, hint=hint)
+
+
+def short(value: object) -> str:
+    """A value of somebody else's making, as a message may show it."""
+    shown = ascii(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def no_such_token(token: object, vocab_size: int) -> InputError:
