@@ -67,7 +67,7 @@ class Gguf(base.Format):
     def logits(self, path: Path, idx: Tensor) -> Tensor:
         """What llama.cpp makes of token ids, with keys and values kept in float32."""
         try:
-            import llama_cpp
+            import llama_cpp  # type: ignore[import-untyped, import-not-found, unused-ignore]
         except ImportError:
             raise base.needs("llama-cpp-python", self.extra) from None
         import torch
