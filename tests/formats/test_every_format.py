@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,15 +125,16 @@ def test_a_foreign_program_that_disagrees_keeps_the_export_from_its_place(name, 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_f48_an_export_is_whole_or_not_there_and_never_over_another(name, publish, here):
     version = fitting(name, publish)
-    child = os.fork()
-    if child == 0:
-        # Killed once the format has written everything, and nothing is in its place yet.
-        exporting.fsio.deliver = lambda *a, **k: os._exit(9)
-        try:
-            exporting.export(version, name, Path("out"))
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    # Killed once the format has written everything, and nothing is in its place yet.
+    code = (
+        "import os, sys; from pathlib import Path; from quill.formats import exporting\n"
+        "from quill.registry.store import Registry\n"
+        "exporting.fsio.deliver = lambda *a, **k: os._exit(9)\n"
+        "exporting.export(Registry(Path(sys.argv[1])).resolve(sys.argv[2]), sys.argv[3], Path('out'))"
+    )
+    registry = version.path.parent.parent
+    killed = subprocess.run([sys.executable, "-c", code, str(registry), version.reference, name], check=False)
+    assert killed.returncode == 9
     assert not Path("out").exists()
     assert exporting.export(version, name, Path("out")).path == Path("out")
     before = {p: p.stat().st_mtime_ns for p in Path().rglob("*")}
