@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -62,13 +62,16 @@ def guard(path: Path, doing: str) -> Iterator[None]:
         raise ResourceError(f"cannot {doing} '{path}'", why=why, hint=hint.format(folder=folder)) from e
 
 
-def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> str:
+def write_bytes(
+    path: Path, data: bytes, *, durable: bool = True, check: Callable[[], object] | None = None
+) -> str:
     """Write a file whole, replacing what was there in one step.
 
     Args:
         path: The file; its folder exists.
         data: What it shall hold.
         durable: Sync it; without, it is still whole or absent to every reader, but a power loss may undo it.
+        check: Called when all is written and nothing replaced yet; what it raises leaves the old file.
 
     Returns:
         The sha256 of what was written, hex.
@@ -76,22 +79,28 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> str:
     Raises:
         ResourceError: Disk, permission or device; what was there before is untouched.
     """
-    return write_chunks(path, [data], durable=durable)
+    return write_chunks(path, [data], durable=durable, check=check)
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> str:
+def write_json(
+    path: Path, value: Any, *, durable: bool = True, check: Callable[[], object] | None = None
+) -> str:
     """Write a JSON document for people and programs; the rest is as for `write_bytes`."""
     # A lone surrogate (a file name that is no UTF-8 has them) is written as the escape that JSON has for it.
-    return write_bytes(path, strictjson.dumps(value).encode("utf-8", "backslashreplace"), durable=durable)
+    raw = strictjson.dumps(value).encode("utf-8", "backslashreplace")
+    return write_bytes(path, raw, durable=durable, check=check)
 
 
-def write_chunks(path: Path, chunks: Iterable[Any], *, durable: bool = True) -> str:
+def write_chunks(
+    path: Path, chunks: Iterable[Any], *, durable: bool = True, check: Callable[[], object] | None = None
+) -> str:
     """Write a file from pieces, so that a large one is never held twice.
 
     Args:
         path: The file; its folder exists.
         chunks: Contiguous buffers: bytes, memoryviews, numpy arrays.
         durable: As for `write_bytes`.
+        check: As for `write_bytes`.
 
     Returns:
         The sha256 of what was written, hex.
@@ -116,6 +125,8 @@ def write_chunks(path: Path, chunks: Iterable[Any], *, durable: bool = True) -> 
                     _fsync(fd)
             finally:
                 os.close(fd)
+            if check is not None:
+                check()
             _replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -189,6 +200,51 @@ def append_line(path: Path, text: str) -> None:
     """
     assert "\n" not in text, "one line at a time"
     _append(path, text.encode() + b"\n")
+
+
+class Log:
+    """A file begun anew that lines are appended to: to this file, also once another has taken its place.
+
+    Args:
+        path: Where it is; what was there is replaced.
+        content: What it holds to begin with.
+        check: As for `write_bytes`.
+
+    Raises:
+        ResourceError: It cannot be written.
+    """
+
+    def __init__(self, path: Path, content: bytes = b"", check: Callable[[], object] | None = None) -> None:
+        self._path = path
+        temporary = _beside(path)
+        with guard(path, "write"):
+            _refuse_special(path)
+            self._fd = os.open(temporary, _NEW | os.O_APPEND, 0o666)
+            try:
+                _write(self._fd, memoryview(content))
+                _fsync(self._fd)
+                if check is not None:
+                    check()
+                _replace(temporary, path)
+                sync_dir(path.parent)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(temporary)
+                self.close()
+                raise
+
+    def append(self, text: str) -> None:
+        """Append one line, without its newline, in a single write; not synced, as for `append_line`."""
+        assert "\n" not in text, "one line at a time"
+        with guard(self._path, "write"):
+            _write(self._fd, memoryview(text.encode() + b"\n"))
+
+    def close(self) -> None:
+        """Let go of the file; closing it twice is fine."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            with guard(self._path, "write"):
+                os.close(fd)
 
 
 def end_line(path: Path) -> None:
@@ -363,6 +419,15 @@ def remove_file(path: Path) -> None:
         _unlink(path)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with its ~ spelled out; where nobody has that home, as it stands: cron may know of none."""
+    try:
+        # pathlib's own would take './~' for a home, and raises where there is none.
+        return Path(os.path.expanduser(path))
+    except ValueError:
+        return Path(path)
+
+
 def require_space(path: Path, needed_bytes: int, what: str) -> None:
     """Refuse before the work rather than in the middle of it.
 
@@ -404,6 +469,7 @@ def sync_dir(path: Path) -> None:
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY
 
 
 def _unique() -> str:
@@ -438,7 +504,7 @@ def _settle(path: Path, *, durable: bool) -> None:
 
 
 def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY, 0o666)
+    return os.open(path, _NEW, 0o666)
 
 
 def _append(path: Path, data: bytes) -> None:

@@ -418,3 +418,41 @@ def test_a_plain_file_is_opened_and_a_missing_one_is_the_callers_matter(tmp_path
         fsio.open_plain(tmp_path / "b")
     with pytest.raises(ResourceError):
         fsio.open_plain(tmp_path / "a" / "b")
+
+
+def test_a_check_that_refuses_leaves_the_old_file_and_no_other(tmp_path):
+    def refuse():
+        assert len(os.listdir(tmp_path)) == 2, "all is written by then, and nothing replaced"
+        raise RefusedError("no")
+
+    fsio.write_bytes(tmp_path / "a", b"old")
+    for write in (
+        lambda: fsio.write_bytes(tmp_path / "a", b"new", check=refuse),
+        lambda: fsio.write_json(tmp_path / "a", {"new": 1}, check=refuse),
+        lambda: fsio.Log(tmp_path / "a", b"new", check=refuse),
+    ):
+        with pytest.raises(RefusedError):
+            write()
+        assert os.listdir(tmp_path) == ["a"]
+        assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_log_that_another_has_begun_anew_is_appended_to_no_more(tmp_path):
+    path = tmp_path / "log"
+    first = fsio.Log(path, b"kept\n")
+    first.append("one")
+    second = fsio.Log(path, path.read_bytes())
+    first.append("lost")
+    second.append("two")
+    assert path.read_text() == "kept\none\ntwo\n"
+    first.close()
+    first.close()
+    second.close()
+    assert os.listdir(tmp_path) == ["log"]
+
+
+def test_f49_a_home_that_nobody_has_stays_as_it_was_typed(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert fsio.expanded("~/a") == Path("/home/me/a")
+    for odd in ("~nosuchuser/a", "~\0/a", "a~", "./~"):
+        assert fsio.expanded(odd) == Path(odd)

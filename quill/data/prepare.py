@@ -63,7 +63,7 @@ def locate(registry_root: Path, env: Mapping[str, str] = os.environ) -> Path:
         env: The environment.
     """
     given = env.get("QUILL_DATA")
-    return Path(given).expanduser() if given else registry_root.parent / "data"
+    return fsio.expanded(given) if given else registry_root.parent / "data"
 
 
 def prepare(

@@ -29,7 +29,7 @@ def given(wanted: str, rows: int) -> base.Tokenizer:
         CorruptError: It is damaged, or not safe to read.
         ResourceError: It cannot be read, or the published ranks cannot be had.
     """
-    path = Path(wanted).expanduser()
+    path = fsio.expanded(wanted)
     if wanted in published():
         return _fits(published_tokenizer(wanted), rows, wanted, exactly=False)
     if not path.is_file():

@@ -92,7 +92,7 @@ def export(
     """
     kind = _written(format_name, verify=verify)
     dtype = _dtype(kind, dtype)
-    target = Path(f"{version.name}{kind.suffix}") if out is None else out.expanduser()
+    target = Path(f"{version.name}{kind.suffix}") if out is None else fsio.expanded(out)
     recipe = target.with_name(f"{target.name}.Modelfile") if modelfile else None
     for path in (target, recipe):
         if path and os.path.lexists(path) and not force:

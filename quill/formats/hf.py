@@ -213,7 +213,7 @@ def _specials(listed: Any, added: Any, vocabulary: Any) -> dict[str, int]:
 
 def _given(wanted: str, rows: int) -> Tokenizer:
     """What `--tokenizer` names; a tokenizer.json may also be one of the tokenizers library."""
-    path = Path(wanted).expanduser()
+    path = fsio.expanded(wanted)
     if path.suffix == ".json" and path.is_file():
         document = strictjson.read(path, error=CorruptError)
         if isinstance(document, dict) and "model" in document:

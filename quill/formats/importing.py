@@ -69,7 +69,7 @@ def import_model(
     name = naming.check(name, "model") if name is not None else _name(source)
     if not source:
         raise InputError("the source is empty", why="it is a file, a folder or hf:REPOSITORY")
-    path = _fetch(source, notice) if source.startswith(HUB) else Path(source).expanduser()
+    path = _fetch(source, notice) if source.startswith(HUB) else fsio.expanded(source)
     if not path.exists():
         hint = f"quill import {HUB}{source}" if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source) else ""
         raise NotFoundError(f"there is no '{source}'", why="it is neither a file nor a folder", hint=hint)
@@ -221,7 +221,7 @@ def _name(source: str) -> str:
     if source.startswith(HUB):
         parts = [source[len(HUB) :].partition("@")[0].rpartition("/")[2]]
     else:
-        path = Path(source).expanduser().absolute()
+        path = fsio.expanded(source).absolute()
         parts = [path.name if path.is_dir() else path.stem, path.parent.name]
     for part in parts:
         cleaned = re.sub(r"[^a-z0-9._-]+", "-", part.lower()).strip("-._")[:64]
@@ -238,4 +238,4 @@ def _fetch(source: str, notice: Callable[[str], None]) -> Path:
 
 def _shown(source: str) -> str:
     """The source as the manifest keeps it: without the folders of this machine."""
-    return source if source.startswith(HUB) else Path(source).expanduser().absolute().name
+    return source if source.startswith(HUB) else fsio.expanded(source).absolute().name

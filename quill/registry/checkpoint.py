@@ -6,7 +6,7 @@ if its files hash to what was published and its tensors and tokenizer are those 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,7 +109,10 @@ def read_tokenizer(version: Version) -> Tokenizer:
 
 
 def save_weights(
-    path: Path, model: GPT, dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    path: Path,
+    model: GPT,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    check: Callable[[], object] | None = None,
 ) -> None:
     """Write a model's weights; of tied ones a model has but one tensor, and so has the file.
 
@@ -117,6 +120,7 @@ def save_weights(
         path: The safetensors file.
         model: Whose.
         dtype: How they are kept; they are read back as float32.
+        check: As for `fsio.write_bytes`.
 
     Raises:
         InputError: A weight is too large for the dtype.
@@ -131,7 +135,7 @@ def save_weights(
             if bool((weights[name].isinf() & t.isfinite()).any()):
                 why = f"'{name}' goes up to {t.abs().max():,.0f}, float16 up to 65,504"
                 raise InputError("the weights do not fit float16", why=why, hint="use bfloat16")
-    tensors.write(path, weights)
+    tensors.write(path, weights, check=check)
 
 
 def fit_vocabulary(config: RunConfig, tokenizer: Tokenizer, version: Version) -> RunConfig:

@@ -90,9 +90,9 @@ class Draft:
             ResourceError: The disk refused; it is still a draft then.
         """
         path = self.path / manifests.FILE
+        self.check_taken()
         if os.path.lexists(path):
             raise RefusedError(f"'{self.reference}' is finished", why="a version never changes")
-        self.check_taken()
         with fsio.guard(self.path, "read"):
             leftovers = [Path(e.path) for e in os.scandir(self.path) if e.name.startswith(".")]
         for leftover in leftovers:
@@ -100,16 +100,25 @@ class Draft:
         fsio.settle(self.path)
         before = manifests.stamps(self.path)
         document = manifests.build(self.path, self.reference, fields)
+        ours = False
+
+        def look_again() -> None:
+            nonlocal ours
+            self.check_taken()
+            ours = True
+
         try:
-            fsio.write_json(path, document)
+            fsio.write_json(path, document, check=look_again)
             if manifests.stamps(self.path) != before:
                 why = "another process wrote into it while it was published"
                 raise CorruptError(f"'{self.reference}' changed while it was published", why=why)
         except BaseException:
             # Renamed but not known to last: who is told that it failed must not find it published.
-            with suppress(QuillError):
-                fsio.remove_file(path)
+            if ours:
+                with suppress(QuillError):
+                    fsio.remove_file(path)
             raise
+        self._token = None
         # It is published; what cannot be tidied up now neither undoes that nor is in anybody's way.
         with suppress(QuillError):
             ledger.reserve(self.path.parent, self.number)

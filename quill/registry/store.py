@@ -45,9 +45,9 @@ def locate(
         cwd: Where to start looking; unset: the working directory.
     """
     if flag:
-        return Location(_expanded(flag), "--registry says so")
+        return Location(fsio.expanded(flag), "--registry says so")
     if env.get(_ENVIRONMENT):
-        return Location(_expanded(env[_ENVIRONMENT]), f"{_ENVIRONMENT} says so")
+        return Location(fsio.expanded(env[_ENVIRONMENT]), f"{_ENVIRONMENT} says so")
     # A working directory that was deleted has nothing above it either.
     with suppress(FileNotFoundError):
         start = (cwd or Path.cwd()).absolute()
@@ -254,7 +254,7 @@ class Registry:
 
 def _open_folder(text: str) -> Version:
     """The version in a folder that was named by its path: a version, a model's folder, or files by hand."""
-    path = _expanded(text)
+    path = fsio.expanded(text)
     if not os.path.isdir(path):
         why = "it is a file, not a folder" if os.path.exists(path) else "there is no such folder"
         raise NotFoundError(f"no model in '{text}'", why=why, hint="quill list")
@@ -280,14 +280,6 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
     ):
         return list(found)
     return []
-
-
-def _expanded(path: str | Path) -> Path:
-    """A path with its ~ spelled out: cron hands it on as it stands."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
 
 
 def _shown(path: Path) -> str:

@@ -9,7 +9,7 @@ where a tensor is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -110,13 +110,20 @@ def write_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[by
     return len(text).to_bytes(8, "little") + text, order
 
 
-def write(path: Path, values: Mapping[str, torch.Tensor], *, durable: bool = True) -> dict[str, Any]:
+def write(
+    path: Path,
+    values: Mapping[str, torch.Tensor],
+    *,
+    durable: bool = True,
+    check: Callable[[], object] | None = None,
+) -> dict[str, Any]:
     """Write tensors as safetensors, one at a time, from wherever they are.
 
     Args:
         path: The file.
         values: By name.
         durable: As for `fsio.write_bytes`.
+        check: As for `fsio.write_bytes`.
 
     Returns:
         What a manifest says of the file: its bytes and sha256.
@@ -131,7 +138,7 @@ def write(path: Path, values: Mapping[str, torch.Tensor], *, durable: bool = Tru
         for name in order:
             yield _bytes_of(values[name])
 
-    return {"bytes": size, "sha256": fsio.write_chunks(path, chunks(), durable=durable)}
+    return {"bytes": size, "sha256": fsio.write_chunks(path, chunks(), durable=durable, check=check)}
 
 
 def views(layout: Mapping[str, Tensor], buffer: bytearray) -> Iterator[tuple[str, torch.Tensor]]:

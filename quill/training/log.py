@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,28 @@ from quill.training.events import Evaluated, Event, Finished, Notice, Saved, Sta
 class RunLog:
     """Observer that writes a run's record, and forgets what a resumed run will do again.
 
+    The metrics are a file of this run's own, also where another takes the run over: what this one still
+    appends is in nobody's version then.
+
     Args:
         folder: The version in progress.
         log_interval: Steps between lines of metrics.
         step: Steps already done; lines beyond belong to work that was lost.
+        check: As for `fsio.write_bytes`.
     """
 
-    def __init__(self, folder: Path, log_interval: int, step: int) -> None:
-        self._metrics, self._log, self._interval = folder / METRICS, folder / LOG, log_interval
-        kept = [line for line in read_metrics(self._metrics) if line["step"] <= step]
+    def __init__(
+        self, folder: Path, log_interval: int, step: int, check: Callable[[], object] | None = None
+    ) -> None:
+        self._log, self._interval = folder / LOG, log_interval
+        kept = [line for line in read_metrics(folder / METRICS) if line["step"] <= step]
         fsio.end_line(self._log)
-        fsio.write_bytes(self._metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        raw = "".join(json.dumps(line) + "\n" for line in kept).encode()
+        self._metrics = fsio.Log(folder / METRICS, raw, check)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._metrics.close()
 
     def __call__(self, event: Event) -> None:
         """Record one event."""
@@ -46,7 +58,7 @@ class RunLog:
             fsio.append_line(self._log, text)
 
     def _metric(self, line: dict[str, Any]) -> None:
-        fsio.append_line(self._metrics, json.dumps(line))
+        self._metrics.append(json.dumps(line))
 
 
 def describe(event: Event) -> str:

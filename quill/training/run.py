@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from quill import fsio
 from quill.config.settings import RunConfig, SampleConfig
 from quill.data import prepare
-from quill.errors import InputError, InterruptedRun
+from quill.errors import CorruptError, InputError, InterruptedRun, RefusedError, ResourceError
 from quill.evaluation import chart, curves, measure
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
@@ -146,7 +146,8 @@ class _Run:
         """Train to the end, to a signal or to the time limit."""
         self._clock = clock
         trainer, notes = self._resumed()
-        log = RunLog(self.draft.path, self.config.train.log_interval, trainer.step)
+        interval = self.config.train.log_interval
+        log = RunLog(self.draft.path, interval, trainer.step, self.draft.check_taken)
         observer = self._watch
 
         def watch(event: Event) -> None:
@@ -156,6 +157,16 @@ class _Run:
         self._watch = watch
         for note in notes:
             self._watch(Notice(note))
+        try:
+            return self._run(trainer, clock, max_seconds)
+        except (CorruptError, RefusedError, ResourceError):
+            # What failed may have failed because another process goes on with it.
+            self.draft.check_taken()
+            raise
+        finally:
+            log.close()
+
+    def _run(self, trainer: Trainer, clock: float, max_seconds: float | None) -> Outcome:
         self._announce(trainer)
         first = trainer.step
         try:
@@ -295,7 +306,8 @@ class _Run:
     def _keep_weights(self, trainer: Trainer) -> None:
         self.draft.check_taken()
         path = self.draft.path / checkpoint.WEIGHTS
-        checkpoint.save_weights(path, trainer.model, self.config.train.weights_dtype)
+        kind = self.config.train.weights_dtype
+        checkpoint.save_weights(path, trainer.model, kind, self.draft.check_taken)
 
     def _save(self, trainer: Trainer) -> None:
         reached = (trainer.step, not self._owes_evaluation(trainer))
@@ -315,6 +327,7 @@ class _Run:
         }
         keep = self.config.train.keep_states
         path = checkpoint.save_state(self.draft, trainer.step, tensors, info, keep)
+        self.draft.check_taken()
         self.draft.set_status((self.draft.status() or {}) | status(trainer.step))
         self._saved = reached
         self._watch(Saved(trainer.step, str(path)))
@@ -354,7 +367,8 @@ class _Run:
         told = facts | {"versions": manifest.versions()}
         # Browsers draw the finer characters at other widths than their letters.
         text = card(self.draft.reference, self.config, told, sample, chart.draw(course, plain=True))
-        fsio.write_bytes(self.draft.path / "README.md", text.encode("utf-8", "replace"))
+        raw = text.encode("utf-8", "replace")
+        fsio.write_bytes(self.draft.path / "README.md", raw, check=self.draft.check_taken)
         version = self.draft.finish(**facts)
         loss = published_loss if published_loss is not None else math.nan
         self._watch(Finished(version.reference, trainer.step, loss, self.best_step, self._seconds(), reason))

@@ -305,3 +305,24 @@ def test_f50_what_needs_a_network_says_so_and_what_to_do_instead(here, unreachab
         said = capsys.readouterr().err
         assert "https://" in said
         assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("home", [None, "/nonexistent"])
+def test_f49_the_home_of_nobody_is_a_folder_like_any_other(here, monkeypatch, capsys, home):
+    if home is None:
+        monkeypatch.delenv("HOME", raising=False)
+    else:
+        monkeypatch.setenv("HOME", home)
+    nobody = "~nosuchuser/x"
+    for command, code in (
+        (["list", f"--registry={nobody}"], 0),
+        (["show", nobody], 3),
+        (["sample", f"./{nobody}"], 3),
+        (["import", nobody, "--name=a"], 3),
+        (["prepare", nobody, "--name=a"], 3),
+        (["export", "tiny", "-f", "gguf", "-o", nobody], 0),
+    ):
+        assert main(command) == code, (command, capsys.readouterr().err)
+    monkeypatch.setenv("QUILL_DATA", nobody)
+    assert main(["doctor"]) in (0, 7)
+    assert "bug of its own" not in capsys.readouterr().err

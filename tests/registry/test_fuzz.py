@@ -435,6 +435,7 @@ def can_be_typed(text: str) -> bool:
 @hypothesis_settings(fuzzed, max_examples=250 * LONGER)
 @given(ref=references)
 @example(ref="./x\0y")
+@example(ref="~\0/x")
 @example(ref="/" + "x" * 5000)
 @example(ref="./" + "\udc80")
 def test_f13_no_reference_is_a_traceback_or_a_way_out(ref, weights):
