@@ -28,6 +28,7 @@ def _blocks(language: str) -> list[str]:
 
 def _commands() -> list[str]:
     """Every line of the README's shell blocks that calls quill, continuation lines joined."""
+    # A whole script has a test of its own, among those of cron.
     blocks = [block for block in _blocks("sh") if not block.startswith("#!")]
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [line.removeprefix("$ ").strip() for line in lines if "quill " in line and "pip " not in line]
@@ -47,9 +48,14 @@ def checkout(tmp_path: Path) -> Path:
 
 def test_every_quill_command_of_the_readme_runs(checkout: Path, tmp_path: Path) -> None:
     """One after another, as a newcomer would, without a network."""
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    entry = binaries / "quill"
+    entry.write_text(f"#!{sys.executable}\nfrom quill.cli.app import run\nrun()\n")
+    entry.chmod(0o755)
     env = {
         **os.environ,
-        "PATH": f"{_binaries(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
         "http_proxy": "http://127.0.0.1:9",
     }
     commands = _commands()
@@ -61,46 +67,6 @@ def test_every_quill_command_of_the_readme_runs(checkout: Path, tmp_path: Path) 
             command, shell=True, cwd=checkout, env=env, capture_output=True, timeout=300, check=False
         )
         assert done.returncode == 0, f"{command}\n{done.stderr.decode()}"
-
-
-def _binaries(folder: Path) -> Path:
-    """A folder with a `quill` that runs under this interpreter."""
-    folder.mkdir(parents=True)
-    entry = folder / "quill"
-    entry.write_text(f"#!{sys.executable}\nfrom quill.cli.app import run\nrun()\n")
-    entry.chmod(0o755)
-    return folder
-
-
-def test_f49_the_nightly_script_runs_as_cron_runs_it(tmp_path: Path, tiny_text: str) -> None:
-    """Without HOME, terminal, locale or standard input; three nights, with new text before the last."""
-    [script] = [block for block in _blocks("sh") if block.startswith("#!")]
-    place = tmp_path / "srv"
-    _binaries(place / ".venv" / "bin")
-    nightly = place / "nightly"
-    nightly.write_text(
-        script.replace("/srv/quill", str(place)).replace("--new-version", f"--new-version {_SHORT}")
-    )
-    nightly.chmod(0o755)
-    (place / "notes.txt").write_text(tiny_text)
-    trained = []
-    for night in range(3):
-        if night == 2:
-            (place / "notes.txt").write_text(tiny_text + "a new page of it\n" * 20)
-        environment = {"PATH": "/usr/bin:/bin", "SHELL": "/bin/sh"}
-        done = subprocess.run(
-            [str(nightly)],
-            cwd="/",
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        assert b"Traceback" not in done.stderr
-        trained.append((place / "trained.txt").read_text())
-        assert (place / "today.txt").stat().st_size > 300
-    assert trained == ["notes:v1\n", "notes:v1\n", "notes:v2\n"]
 
 
 @pytest.mark.parametrize("block", _blocks("python"), ids=lambda b: b.splitlines()[0])
