@@ -605,7 +605,8 @@ def test_f46_a_header_without_end_is_not_followed(tmp_path):
     started = time.monotonic()
     with pytest.raises(CorruptError):
         GGUF.read(path, Beside())
-    assert time.monotonic() - started < 5
+    # Under a second; measuring coverage makes such a loop many times slower.
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(
