@@ -264,3 +264,20 @@ def test_sparkline():
     assert display.sparkline([0, 0, 8, 8], 2) == "▁█"
     assert display.sparkline([float("nan"), float("inf")], 5) == ""
     assert len(display.sparkline(range(1000), 60)) == 60
+
+
+@pytest.mark.parametrize("flags", [["--wait=-1"], ["--wait=nan"], ["--keep=0"], ["--keep=-3"]])
+def test_waiting_and_keeping_have_their_bounds(flags, place, capsys):
+    assert train("--name=a", *flags) == 2
+    assert flags[0].partition("=")[0] in capsys.readouterr().err
+    assert not (place / "weights" / "a").exists()
+
+
+def test_only_the_newest_versions_are_kept_and_those_with_an_alias(place, capsys):
+    assert train("--name=a") == 0
+    assert main(["alias", "set", "a:v1", "first"]) == 0
+    for seed in (2, 3, 4):
+        assert train("--name=a", f"--seed={seed}", "--new-version", "--keep=2") == 0
+    capsys.readouterr()
+    assert main(["list", "--all-versions", "-q"]) == 0
+    assert capsys.readouterr().out.split() == ["a:v1", "a:v3", "a:v4"]
