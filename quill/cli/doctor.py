@@ -26,6 +26,10 @@ Finding = tuple[str, State, str]
 _EXTRAS = {
     "rustbpe": "--tokenizer bpe: pip install 'quill[bpe]'",
     "zstandard": "reading .zst files: pip install 'quill[zst]'",
+    "huggingface_hub": "hf: models: pip install 'quill[hf]'",
+    "onnx": "--format onnx: pip install 'quill[onnx]'",
+    "llama_cpp": "--format gguf --verify: pip install 'quill[gguf]'",
+    "matplotlib": "show --plot: pip install 'quill[plot]'",
 }
 _LITTLE_SPACE = 1 << 30
 
