@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from quill import fsio
-from quill.config.settings import RunConfig, SampleConfig
+from quill.config.settings import RunConfig
 from quill.data import prepare
 from quill.errors import CorruptError, InputError, InterruptedRun, RefusedError, ResourceError
-from quill.evaluation import chart, curves, measure
-from quill.generation.generator import Generator
 from quill.model.gpt import GPT
-from quill.registry import checkpoint, cleaning, locks, manifest
-from quill.registry.card import card
+from quill.registry import checkpoint, cleaning, locks
 from quill.registry.draft import Draft
 from quill.registry.names import check_name
 from quill.registry.store import Registry
@@ -39,6 +36,7 @@ from quill.training.events import (
 from quill.training.inputs import parent_of, settle
 from quill.training.log import RunLog
 from quill.training.plan import choose_machine, tokens_per_step
+from quill.training.publication import publish
 from quill.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -334,67 +332,24 @@ class _Run:
         self._lap = time.monotonic()
 
     def _publish(self, trainer: Trainer, reason: str) -> Version:
-        """Measure what is published, describe it, and make it a version."""
+        """Make the best weights a version."""
         if not (self.draft.path / checkpoint.WEIGHTS).exists():
             self._keep_weights(trainer)
-        held = Version(self.draft.name, self.draft.number, self.draft.path)
-        best = checkpoint.load(held, trainer.machine.device)
-        published_loss = self._published_loss(best.model)
-        facts: dict[str, Any] = {
-            "parameters": sum(p.numel() for p in best.model.parameters()),
-            "data": {
-                "name": self.dataset.name,
-                "key": self.dataset.key,
-                "sha256": self.dataset.manifest["source"]["sha256"],
-                "tokens": self.dataset.count("train") + self.dataset.count("val"),
-                "tokenizer": self.dataset.tokenizer.kind,
-                "tokenizer_sha256": self.dataset.tokenizer.fingerprint,
-            },
-            "parent": (self.draft.status() or {}).get("parent"),
-            "seeds": {"train": self.config.train.seed},
-            "device": trainer.machine.device,
-            "dtype": trainer.machine.dtype,
-            "compiled": trainer.machine.compiled,
-            "steps": trainer.step,
-            "best_step": self.best_step,
-            "best_val_loss": published_loss,
-            "bits_per_byte": self._bits_per_byte(published_loss),
-            "seconds": round(self._seconds(), 1),
-        }
-        drawn = SampleConfig(max_new_tokens=300, seed=self.config.train.seed)
-        sample = self._sample(Generator(best.model, best.tokenizer), drawn)
-        course = curves.curves(curves.read_metrics(self.draft.path / curves.METRICS))
-        told = facts | {"versions": manifest.versions()}
-        # Browsers draw the finer characters at other widths than their letters.
-        text = card(self.draft.reference, self.config, told, sample, chart.draw(course, plain=True))
-        raw = text.encode("utf-8", "replace")
-        fsio.write_bytes(self.draft.path / "README.md", raw, check=self.draft.check_taken)
-        version = self.draft.finish(**facts)
-        loss = published_loss if published_loss is not None else math.nan
+        version = publish(
+            self.config,
+            self.dataset,
+            self.draft,
+            trainer.machine,
+            steps=trainer.step,
+            best_step=self.best_step,
+            best_loss=self.best_loss,
+            elapsed=self._seconds,
+            between=self._check,
+        )
+        loss = (version.manifest or {}).get("best_val_loss")
+        loss = math.nan if loss is None else loss
         self._watch(Finished(version.reference, trainer.step, loss, self.best_step, self._seconds(), reason))
         return version
-
-    def _published_loss(self, model: GPT) -> float | None:
-        """The whole split's loss of the weights as they are read back, whatever was estimated on the way."""
-        c = self.config.train
-        if self.best_loss is None or (c.eval_iters is None and c.weights_dtype == "float32"):
-            return self.best_loss
-        n_bytes = self.dataset.count("val", "bytes")
-        figures = measure.evaluate(model, self.dataset.val, n_bytes=n_bytes, between=self._check)
-        return float(figures.loss)
-
-    def _bits_per_byte(self, loss: float | None) -> float | None:
-        """What a loss in nats per token is for the validation split's text, whatever its tokens are."""
-        targets, n_bytes = self.dataset.count("val") - 1, self.dataset.count("val", "bytes")
-        return None if loss is None or not n_bytes else loss * targets / math.log(2) / n_bytes
-
-    def _sample(self, generator: Generator, drawn: SampleConfig) -> str:
-        """Text for the card, given up on a signal like everything else."""
-        pieces: list[str] = []
-        for piece in generator.stream("", drawn):
-            self._check()
-            pieces.append(piece)
-        return "".join(pieces)
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self._clock
