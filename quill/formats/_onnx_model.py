@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from quill.config.settings import ModelConfig
     from quill.model.gpt import GPT
 
-BLOCKS = ("gpt2", "modern")
-
 
 class GraphOfGPT:
     """The operators of one model.

@@ -6,16 +6,17 @@ import json
 import os
 import pty
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
+from holding import held_elsewhere
 
 from quill import fsio
 from quill.cli.app import main
-from quill.registry import ledger, locks
+from quill.registry import ledger
 from quill.registry.store import Registry
 
 UNIQUE = "4242-0123456789ab"
@@ -44,26 +45,8 @@ def real(tiny_registry, registry, monkeypatch) -> Registry:
 @pytest.fixture
 def training(registry):
     """Hold a name in another process, as a training does: training("name")."""
-    children = []
-
-    def begin(name: str) -> int:
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                with locks.hold(registry.root, name):
-                    os.write(write, b"r")
-                    time.sleep(60)
-            finally:
-                os._exit(1)
-        assert os.read(read, 1) == b"r"
-        children.append(child)
-        return child
-
-    yield begin
-    for child in children:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    with ExitStack() as held:
+        yield lambda name: held.enter_context(held_elsewhere(registry.root, name))
 
 
 class TestCp:

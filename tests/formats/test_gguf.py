@@ -275,6 +275,15 @@ def test_what_a_person_should_know_is_told(characters, tmp_path):
     assert "tanh" not in told and "32" not in told
 
 
+def test_rows_of_a_rewritten_model_fit_the_blocks_of_q8_0(publish, tmp_path):
+    made = checkpoint.load(publish("quillgpt", mlp_size=128))
+    notes = GGUF.write(made, tmp_path / "m", "q8_0")
+    assert not any("no multiple of 32" in note for note in notes)
+    assert File(tmp_path / "m").tensors["token_embd.weight"].dtype == "q8_0"
+    back = GGUF.read(tmp_path / "m", Beside())
+    assert back.model.n_embd % 32 == 0 and back.model.n_embd % back.model.n_head == 0
+
+
 def test_a_name_that_llama_cpp_would_misread_is_left_out(characters, tmp_path):
     GGUF.write(model_of(characters, name="my-Phi3-try"), tmp_path / "m", "float32")
     assert "general.name" not in File(tmp_path / "m")

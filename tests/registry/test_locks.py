@@ -10,11 +10,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from holding import held_elsewhere
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -33,28 +32,6 @@ def root(tmp_path: Path) -> Path:
 def no_flock(monkeypatch):
     """A filesystem where flock says yes to everybody, as some network filesystems do."""
     monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
-
-
-@contextmanager
-def held_elsewhere(root: Path, name: str = "a") -> Iterator[int]:
-    """A name that another process holds."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            with locks.hold(root, name):
-                os.write(write, b"r")
-                time.sleep(60)
-        finally:
-            os._exit(1)
-    os.close(write)
-    try:
-        assert os.read(read, 1) == b"r"
-        yield child
-    finally:
-        os.close(read)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 def note(root: Path, **changes) -> None:
@@ -277,3 +254,15 @@ def test_f31_changes_of_many_processes_follow_each_other(root):
                 os._exit(1)
     assert [os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children] == [0] * 4
     assert len(ledger.read(root / "a")["tags"]) == 60
+
+
+@pytest.mark.parametrize("which", [".locks", ".locks/ledgers"])
+def test_f14_a_folder_of_locks_that_is_a_link_is_not_followed(root, tmp_path, which):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (root / which).parent.mkdir(parents=True)
+    (root / which).symlink_to(outside)
+    held = locks.hold(root, "a") if which == ".locks" else locks.ledger(root / "a")
+    with pytest.raises(CorruptError, match="symbolic link"), held:
+        pass
+    assert os.listdir(outside) == []

@@ -5,41 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from crashing import invariants, snapshot, versions
+from holding import held_elsewhere
 
 from quill import fsio
 from quill.errors import CorruptError, InputError, LockedError, NotFoundError, RefusedError, ResourceError
-from quill.registry import ledger, locks, moves, removal
+from quill.registry import ledger, moves, removal
 from quill.registry.store import Registry
-
-
-@contextmanager
-def held_elsewhere(registry: Registry, name: str) -> Iterator[int]:
-    """A name that another process holds, as a training does."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            with locks.hold(registry.root, name):
-                os.write(write, b"r")
-                time.sleep(60)
-        finally:
-            os._exit(1)
-    os.close(write)
-    try:
-        assert os.read(read, 1) == b"r"
-        yield child
-    finally:
-        os.close(read)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
 
 
 def remove(registry: Registry, *refs: str, **options: bool) -> list[str]:
@@ -332,7 +308,7 @@ class TestMove:
     @pytest.mark.parametrize("busy", ["a", "b"])
     def test_f42_while_one_of_the_names_is_held_nothing_moves(self, registry, publish, busy):
         publish("a")
-        with held_elsewhere(registry, busy) as pid, pytest.raises(LockedError) as caught:
+        with held_elsewhere(registry.root, busy) as pid, pytest.raises(LockedError) as caught:
             moves.move(registry, "a", "b")
         assert caught.value.exit_code == 75
         assert f"pid {pid}" in caught.value.why
@@ -476,7 +452,7 @@ class TestRemove:
         for name in ("a", "b", "c"):
             publish(name)
         registry.begin("b").set_status({"step": 3})
-        with held_elsewhere(registry, "b") as pid:
+        with held_elsewhere(registry.root, "b") as pid:
             for refs in (("b:v1",), ("b:v2",), ("a", "b:v1", "c")):
                 with pytest.raises(LockedError) as caught:
                     remove(registry, *refs)
