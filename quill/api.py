@@ -37,8 +37,8 @@ def load(reference: str, *, registry: str | PathLike[str] | None = None, device:
         NotFoundError: There is no such model.
         CorruptError: Its files are damaged.
     """
+    from quill.checkpoint import load as checkpoint
     from quill.generation.generator import Generator
-    from quill.registry import checkpoint
 
     loaded = checkpoint.load(_registry(registry).resolve(reference), device)
     return Generator(loaded.model, loaded.tokenizer)
@@ -121,8 +121,8 @@ def evaluate(
     Raises:
         InputError: The text has characters the model has no token for.
     """
+    from quill.checkpoint import load as checkpoint
     from quill.evaluation.measure import evaluate_text
-    from quill.registry import checkpoint
 
     loaded = checkpoint.load(_registry(registry).resolve(reference), device)
     return evaluate_text(loaded.model, loaded.tokenizer, text)

@@ -1,7 +1,7 @@
-"""Which tokenizers, blocks and formats exist: the files in their folders, and nothing else.
+"""Which tokenizers, blocks and formats exist: the files and packages in their folders, and nothing else.
 
-A file's name is its registered name. Names are read from the folder, so asking what exists imports
-nothing; `load` imports the one that is wanted.
+The name of a file or package is its registered name. Names are read from the folder, so asking what
+exists imports nothing; `load` imports the one that is wanted.
 """
 
 from __future__ import annotations
@@ -13,8 +13,21 @@ from types import ModuleType
 
 from quill.errors import InputError
 
-# Files that hold what the members of a folder share, and so are not members.
-_SHARED = {"tokenizers": {"base"}, "model.blocks": set[str](), "formats": {"base", "exporting", "importing"}}
+# What the members of a folder share, and so are not members.
+_SHARED = {
+    "tokenizers": {"base"},
+    "formats": {
+        "base",
+        "byte_level",
+        "exporting",
+        "importing",
+        "plain_gpt2",
+        "precision",
+        "tokenizer_json",
+        "torch_files",
+        "vocabulary",
+    },
+}
 
 
 @lru_cache
@@ -25,7 +38,8 @@ def names(package: str) -> tuple[str, ...]:
         package: Dotted path below `quill`, such as "model.blocks".
     """
     folder = Path(__file__).parent.joinpath(*package.split("."))
-    found = {f.stem for f in folder.glob("*.py") if not f.stem.startswith("_")}
+    modules = {f.stem for f in folder.glob("*.py")} | {f.parent.name for f in folder.glob("*/__init__.py")}
+    found = {name for name in modules if not name.startswith("_")}
     return tuple(sorted(found - _SHARED.get(package, set())))
 
 

@@ -36,9 +36,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from quill.checkpoint.load import load_state
 from quill.errors import QuillError
-from quill.registry import cleaning, ledger
-from quill.registry.checkpoint import load_state
+from quill.registry import aliases as ledger
+from quill.registry import gc as cleaning
 from quill.registry.store import Registry
 
 # What is done to an operation: "exit" ends the process before it, "torn" in the middle of a write;

@@ -231,7 +231,8 @@ def _models(root: Path, typed: str, after: Container[str], drafts: bool) -> Iter
         after: What follows them: "version", "alias".
         drafts: Whether a version in progress counts.
     """
-    from quill.registry import ledger, names, version
+    from quill.registry import aliases as ledger
+    from quill.registry import names, version
 
     name, colon, _ = typed.partition(":")
     for entry in sorted(os.listdir(root)):

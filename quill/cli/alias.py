@@ -26,7 +26,8 @@ def set_alias(
 
     The version is found by name:alias from then on, and neither rm nor gc takes it away. Prints that.
     """
-    from quill.registry import ledger, names
+    from quill.registry import aliases as ledger
+    from quill.registry import names
 
     output, registry = session.output, session.registry()
     if names.is_path(reference):
@@ -56,7 +57,7 @@ def remove_alias(
     missing_ok: Annotated[bool, Option("--missing-ok", help="What is gone already is no failure.")] = False,
 ) -> None:
     """Take aliases away; the versions stay. Prints those that were taken away."""
-    from quill.registry import ledger
+    from quill.registry import aliases as ledger
 
     output, registry = session.output, session.registry()
     wanted = [_parse(a) for a in aliases]
@@ -80,7 +81,8 @@ def list_aliases(
     name: Annotated[str | None, Argument(metavar="NAME", help="Only this model's.")] = None,
 ) -> None:
     """List aliases and what they mean."""
-    from quill.registry import ledger, names
+    from quill.registry import aliases as ledger
+    from quill.registry import names
 
     output, registry = session.output, session.registry()
     if name is not None:
@@ -132,7 +134,7 @@ def _names(registry: Registry) -> list[str]:
 def _no_alias(registry: Registry, name: str, alias: str) -> NotFoundError:
     from difflib import get_close_matches
 
-    from quill.registry import ledger
+    from quill.registry import aliases as ledger
 
     if name not in _names(registry):
         try:
@@ -149,7 +151,7 @@ def _no_alias(registry: Registry, name: str, alias: str) -> NotFoundError:
 
 def _rows(registry: Registry, known: list[str]) -> list[dict[str, Any]]:
     """Every alias with what it means; a ledger that cannot be read hides no other."""
-    from quill.registry import ledger
+    from quill.registry import aliases as ledger
 
     rows: list[dict[str, Any]] = []
     for name in known:

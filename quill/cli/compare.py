@@ -53,7 +53,7 @@ def command(
 
 def _settings(found: Version | Draft) -> dict[str, Any]:
     """The config with its defaults, so that one of an earlier quill differs only where it does."""
-    from quill.registry import checkpoint
+    from quill.checkpoint import load as checkpoint
 
     if isinstance(found, Draft):
         settings_of(found)

@@ -87,7 +87,7 @@ def show(
     if source.endswith(".json") or Path(source).is_file():
         document = reading.load(Path(source)).to_dict()
     else:
-        from quill.registry import checkpoint
+        from quill.checkpoint import load as checkpoint
 
         document = checkpoint.read_config(session.registry().resolve(source)).to_dict()
     session.output.write(strictjson.dumps(document))

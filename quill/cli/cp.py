@@ -22,7 +22,7 @@ def command(
     Every file is checked against its sha256 on the way. What is known of the model, its figures, data, parent
     and seeds, goes with it. Prints the copy's reference.
     """
-    from quill.registry import moves
+    from quill.registry import copy as moves
 
     output, registry = session.output, session.registry()
     done = 0

@@ -145,7 +145,7 @@ def _models(session: Session) -> list[Finding]:
 
 def _leftovers(session: Session) -> list[Finding]:
     """What `quill gc` would remove."""
-    from quill.registry import cleaning
+    from quill.registry import gc as cleaning
 
     try:
         found = cleaning.clean(session.registry(), session.datasets(), dry_run=True)

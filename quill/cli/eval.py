@@ -14,10 +14,10 @@ from quill.cli.prepare import watch
 from quill.errors import InputError, RefusedError
 
 if TYPE_CHECKING:
+    from quill.checkpoint.load import Checkpoint
     from quill.data.batches import Tokens
     from quill.data.prepare import Observer
     from quill.data.shards import Dataset, Split
-    from quill.registry.checkpoint import Checkpoint
 
 
 class Measured(NamedTuple):
@@ -63,8 +63,8 @@ def command(
     registry, output = session.registry(), session.output
     versions = [registry.resolve(r) for r in references]
 
+    from quill.checkpoint import load as checkpoint
     from quill.evaluation import measure
-    from quill.registry import checkpoint
 
     rows: list[dict[str, Any]] = []
     with watch(output) as observer:

@@ -13,7 +13,7 @@ from quill.cli.output import size
 from quill.errors import InputError
 
 if TYPE_CHECKING:
-    from quill.registry.cleaning import Cleaning
+    from quill.registry.gc import Cleaning
 
 _MOST_DAYS = 36525.0
 
@@ -45,7 +45,7 @@ def command(
     all but the newest versions of each model. Never a version with an alias, a model that is being trained,
     or anything that cannot be read. Prints what was removed.
     """
-    from quill.registry import cleaning
+    from quill.registry import gc as cleaning
 
     if keep is not None and keep < 1:
         raise InputError(

@@ -89,7 +89,7 @@ def ago(created: str | None, now: float) -> str:
 
 def aliases_of(registry: Registry, name: str) -> dict[str, int]:
     """The aliases of a name and their numbers; none where they cannot be read."""
-    from quill.registry import ledger
+    from quill.registry import aliases as ledger
 
     with suppress(QuillError):
         aliases: dict[str, int] = ledger.read(registry.root / name).get("aliases", {})

@@ -22,7 +22,7 @@ def command(
     was another model's is refused. While the model is being trained it stays (exit code 75). Prints the new
     name.
     """
-    from quill.registry import moves
+    from quill.registry import copy as moves
 
     output = session.output
     versions = moves.move(session.registry(), name, new)

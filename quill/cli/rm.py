@@ -15,7 +15,7 @@ from quill.errors import InputError, NotFoundError
 
 if TYPE_CHECKING:
     from quill.cli.output import Output
-    from quill.registry.removal import Target
+    from quill.registry.remove import Target
 
 _SHOWN = 6
 
@@ -38,7 +38,7 @@ def command(
     A version's number is never given again. What has an alias stays (exit code 4), and so does what is being
     trained (75). Prints the references that were removed.
     """
-    from quill.registry import removal
+    from quill.registry import remove as removal
 
     output, registry = session.output, session.registry()
     found: dict[str, Target] = {}

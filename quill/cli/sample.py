@@ -51,8 +51,8 @@ def command(
     config = reading.check(SampleConfig, dict(session.overrides), origin="the flags")
     text = _prompt(words, prompt, prompt_file)
 
+    from quill.checkpoint import load as checkpoint
     from quill.generation.generator import Generator
-    from quill.registry import checkpoint
 
     loaded = checkpoint.load(version, session.device())
     generator = Generator(loaded.model, loaded.tokenizer, notice=output.warn)

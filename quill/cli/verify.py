@@ -13,7 +13,7 @@ from quill.cli.output import size
 from quill.errors import CorruptError
 
 if TYPE_CHECKING:
-    from quill.registry.verification import File, Verdict
+    from quill.checkpoint.verify import File, Verdict
 
 
 @options.command()
@@ -30,7 +30,7 @@ def command(
     every weight is a finite number; the same of what an unfinished run would go on from. Nothing is held in
     memory whole. With -v a line for each file. Exit code 5 if anything is damaged.
     """
-    from quill.registry import verification
+    from quill.checkpoint import verify as verification
 
     output, registry = session.output, session.registry()
     subjects = verification.subjects(registry, references or ())

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from quill import strictjson
-from quill.config import lineage
+from quill.config import flat as lineage
 from quill.config.settings import SECTIONS, RunConfig, Section
 from quill.errors import InputError, QuillError
 

@@ -18,8 +18,8 @@ from quill.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from quill.checkpoint.load import Checkpoint
     from quill.config.settings import ModelConfig
-    from quill.registry.checkpoint import Checkpoint
     from quill.tokenizers.base import Tokenizer
 
 

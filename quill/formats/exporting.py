@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quill import fsio
+from quill.checkpoint import load as checkpoint
 from quill.errors import InputError, RefusedError
 from quill.formats import base
-from quill.registry import checkpoint
 
 if TYPE_CHECKING:
     from quill.registry.version import Version

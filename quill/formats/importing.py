@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill import fsio, naming, strictjson
+from quill.checkpoint import load as checkpoint
+from quill.checkpoint import weights as tensors
+from quill.checkpoint.card import card
 from quill.config import reading
 from quill.config.settings import RunConfig
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError
 from quill.formats import base
-from quill.registry import checkpoint, locks, tensors
+from quill.registry import locks
 from quill.registry import manifest as manifests
-from quill.registry.card import card
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -231,7 +233,7 @@ def _name(source: str) -> str:
 
 
 def _fetch(source: str, notice: Callable[[str], None]) -> Path:
-    from quill.formats import _hub
+    from quill.formats.hf import hub as _hub
 
     return _hub.fetch(source[len(HUB) :], notice)
 

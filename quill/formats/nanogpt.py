@@ -19,13 +19,14 @@ from quill import fsio
 from quill.config import reading
 from quill.config.settings import ModelConfig
 from quill.errors import CorruptError, InputError, NotFoundError
-from quill.formats import _pickles, _vocabulary
+from quill.formats import vocabulary as _vocabulary
 from quill.formats.base import Beside, Format, Incoming
+from quill.formats.torch_files import pickles as _pickles
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quill.registry.checkpoint import Checkpoint
+    from quill.checkpoint.load import Checkpoint
     from quill.tokenizers.base import Tokenizer
 
 FILE, META = "ckpt.pt", "meta.pkl"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
+    from quill.checkpoint.load import Checkpoint
     from quill.model.gpt import GPT
-    from quill.registry.checkpoint import Checkpoint
 
 # What the archive holds beside the program, by the names that torch.export.load's extra_files takes.
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -40,7 +40,7 @@ class Pt2(base.Format):
         """Write the traced model with its tokenizer and config beside it in the archive."""
         import torch
 
-        from quill.formats._precision import refuse_overflow
+        from quill.formats.precision import refuse_overflow
 
         refuse_overflow(checkpoint.model.state_dict(), dtype)
         program = _trace(checkpoint.model, getattr(torch, dtype))

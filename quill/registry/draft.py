@@ -10,7 +10,8 @@ from typing import Any
 
 from quill import fsio
 from quill.errors import CorruptError, LockedError, QuillError, RefusedError
-from quill.registry import ledger, locks
+from quill.registry import aliases as ledger
+from quill.registry import locks
 from quill.registry import manifest as manifests
 from quill.registry.version import Version
 

@@ -13,7 +13,7 @@ from quill.registry.version import Reading
 if TYPE_CHECKING:
     import hashlib
 
-    from quill.registry.tensors import Tensor
+    from quill.checkpoint.weights import Tensor
 
 OnBytes = Callable[[int], None]
 
@@ -80,7 +80,7 @@ def check_tensors(reading: Reading, expected: str | None, on_bytes: OnBytes = ig
     """
     import hashlib
 
-    from quill.registry import tensors
+    from quill.checkpoint import weights as tensors
 
     layout: dict[str, Tensor] = {}
     broken: CorruptError | None = None

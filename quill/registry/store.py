@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from quill import fsio
 from quill.errors import CorruptError, InputError, NotFoundError, QuillError, RefusedError
-from quill.registry import ledger, locks, names, version
+from quill.registry import aliases as ledger
+from quill.registry import locks, names, version
 from quill.registry import manifest as manifests
 from quill.registry.draft import Draft as Draft
 from quill.registry.version import Version as Version

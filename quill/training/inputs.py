@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quill.checkpoint import load as checkpoint
 from quill.config.settings import DataConfig, RunConfig
 from quill.data import prepare
 from quill.data.batches import check_length
 from quill.errors import InputError, NotFoundError
 from quill.formats import importing
-from quill.registry import checkpoint, manifest
+from quill.registry import manifest
 from quill.registry.store import Registry
 from quill.registry.version import Version
 

@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from quill import fsio
+from quill.checkpoint import load as checkpoint
 from quill.config.settings import RunConfig
 from quill.data import prepare
 from quill.errors import CorruptError, InputError, InterruptedRun, RefusedError, ResourceError
 from quill.model.gpt import GPT
-from quill.registry import checkpoint, cleaning, locks
+from quill.registry import gc as cleaning
+from quill.registry import locks
 from quill.registry.draft import Draft
 from quill.registry.names import check_name
 from quill.registry.store import Registry
 from quill.registry.version import Version
 from quill.training import machine as machines
 from quill.training import size
-from quill.training.claim import Resume, claim, status
 from quill.training.events import (
     Evaluated,
     Event,
@@ -36,7 +37,8 @@ from quill.training.events import (
 from quill.training.inputs import parent_of, settle
 from quill.training.log import RunLog
 from quill.training.plan import choose_machine, tokens_per_step
-from quill.training.publication import publish
+from quill.training.publish import publish
+from quill.training.resume import Resume, claim, status
 from quill.training.trainer import Trainer
 
 if TYPE_CHECKING:

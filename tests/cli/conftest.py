@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quill import fsio
-from quill.registry import tensors
+from quill.checkpoint import weights as tensors
 from quill.registry.store import Registry
 from quill.registry.version import Version
 

@@ -14,7 +14,7 @@ import pytest
 
 from quill.cli import _completion
 from quill.cli.app import main
-from quill.registry import ledger
+from quill.registry import aliases as ledger
 
 RUN = [sys.executable, "-c", "from quill.cli.app import run; run()"]
 

@@ -12,7 +12,8 @@ import pytest
 from quill.cli.app import main
 from quill.cli.list import ago
 from quill.errors import NotFoundError
-from quill.registry import ledger, locks
+from quill.registry import aliases as ledger
+from quill.registry import locks
 from quill.registry.store import Registry
 
 

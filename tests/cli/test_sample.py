@@ -184,7 +184,7 @@ def test_sampling_loads_only_what_it_needs():
 def test_f5_weights_that_are_not_finite_exit_6(tiny, tmp_path, capsys, monkeypatch):
     import torch
 
-    from quill.registry import checkpoint
+    from quill.checkpoint import load as checkpoint
     from quill.registry.store import Registry
 
     registry = Registry(tmp_path / "weights")

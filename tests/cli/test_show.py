@@ -12,7 +12,8 @@ import pytest
 
 from quill import fsio
 from quill.cli.app import main
-from quill.registry import ledger, locks
+from quill.registry import aliases as ledger
+from quill.registry import locks
 from quill.registry.store import Registry
 
 BRAILLE = range(0x2801, 0x2900)

@@ -16,7 +16,7 @@ from holding import held_elsewhere
 
 from quill import fsio
 from quill.cli.app import main
-from quill.registry import ledger
+from quill.registry import aliases as ledger
 from quill.registry.store import Registry
 
 UNIQUE = "4242-0123456789ab"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quill.config import lineage, reading, schema
+from quill.config import flat as lineage
+from quill.config import reading, schema
 from quill.config.settings import SECTIONS, ModelConfig, RunConfig, SampleConfig
 from quill.errors import InputError, QuillError
 

@@ -12,10 +12,10 @@ import torch
 from shapes import SHAPES
 
 from quill import strictjson
+from quill.checkpoint import load as checkpoint
 from quill.config import reading
 from quill.config.settings import RunConfig
 from quill.model.gpt import GPT
-from quill.registry import checkpoint
 from quill.registry.store import Registry
 from quill.tokenizers import base
 from quill.tokenizers.char import CharTokenizer

@@ -11,9 +11,9 @@ import pytest
 import torch
 from shapes import SHAPES
 
+from quill.checkpoint import load as checkpoint
 from quill.errors import CorruptError, InputError, QuillError, RefusedError
 from quill.formats import base, exporting, importing
-from quill.registry import checkpoint
 from quill.registry.store import Registry
 
 FORMATS = base.names()

@@ -15,17 +15,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import Checkpoint
 from quill.config.settings import ModelConfig, RunConfig, SampleConfig
 from quill.errors import CorruptError, InputError, QuillError
-from quill.formats import _gguf_blocks as blocks
 from quill.formats import importing
-from quill.formats._gguf_file import File
 from quill.formats.base import Beside
 from quill.formats.gguf import Gguf
+from quill.formats.gguf import values as blocks
+from quill.formats.gguf.file import File
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT, loss
-from quill.registry import checkpoint
-from quill.registry.checkpoint import Checkpoint
 from quill.registry.store import Registry
 from quill.registry.version import Version
 from quill.tokenizers import base as tokenizers

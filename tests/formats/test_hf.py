@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from quill.checkpoint import load as checkpoint
+from quill.checkpoint import weights as tensors
 from quill.config import reading
 from quill.config.settings import ModelConfig, SampleConfig
 from quill.errors import InputError, QuillError
-from quill.formats import _plain_gpt2, base, exporting, importing
+from quill.formats import base, exporting, importing
+from quill.formats import plain_gpt2 as _plain_gpt2
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
-from quill.registry import checkpoint, tensors
 from quill.registry.store import Registry
 from quill.tokenizers.char import CharTokenizer
 
@@ -241,7 +243,7 @@ def char() -> CharTokenizer:
 
 def saved(folder: Path, config: Any, tokenizer: Any, **how: Any) -> Any:
     """A random model as transformers saves it."""
-    from quill.formats import _hf_tokenizers
+    from quill.formats.tokenizer_json import convert as _hf_tokenizers
 
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -304,7 +306,7 @@ def rewritten(folder: Path, change: Any, name: str = "model.safetensors") -> Non
 
 
 def HF_FOLDER(folder: Path) -> Any:
-    from quill.formats._hf_folder import Folder
+    from quill.formats.hf.folder import Folder
 
     return Folder(folder)
 
@@ -357,7 +359,7 @@ def test_a_tokenizer_of_either_kind_may_be_given(char, tmp_path):
 def test_vocabulary_and_merges_do_without_tokenizer_json(tokenizers, tmp_path):
     if "bpe" not in tokenizers:
         pytest.skip("rustbpe is not installed")
-    from quill.formats import _hf_byte_pairs
+    from quill.formats.tokenizer_json import byte_pairs as _hf_byte_pairs
 
     bpe = base_of(tokenizers["bpe"], _hf_byte_pairs.QWEN_SPLIT)
     saved(tmp_path, qwen3_config(vocab_size=bpe.vocab_size), bpe)

@@ -13,7 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quill.errors import CorruptError, InputError, QuillError
-from quill.formats import _byte_level, _hf_byte_pairs, _hf_tokenizers, _split_patterns
+from quill.formats import byte_level as _byte_level
+from quill.formats.tokenizer_json import byte_pairs as _hf_byte_pairs
+from quill.formats.tokenizer_json import convert as _hf_tokenizers
+from quill.formats.tokenizer_json import patterns as _split_patterns
 from quill.tokenizers import base
 from quill.tokenizers.bpe import BpeTokenizer
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from quill.errors import InputError
-from quill.formats import _hub, exporting
+from quill.formats import exporting
+from quill.formats.hf import hub as _hub
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub, which fetches")
 
@@ -24,7 +25,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FETCH = """
 import json, sys
 from quill.errors import QuillError
-from quill.formats import _hub
+from quill.formats.hf import hub as _hub
 for repository in sys.argv[1:]:
     said = []
     try:

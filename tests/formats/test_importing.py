@@ -10,7 +10,8 @@ import torch
 
 from quill import fsio
 from quill.errors import CorruptError, InputError, NotFoundError, ResourceError
-from quill.formats import _hub, base, exporting, importing
+from quill.formats import base, exporting, importing
+from quill.formats.hf import hub as _hub
 from quill.registry.store import Registry
 from quill.tokenizers.char import CharTokenizer
 

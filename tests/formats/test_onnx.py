@@ -12,12 +12,12 @@ import torch
 from shapes import SHAPES
 
 from quill import strictjson
+from quill.checkpoint import load as checkpoint
 from quill.config.settings import ModelConfig
 from quill.errors import CorruptError, InputError
 from quill.formats import base
 from quill.generation.generator import generate
 from quill.model.gpt import GPT, outline
-from quill.registry import checkpoint
 from quill.registry.store import Registry
 from quill.tokenizers import base as quill_tokenizers
 
@@ -25,8 +25,8 @@ onnx = pytest.importorskip("onnx", reason="onnx, which the format is written wit
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime, which logits are compared with")
 np = pytest.importorskip("numpy")
 
-from quill.formats._onnx_graph import WeightsFile  # noqa: E402
-from quill.formats._onnx_model import GraphOfGPT  # noqa: E402
+from quill.formats.onnx.graph import WeightsFile  # noqa: E402
+from quill.formats.onnx.model import GraphOfGPT  # noqa: E402
 
 CONTEXT = 24
 VARIANTS = {

@@ -22,8 +22,9 @@ import torch
 from torch import nn
 
 from quill.errors import CorruptError, ResourceError
-from quill.formats import _pickle_child, _pickles
-from quill.formats._torch_zip import MOST_RECORDS
+from quill.formats.torch_files import child as _pickle_child
+from quill.formats.torch_files import pickles as _pickles
+from quill.formats.torch_files.zip import MOST_RECORDS
 
 REBUILD = torch._utils._rebuild_tensor_v2
 
@@ -477,7 +478,7 @@ MEASURE = """
 import json, resource, sys
 from pathlib import Path
 from quill.errors import CorruptError
-from quill.formats import _pickles
+from quill.formats.torch_files import pickles as _pickles
 def peak():
     # Unlike ru_maxrss, this does not begin with what the process that started this one had.
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])

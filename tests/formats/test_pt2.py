@@ -16,10 +16,10 @@ import torch
 from shapes import SHAPES
 
 from quill import strictjson
+from quill.checkpoint import load as checkpoint
 from quill.errors import CorruptError, InputError, ResourceError
 from quill.formats import base
 from quill.generation.generator import generate
-from quill.registry import checkpoint
 from quill.registry.store import Registry
 from quill.tokenizers import base as tokenizers_of_quill
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quill.checkpoint.load import Checkpoint
 from quill.config import reading
 from quill.config.settings import ModelConfig, RunConfig
 from quill.errors import CorruptError, InputError, NotFoundError
 from quill.formats import base
 from quill.formats.quillgpt import QuillGPT
 from quill.model.gpt import GPT
-from quill.registry.checkpoint import Checkpoint
 from quill.registry.version import Version
 from quill.tokenizers.char import CharTokenizer
 

@@ -19,7 +19,8 @@ from types import SimpleNamespace
 import pytest
 
 from quill.cli.app import main
-from quill.registry import cleaning, ledger
+from quill.registry import aliases as ledger
+from quill.registry import gc as cleaning
 from quill.registry.store import Registry
 
 TINY = (

@@ -16,7 +16,8 @@ import pytest
 import trainings
 from trainings import events, finish, result, send, start, until
 
-from quill.registry import cleaning, locks
+from quill.registry import gc as cleaning
+from quill.registry import locks
 from quill.registry.store import Registry
 
 

@@ -19,8 +19,10 @@ from pathlib import Path
 import pytest
 
 from quill import fsio
+from quill.checkpoint import weights as tensors
 from quill.errors import LockedError, NotFoundError
-from quill.registry import cleaning, ledger, tensors
+from quill.registry import aliases as ledger
+from quill.registry import gc as cleaning
 from quill.registry.store import Registry
 
 WRITERS, PUBLISHES = 8, 50

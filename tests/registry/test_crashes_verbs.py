@@ -15,9 +15,12 @@ import torch
 from crashing import WAYS, at_every_operation, invariants, power_loss, snapshot, versions
 
 from quill import fsio
+from quill.checkpoint.load import save_state
 from quill.errors import NotFoundError, RefusedError
-from quill.registry import cleaning, ledger, moves, removal
-from quill.registry.checkpoint import save_state
+from quill.registry import aliases as ledger
+from quill.registry import copy as moves
+from quill.registry import gc as cleaning
+from quill.registry import remove as removal
 from quill.registry.store import Registry
 
 OTHERS = {"c:v1"}

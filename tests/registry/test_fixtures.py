@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 
 from quill import fsio
+from quill.checkpoint import load as checkpoint
 from quill.cli.app import main
-from quill.registry import checkpoint, ledger, migrations
+from quill.registry import aliases as ledger
+from quill.registry import migrations
 from quill.registry.store import Registry
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"

@@ -25,10 +25,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from quill import fsio
+from quill.checkpoint import load as checkpoint
 from quill.cli.app import main
 from quill.config import reading
 from quill.errors import CorruptError, InputError, QuillError
-from quill.registry import checkpoint, ledger, names
+from quill.registry import aliases as ledger
+from quill.registry import names
 from quill.registry.draft import Draft
 from quill.registry.store import Registry
 from quill.tokenizers import base

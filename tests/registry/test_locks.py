@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from quill import fsio
 from quill.errors import CorruptError, LockedError, ResourceError
-from quill.registry import ledger, locks
+from quill.registry import aliases as ledger
+from quill.registry import locks
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 
+from quill.checkpoint.card import card
 from quill.config.settings import TrainConfig
 from quill.errors import InputError, ResourceError
-from quill.registry.card import card
 from quill.training import machine
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from quill.checkpoint import load as checkpoint
 from quill.config import reading
 from quill.config.settings import DataConfig, RunConfig
 from quill.data import prepare as preparing
@@ -25,7 +26,7 @@ from quill.errors import (
     NotFoundError,
     RefusedError,
 )
-from quill.registry import checkpoint, locks
+from quill.registry import locks
 from quill.registry.store import Registry
 from quill.training import size
 from quill.training.events import Evaluated, Event, Finished, Saved, Started, Stepped

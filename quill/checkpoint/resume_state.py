@@ -1,0 +1,106 @@
+"""Resume states of a run: published like versions, several kept, a damaged one passed over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quill import fsio
+from quill.checkpoint import weights as tensors
+from quill.errors import CorruptError, NotFoundError
+from quill.registry import manifest as manifests
+from quill.registry import migrations
+from quill.registry.version import Version
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quill.registry.draft import Draft
+
+WEIGHTS, INFO = "state.safetensors", "state.json"
+
+
+def save_state(
+    draft: Draft, step: int, values: Mapping[str, Tensor], info: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Keep what a run needs to go on from a step; the newest `keep` states stay.
+
+    Args:
+        draft: The run's version in progress.
+        step: Optimizer steps done.
+        values: Weights, optimizer and random number generators, by name.
+        info: The rest, as finite JSON.
+        keep: How many states to keep, this one among them.
+
+    Returns:
+        The state's folder.
+
+    Raises:
+        ResourceError: Disk or permission; the states before it are untouched.
+    """
+    folder = draft.path / manifests.STATE
+    target = folder / f"step-{step:06d}"
+    with fsio.stage(folder) as staged:
+        fsio.write_json(staged / INFO, dict(info), durable=False)
+        listed = {
+            WEIGHTS: tensors.write(staged / WEIGHTS, values, durable=False),
+            INFO: manifests.describe(staged / INFO),
+        }
+        document = {
+            "schema": migrations.SCHEMA_VERSION,
+            "reference": draft.reference,
+            "step": step,
+            "created": manifests.utc_now(),
+            "files": listed,
+        }
+        fsio.write_json(staged / manifests.FILE, document, durable=False)
+        if os.path.lexists(target):
+            # Left by a run that went back to an earlier state, because this one was damaged.
+            fsio.discard(target, draft.trash)
+        fsio.publish(staged, target)
+    states = _states(folder)
+    # A later step is the future of a run that was given up; it must not count as the newest.
+    outdated = [s for s in states if s > step] + [s for s in states if s <= step][max(keep, 1) :]
+    for old in outdated:
+        fsio.discard(states[old], draft.trash)
+    return target
+
+
+def load_state(draft: Draft) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
+    """Read the newest resume state whose hashes hold.
+
+    Returns:
+        Its tensors, its info, and a note for each newer one that is damaged; None where there is no state.
+
+    Raises:
+        CorruptError: There are states, and every one of them is damaged.
+    """
+    states = _states(draft.path / manifests.STATE)
+    notes: list[str] = []
+    for folder in states.values():
+        try:
+            document = manifests.read(folder)
+            held = Version(draft.name, draft.number, folder, document)
+            info = held.read_object(INFO)
+            with held.open_file(WEIGHTS) as reading:
+                layout = tensors.read_layout(reading.file, reading.size, reading.path)
+                return dict(tensors.views(layout, reading.whole())), info, notes
+        except (CorruptError, NotFoundError) as e:
+            notes.append(f"the resume state {folder.name} is damaged and was passed over: {e}")
+    if notes:
+        raise CorruptError(
+            f"no resume state of '{draft.reference}' can be read",
+            why="; ".join(notes),
+            hint="start it again with --resume never",
+        )
+    return None
+
+
+def _states(folder: Path) -> dict[int, Path]:
+    """The resume states in a folder by step, the newest first."""
+    with fsio.guard(folder, "read"):
+        names = os.listdir(folder) if folder.is_dir() else []
+    steps = {int(n[5:]): folder / n for n in names if n.startswith("step-") and n[5:].isdecimal()}
+    return dict(sorted(steps.items(), reverse=True))

@@ -1,0 +1,246 @@
+"""Hugging Face: a folder that transformers loads as it is, without code of its own.
+
+Format: `config.json` and `model.safetensors` (https://huggingface.co/docs/transformers/main_classes/model),
+`tokenizer.json` (https://huggingface.co/docs/tokenizers). Writing takes no package; fetching from the Hub
+takes huggingface_hub, the comparison with transformers takes transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from quill import fsio, strictjson
+from quill.errors import CorruptError, InputError, QuillError
+from quill.formats import base
+from quill.formats.hf import models
+from quill.formats.hf.folder import Folder
+from quill.formats.tokenizer_json import byte_pairs
+from quill.formats.tokenizer_json import convert as tokenizers
+from quill.tokenizers._ranks import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from quill.checkpoint.load import Checkpoint
+    from quill.config.settings import ModelConfig
+    from quill.tokenizers.base import Tokenizer
+
+_CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
+
+
+class HuggingFace(base.Format):
+    """A folder of transformers."""
+
+    suffix: ClassVar[str] = "-hf"
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "bfloat16")
+    extra: ClassVar[str] = "hf"
+    runtime: ClassVar[str] = "transformers"
+    tolerance: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
+
+    def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
+        """Why transformers has no class for a model or its tokenizer, as a clause."""
+        return models.refusal(config) or tokenizers.refusal(tokenizer)
+
+    def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
+        """Write a model and its tokenizer."""
+        from quill.checkpoint import weights as tensors
+
+        tokenizer, config = checkpoint.tokenizer, checkpoint.config.model
+        shape, weights, notes = models.write(config, checkpoint.model.state_dict())
+        end = tokenizer.eot_id
+        ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+        fsio.make_dir(path)
+        tensors.write(path / "model.safetensors", _cast(weights, dtype), durable=False)
+        # Before its version 5 transformers has another name for the type.
+        stated = {**shape, **ids, "dtype": dtype, "torch_dtype": dtype}
+        documents = {
+            _CONFIG: stated,
+            "generation_config.json": {"_from_model_config": True, **ids},
+            _TOKENIZER: tokenizers.write(tokenizer),
+            _TOKENIZER_CONFIG: tokenizers.settings(tokenizer, config.block_size),
+        }
+        for name, document in documents.items():
+            fsio.write_json(path / name, document, durable=False)
+        card = _card(checkpoint, shape["architectures"][0], notes)
+        fsio.write_bytes(path / "README.md", card.encode(), durable=False)
+        return notes
+
+    def logits(self, path: Path, idx: Tensor) -> Tensor:
+        """What transformers makes of token ids, computed in float32."""
+        try:
+            transformers: Any = import_module("transformers")
+        except ImportError:
+            raise base.needs("transformers") from None
+        import torch
+
+        try:
+            with _silent():
+                model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                    path, local_files_only=True, trust_remote_code=False, output_loading_info=True
+                )
+        except (OSError, ValueError, RuntimeError, KeyError) as e:
+            raise CorruptError(f"transformers does not load '{path}'", why=str(e)[:500]) from None
+        if wrong := [f"{kind} {names}" for kind, names in loading.items() if names and kind.endswith("keys")]:
+            raise CorruptError(f"transformers does not know '{path}' whole", why="; ".join(wrong)[:500])
+        with torch.inference_mode():
+            found: Tensor = model.float().eval()(idx).logits
+        return found
+
+    def recognises(self, path: Path) -> bool:
+        """Whether a folder, or the folder of a safetensors file, has a config of transformers."""
+        if not path.is_dir() and path.suffix != ".safetensors":
+            return False
+        try:
+            stated = Folder(path).json(_CONFIG)
+        except (QuillError, OSError):
+            return False
+        return isinstance(stated, dict) and ("architectures" in stated or "model_type" in stated)
+
+    def read(self, path: Path, beside: base.Beside) -> base.Incoming:
+        """Read a folder, or one file of weights with what lies beside it."""
+        folder = Folder(path)
+        origin = _CONFIG if beside.config is None else str(beside.config)
+        stated = folder.json(_CONFIG) if beside.config is None else strictjson.read(beside.config)
+        if stated is None:
+            why = "without it the shape of the model is not known"
+            raise InputError(f"'{folder.path}' has no {_CONFIG}", why=why, hint="--config FILE")
+        if not isinstance(stated, dict):
+            raise CorruptError(f"'{origin}' is damaged", why="a JSON object is needed")
+        _refuse_code(stated, origin)
+        config, weights = models.read(stated, folder.tensors(), origin)
+        if beside.tokenizer is None:
+            tokenizer, notes = _tokenizer(folder, config.block)
+        else:
+            tokenizer, notes = _given(beside.tokenizer, config.vocab_size or 0), ()
+        return base.Incoming(config, weights, tokenizer, notes=notes + _other_end(stated, tokenizer))
+
+
+def _cast(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    import torch
+
+    kind: torch.dtype = getattr(torch, dtype)
+    made = {name: value.to(kind) for name, value in weights.items()}
+    if kind == torch.float16:
+        for name, value in weights.items():
+            if bool((made[name].isinf() & value.isfinite()).any()):
+                why = f"'{name}' goes up to {value.abs().max():,.0f}, float16 up to 65,504"
+                raise InputError("the weights do not fit float16", why=why, hint="--dtype bfloat16")
+    return made
+
+
+def _card(checkpoint: Checkpoint, architecture: str, notes: tuple[str, ...]) -> str:
+    """The folder's README."""
+    tokenizer, config = checkpoint.tokenizer, checkpoint.config.model
+    length = max(1, min(200, config.block_size - 16))
+    lines = [
+        "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
+        f"# {checkpoint.version.name}", "",
+        f"A model exported from quill as transformers' {architecture}: {config.n_layer} layers, a context of "
+        f"{config.block_size:,} tokens, {tokenizer.vocab_size:,} tokens of the kind {tokenizer.kind}.", "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+        'model = AutoModelForCausalLM.from_pretrained(".")',
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        f'prompt = tokenizer({_opening(tokenizer)}, return_tensors="pt")',
+        f"ids = model.generate(**prompt, do_sample=True, max_new_tokens={length})",
+        "print(tokenizer.decode(ids[0]))",
+        "```",
+    ]  # fmt: skip
+    if tokenizer.eot_id is not None:
+        end = tokenizer.token_bytes(tokenizer.eot_id).decode()
+        plain = f"`{end}` in a text is plain text to this tokenizer"
+        lines += ["", f"{plain}; with `split_special_tokens=False` it is the token."]
+    if notes:
+        lines += ["", "How the model was written:", "", *(f"- {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _opening(tokenizer: Tokenizer) -> str:
+    """A text that the tokenizer has tokens for, as Python writes it."""
+    try:
+        return json.dumps("The" if tokenizer.encode("The") else "")
+    except InputError:
+        return json.dumps(tokenizer.decode([0]))
+
+
+def _refuse_code(stated: Mapping[str, Any], origin: str) -> None:
+    if stated.get("auto_map"):
+        raise CorruptError(
+            f"'{origin}' asks for code of its own to be run",
+            why=f"auto_map is {ascii(stated['auto_map'])[:120]}; quill runs no code that comes with a model",
+            hint="where the model is plain GPT-2 or Qwen3 without it, take auto_map out",
+        )
+
+
+def _tokenizer(folder: Folder, block: str) -> tuple[Tokenizer, tuple[str, ...]]:
+    stated = folder.json(_TOKENIZER_CONFIG)
+    stated = stated if isinstance(stated, dict) else {}
+    _refuse_code(stated, _TOKENIZER_CONFIG)
+    document = folder.json(_TOKENIZER)
+    if document is not None:
+        return tokenizers.read(document, _TOKENIZER)
+    vocabulary, merges = folder.json("vocab.json"), folder.bytes("merges.txt")
+    if vocabulary is None or merges is None:
+        raise InputError(
+            f"'{folder.path}' has no tokenizer",
+            why=f"it has neither {_TOKENIZER} nor vocab.json with merges.txt",
+            hint="--tokenizer gpt2, or the file of another",
+        )
+    added = folder.json("added_tokens.json")
+    specials = _specials(stated.get("added_tokens_decoder"), added, vocabulary)
+    pattern = byte_pairs.GPT2_SPLIT if block == "gpt2" else byte_pairs.QWEN_SPLIT
+    return byte_pairs.read_files(vocabulary, merges, specials, pattern, "vocab.json"), ()
+
+
+def _specials(listed: Any, added: Any, vocabulary: Any) -> dict[str, int]:
+    """The special tokens of a folder without tokenizer.json, from wherever it has them."""
+    found: dict[str, int] = {}
+    if isinstance(vocabulary, dict) and type(vocabulary.get(END_OF_TEXT)) is int:
+        found[END_OF_TEXT] = vocabulary[END_OF_TEXT]
+    if isinstance(added, dict):
+        found |= {name: i for name, i in added.items() if type(i) is int}
+    if isinstance(listed, dict):
+        for key, entry in listed.items():
+            if key.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
+                found[entry["content"]] = int(key[:9])
+    return found
+
+
+def _given(wanted: str, rows: int) -> Tokenizer:
+    """What `--tokenizer` names; a tokenizer.json may also be one of the tokenizers library."""
+    path = fsio.expanded(wanted)
+    if path.suffix == ".json" and path.is_file():
+        document = strictjson.read(path, error=CorruptError)
+        if isinstance(document, dict) and "model" in document:
+            return tokenizers.read(document, wanted)[0]
+    from quill.formats import vocabulary as _vocabulary
+
+    return _vocabulary.given(wanted, rows)
+
+
+def _other_end(stated: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, ...]:
+    ends = stated.get("eos_token_id")
+    if type(ends) is not int or ends == tokenizer.eot_id or not 0 <= ends < tokenizer.vocab_size:
+        return ()
+    shown = tokenizer.token_bytes(ends).decode("utf-8", "replace")
+    return (f"its texts end with {shown!a}; quill ends them with {END_OF_TEXT} alone",)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without progress bars and advice of the library's own."""
+    logging: Any = import_module("transformers.utils.logging")
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,119 @@
+"""The end of a run: its best weights measured, described, and made a version."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from quill import fsio
+from quill.checkpoint import load as checkpoint
+from quill.checkpoint.card import card
+from quill.config.settings import RunConfig, SampleConfig
+from quill.evaluation import chart, curves, measure
+from quill.generation.generator import Generator
+from quill.model.gpt import GPT
+from quill.registry import manifest
+from quill.registry.draft import Draft
+from quill.registry.version import Version
+from quill.training.machine import Machine
+
+if TYPE_CHECKING:
+    from quill.data.shards import Dataset
+
+# Tokens of the sample in the card.
+_SAMPLE = 300
+
+
+def publish(
+    config: RunConfig,
+    dataset: Dataset,
+    draft: Draft,
+    machine: Machine,
+    *,
+    steps: int,
+    best_step: int,
+    best_loss: float | None,
+    elapsed: Callable[[], float],
+    between: Callable[[], None],
+) -> Version:
+    """Publish the weights that lie in a draft.
+
+    Args:
+        config: The run as it ran.
+        dataset: Its data.
+        draft: Holds config, tokenizer, metrics and the best weights.
+        machine: Where it ran.
+        steps: Optimizer steps done.
+        best_step: The step of the best weights.
+        best_loss: Their validation loss as it was estimated on the way, nats per token; None without one.
+        elapsed: Seconds of the run so far.
+        between: Called wherever publishing can be broken off; what it raises ends it.
+
+    Raises:
+        CorruptError: The weights are damaged.
+        LockedError: Another process has taken the draft over.
+        ResourceError: The disk refused; it is still a draft then.
+    """
+    held = Version(draft.name, draft.number, draft.path)
+    best = checkpoint.load(held, machine.device)
+    loss = _published_loss(best.model, config, dataset, best_loss, between)
+    facts: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in best.model.parameters()),
+        "data": {
+            "name": dataset.name,
+            "key": dataset.key,
+            "sha256": dataset.manifest["source"]["sha256"],
+            "tokens": dataset.count("train") + dataset.count("val"),
+            "tokenizer": dataset.tokenizer.kind,
+            "tokenizer_sha256": dataset.tokenizer.fingerprint,
+        },
+        "parent": (draft.status() or {}).get("parent"),
+        "seeds": {"train": config.train.seed},
+        "device": machine.device,
+        "dtype": machine.dtype,
+        "compiled": machine.compiled,
+        "steps": steps,
+        "best_step": best_step,
+        "best_val_loss": loss,
+        "bits_per_byte": _bits_per_byte(loss, dataset),
+        "seconds": round(elapsed(), 1),
+    }
+    sample = _sample(Generator(best.model, best.tokenizer), config.train.seed, between)
+    course = curves.curves(curves.read_metrics(draft.path / curves.METRICS))
+    # Browsers draw the finer characters at other widths than their letters.
+    curve = chart.draw(course, plain=True)
+    text = card(draft.reference, config, facts | {"versions": manifest.versions()}, sample, curve)
+    raw = text.encode("utf-8", "replace")
+    fsio.write_bytes(draft.path / "README.md", raw, check=draft.check_taken)
+    return draft.finish(**facts)
+
+
+def _published_loss(
+    model: GPT,
+    config: RunConfig,
+    dataset: Dataset,
+    estimate: float | None,
+    between: Callable[[], None],
+) -> float | None:
+    """The whole split's loss of the weights as they are read back, whatever was estimated on the way."""
+    c = config.train
+    if estimate is None or (c.eval_iters is None and c.weights_dtype == "float32"):
+        return estimate
+    n_bytes = dataset.count("val", "bytes")
+    return float(measure.evaluate(model, dataset.val, n_bytes=n_bytes, between=between).loss)
+
+
+def _bits_per_byte(loss: float | None, dataset: Dataset) -> float | None:
+    """What a loss in nats per token is for the validation split's text, whatever its tokens are."""
+    targets, n_bytes = dataset.count("val") - 1, dataset.count("val", "bytes")
+    return None if loss is None or not n_bytes else loss * targets / math.log(2) / n_bytes
+
+
+def _sample(generator: Generator, seed: int, between: Callable[[], None]) -> str:
+    """Text for the card."""
+    pieces: list[str] = []
+    for piece in generator.stream("", SampleConfig(max_new_tokens=_SAMPLE, seed=seed)):
+        between()
+        pieces.append(piece)
+    return "".join(pieces)

@@ -1,0 +1,133 @@
+"""A model card says what is known, and what others wrote stays text in it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quill.checkpoint.card import card
+from quill.config.settings import RunConfig
+
+CONFIG = RunConfig.model_validate({"data": {"tokenizer": "char"}, "model": {"vocab_size": 65}})
+FACTS = {
+    "parameters": 4_837_632,
+    "data": {"tokenizer": "char", "name": "shakespeare", "tokens": 1_115_394, "sha256": "86c4" + "0" * 60},
+    "parent": {"reference": "base:v2", "digest": "ab" * 32},
+    "seeds": {"train": 1337},
+    "best_val_loss": 1.4654,
+    "bits_per_byte": 2.1142,
+    "steps": 1800,
+    "best_step": 1200,
+    "seconds": 3189.0,
+    "device": "cpu",
+    "dtype": "bfloat16",
+    "versions": {"quill": "0.1.0", "torch": "2.13.0+cpu", "python": "3.11.7", "other": None},
+}
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "| a | b |",
+    "a\n# b",
+    "`x` ``y``",
+    "![x](http://evil/x.png)",
+    "[x](javascript:alert(1))",
+    "&lt;b&gt;",
+    "\x1b[31mred",
+    "\u202egnp.exe",
+    "www.evil.example",
+    "<!--",
+    "`",
+    "\\",
+    "\\`",
+]
+
+
+def rendered(text: str) -> str:
+    markdown_it = pytest.importorskip("markdown_it")
+    return markdown_it.MarkdownIt("commonmark").enable("table").render(text)
+
+
+def test_a_card_holds_every_figure():
+    text = card("shakespeare:v1", CONFIG, FACTS, "And so to bed.", "the curve\n")
+    for words in (
+        "# shakespeare:v1",
+        "| parameters | 4,837,632 |",
+        "| tokenizer | char, 65 tokens |",
+        "context 128 tokens",
+        "| validation loss | 1.4654 nats per token |",
+        "| perplexity | 4.33 |",
+        "| bits per byte | 2.1142 |",
+        f"| data | shakespeare, 1,115,394 tokens, sha256 86c4{'0' * 60} |",
+        "1,800 steps in 3,189 s on cpu bfloat16; the weights are those of step 1,200, the best",
+        f"| parent | `base:v2`, sha256 {'ab' * 32} |".replace("`", ""),
+        "| seeds | train 1337 |",
+        "| made with | quill 0.1.0, torch 2.13.0+cpu, python 3.11.7 |",
+        "```text\nthe curve\n```",
+        "```text\nAnd so to bed.\n```",
+        'quill sample shakespeare:v1 --prompt "..."',
+        "quill eval shakespeare:v1",
+        "quill show shakespeare:v1 --metrics",
+        'model = quill.load("shakespeare:v1")',
+    ):
+        assert words in text
+
+
+def test_what_is_not_known_is_left_out():
+    text = card("x:v1", CONFIG, {"parameters": 3})
+    assert "not measured" in text
+    for word in ("None", "data |", "training", "parent", "seeds", "## Loss", "## Sample", "perplexity"):
+        assert word not in text
+
+
+def test_an_imported_model_says_from_where():
+    facts = {
+        "parameters": 3,
+        "parent": {"reference": "out/ckpt.pt", "digest": "cd" * 32},
+        "imported": {"format": "nanogpt", "notes": ["its <vocabulary> is of_another|run", "two"]},
+    }
+    text = card("x:v1", CONFIG, facts, "text")
+    assert f"| imported | from `out/ckpt.pt`, as nanogpt, sha256 {'cd' * 32} |" in text
+    assert "<td>its &lt;vocabulary&gt; is of_another|run</td>" in rendered(text)
+
+
+def test_the_code_blocks_run_as_they_stand():
+    text = card("x:v1", CONFIG, FACTS, "s")
+    python = text.split("```python\n")[1].split("```")[0]
+    compile(python, "card", "exec")
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_f15_names_and_text_stay_text(text):
+    facts = {
+        **FACTS,
+        "data": {"name": text, "tokenizer": text, "tokens": 1, "sha256": text},
+        "parent": {"reference": text, "digest": text},
+        "imported": {"format": text, "notes": [text]},
+        "seeds": {text: 1},
+        "device": text,
+        "versions": {"quill": text},
+    }
+    made = card(text, CONFIG, facts, text, text)
+    assert not any(c < " " and c != "\n" for c in made)
+    assert "\u202e" not in made
+    html = rendered(made)
+    for tag in ("<script", "<img", "<a ", "<!--", "<b>"):
+        assert tag not in html
+    assert html.count("<h1>") == 1
+    assert [line[4:-5] for line in html.splitlines() if line.startswith("<h2>")] == ["Loss", "Sample", "Use"]
+    # One name and one value in each row of one table, however many bars the values hold.
+    assert html.count("<table>") == 1
+    assert html.count("<td>") == 2 * (html.count("<tr>") - 1)
+    assert html.count("<pre>") == 4
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_any_name_and_any_sample_stay_text(text):
+    markdown_it = pytest.importorskip("markdown_it")
+    facts = {**FACTS, "data": {"name": text, "tokens": 1}, "device": text}
+    made = card("x:v1", CONFIG, facts, text, "curve")
+    html = markdown_it.MarkdownIt("commonmark").enable("table").render(made)
+    assert html.count("<h2>") == (3 if text.strip() else 2)
+    assert html.count("<td>") == 2 * (html.count("<tr>") - 1)
+    made.encode("utf-8")

@@ -1,0 +1,224 @@
+"""Models saved and loaded: what was saved comes back, and files that do not belong together never load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from quill import fsio
+from quill.checkpoint import load as checkpoint
+from quill.checkpoint import weights as tensors
+from quill.errors import CorruptError, InputError
+from quill.registry.store import Version
+
+IDS = torch.tensor([[1, 2, 3, 4]])
+
+
+def edit(path, change) -> None:
+    """Change a JSON file as somebody would by hand."""
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.fixture
+def by_hand(trained, tmp_path):
+    """A model folder without a manifest, so that nothing but its own consistency protects it."""
+    folder = tmp_path / "by-hand"
+    trained().path.rename(folder)
+    (folder / "manifest.json").unlink()
+    return Version("by-hand", 1, folder)
+
+
+@pytest.fixture
+def rewrite(by_hand, model):
+    """Write other weights beside the config, and load."""
+
+    def load(change):
+        weights = dict(model.state_dict())
+        change(weights)
+        tensors.write(by_hand.path / "model.safetensors", weights)
+        return checkpoint.load(by_hand)
+
+    return load
+
+
+def test_what_was_saved_comes_back(registry, trained, model):
+    trained()
+    found = checkpoint.load(registry.resolve("tiny"))
+    assert torch.equal(found.model(IDS), model(IDS))
+    assert found.config.model == model.config
+    assert found.tokenizer.decode([0, 1, 2]) == "abc"
+    assert found.version.reference == "tiny:v1"
+    assert found.manifest["parameters"] == sum(p.numel() for p in found.model.parameters())
+    assert not found.model.training
+    assert {p.dtype for p in found.model.parameters()} == {torch.float32}
+    assert all(p.requires_grad for p in found.model.parameters())
+
+
+def test_a_loaded_model_can_be_trained_on(registry, trained):
+    trained()
+    model = checkpoint.load(registry.resolve("tiny")).model.train()
+    before = model.wte.weight.clone()
+    model(IDS).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert not torch.equal(model.wte.weight, before)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_read_as_float32(trained, model, dtype):
+    version = trained(dtype=dtype)
+    found = checkpoint.load(version).model
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    for name, value in model.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value.to(getattr(torch, dtype)).float())
+    assert version.manifest["files"]["model.safetensors"]["bytes"] < 0.7 * sum(
+        4 * p.numel() for p in model.parameters()
+    )
+
+
+def test_weights_beyond_float16_are_refused(tmp_path, model):
+    import copy
+
+    large = copy.deepcopy(model)
+    with torch.no_grad():
+        large.wte.weight[0, 0] = 1e6
+    with pytest.raises(InputError, match="65,504"):
+        checkpoint.save_weights(tmp_path / "x", large, "float16")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_by_hand_loads_without_a_manifest(by_hand, model):
+    found = checkpoint.load(by_hand)
+    assert torch.equal(found.model(IDS), model(IDS))
+    assert found.manifest is None
+
+
+def test_a_vocabulary_left_open_is_the_tokenizers(by_hand):
+    edit(by_hand.path / "config.json", lambda c: c["model"].pop("vocab_size"))
+    assert checkpoint.load(by_hand).config.model.vocab_size == 7
+
+
+def test_f3_a_bit_flip_is_refused(trained):
+    version = trained()
+    path = version.path / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-9] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(CorruptError, match="sha256"):
+        checkpoint.load(version)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w.pop("wte.weight"), "wte.weight is missing"),
+        (lambda w: w.update(extra=torch.zeros(1)), "extra is in no such model"),
+        (lambda w: w.update({"wte.weight": torch.zeros(6, 16)}), "is 6x16, the config makes it 7x16"),
+        (lambda w: w.update({"wte.weight": torch.zeros(16, 7)}), "wte.weight is 16x7"),
+        (lambda w: w.update({"wte.weight": torch.zeros(7, 16, dtype=torch.int64)}), "wte.weight is I64"),
+        (lambda w: w.update({"wte.weight": torch.zeros(7, 16, dtype=torch.float64)}), "wte.weight is F64"),
+        (lambda w: w.clear(), "0 tensors"),
+    ],
+)  # fmt: skip
+def test_f4_tensors_are_the_configs_and_no_others(rewrite, change, said):
+    with pytest.raises(CorruptError) as caught:
+        rewrite(change)
+    assert said in caught.value.why
+    assert caught.value.exit_code == 5
+
+
+def test_f4_the_first_three_differences_are_named(rewrite, model):
+    names = list(model.state_dict())[:5]
+
+    def change(weights):
+        for name in names:
+            weights[name] = torch.zeros(3)
+
+    with pytest.raises(CorruptError) as caught:
+        rewrite(change)
+    assert [n in caught.value.why for n in names] == [True] * 3 + [False] * 2
+    assert "and 2 more" in caught.value.why
+
+
+def test_f4_a_larger_tokenizer_than_the_model_is_refused(by_hand):
+    path = by_hand.path / "tokenizer.json"
+    edit(path, lambda t: t.update(vocabulary="abcdefgh"))
+    with pytest.raises(CorruptError, match="8 tokens, the config's vocab_size is 7"):
+        checkpoint.load(by_hand)
+
+
+def test_a_smaller_tokenizer_leaves_padding(by_hand):
+    edit(by_hand.path / "tokenizer.json", lambda t: t.update(vocabulary="abc"))
+    assert checkpoint.load(by_hand).tokenizer.vocab_size == 3
+
+
+def test_f4_a_config_of_many_layers_costs_nothing(by_hand):
+    edit(by_hand.path / "config.json", lambda c: c["model"].update(n_layer=10**6))
+    with pytest.raises(CorruptError, match="1000000 layers"):
+        checkpoint.load(by_hand)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS"),
+        (b"<!doctype html>", "web page"),
+        (bytes(100), "zeros"),
+        (b"[]______", ""),
+        (b"{\"a\"____", ""),
+    ],
+)  # fmt: skip
+def test_f1_a_wrong_file_by_hand_has_its_reason(by_hand, name, content, why):
+    (by_hand.path / name).write_bytes(content)
+    with pytest.raises(CorruptError) as caught:
+        checkpoint.load(by_hand)
+    assert why in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_a_damaged_config_names_the_setting(by_hand):
+    edit(by_hand.path / "config.json", lambda c: c["model"].update(n_head="two"))
+    with pytest.raises(CorruptError, match=r"model\.n_head"):
+        checkpoint.load(by_hand)
+
+
+def test_f12_a_config_of_a_newer_quill_is_an_input_error(by_hand):
+    edit(by_hand.path / "config.json", lambda c: c.update(schema_version=2))
+    with pytest.raises(InputError, match="needs quill"):
+        checkpoint.load(by_hand)
+
+
+def test_a_config_ignores_the_environment(trained, monkeypatch):
+    monkeypatch.setenv("QUILL_DEVICE", "nonsense")
+    assert checkpoint.read_config(trained()).train.device == "auto"
+
+
+def test_a_flat_config_of_older_projects_is_understood(by_hand):
+    flat = {"vocab_size": 3, "block_size": 8, "n_embd": 16, "n_head": 2, "n_layer": 1, "dropout": 0.2}
+    fsio.write_json(by_hand.path / "config.json", flat)
+    assert checkpoint.read_config(by_hand).model.block == "gpt2"
+    fsio.write_json(by_hand.path / "config.json", flat | {"encode": {"a": 0}, "decode": {"0": "b"}})
+    with pytest.raises(CorruptError):
+        checkpoint.read_config(by_hand)
+
+
+def test_loading_starts_no_compiler(registry, trained):
+    trained()
+    code = (
+        "import sys, torch\n"
+        # What torch brings along by itself is not ours to answer for.
+        "own = set(sys.modules)\n"
+        "from pathlib import Path\n"
+        "from quill.checkpoint import load as checkpoint\nfrom quill.registry import store\n"
+        f"checkpoint.load(store.Registry(Path({str(registry.root)!r})).resolve('tiny'))\n"
+        "print(sorted({'torch._dynamo', 'sympy', 'safetensors', 'tiktoken'} & set(sys.modules) - own))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,133 @@
+"""Resume states: the newest whole one is found, however the run before it ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+import torch
+
+from quill import fsio
+from quill.checkpoint.load import load_state, save_state
+from quill.errors import CorruptError, ResourceError
+
+
+def save(draft, step, keep=2):
+    values = {"weight": torch.full((4, 3), float(step)), "rng": torch.arange(8, dtype=torch.uint8)}
+    return save_state(draft, step, values, {"step": step, "best_val_loss": None}, keep=keep)
+
+
+def steps(draft):
+    return sorted(n for n in os.listdir(draft.path / "state") if not n.startswith("."))
+
+
+@pytest.fixture
+def draft(registry):
+    """A draft with states of steps 500 and 1000."""
+    draft = registry.begin("a")
+    save(draft, 500)
+    save(draft, 1000)
+    return draft
+
+
+def test_without_a_state_there_is_none(registry):
+    assert load_state(registry.begin("a")) is None
+
+
+def test_the_newest_state_comes_back(draft):
+    values, info, notes = load_state(draft)
+    assert torch.equal(values["weight"], torch.full((4, 3), 1000.0))
+    assert values["rng"].tolist() == list(range(8))
+    assert info == {"step": 1000, "best_val_loss": None}
+    assert notes == []
+    assert sorted(os.listdir(draft.path / "state" / "step-001000")) == [
+        "manifest.json",
+        "state.json",
+        "state.safetensors",
+    ]
+
+
+def test_older_states_than_are_kept_go(draft):
+    save(draft, 1500)
+    assert steps(draft) == ["step-001000", "step-001500"]
+    save(draft, 2000, keep=3)
+    assert steps(draft) == ["step-001000", "step-001500", "step-002000"]
+    save(draft, 10_000_000, keep=2)
+    assert steps(draft) == ["step-002000", "step-10000000"]
+    assert load_state(draft)[1]["step"] == 10_000_000
+    assert os.listdir(draft.trash) == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "state.safetensors"])
+@pytest.mark.parametrize("how", ["flip", "truncate", "empty", "remove", "link"])
+def test_f43_a_damaged_newest_state_is_passed_over_and_said_to_be(draft, tmp_path, name, how):
+    path = draft.path / "state" / "step-001000" / name
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.unlink()
+    if how == "link":
+        (tmp_path / "x").write_bytes(raw)
+        path.symlink_to(tmp_path / "x")
+    elif how != "remove":
+        path.write_bytes({"flip": bytes(raw), "truncate": bytes(raw[:-1]), "empty": b""}[how])
+    _, info, notes = load_state(draft)
+    assert info["step"] == 500
+    assert len(notes) == 1
+    assert "step-001000" in notes[0]
+
+
+def test_f43_when_every_state_is_damaged_the_run_does_not_start_over_in_silence(draft):
+    for folder in (draft.path / "state").glob("step-*"):
+        (folder / "state.json").write_text("{}")
+    with pytest.raises(CorruptError) as caught:
+        load_state(draft)
+    assert "step-000500" in caught.value.why
+    assert "step-001000" in caught.value.why
+    assert "--resume never" in caught.value.hint
+
+
+def test_going_back_drops_the_future_that_was_given_up(draft):
+    (draft.path / "state" / "step-001000" / "state.json").write_text("{")
+    save(draft, 750)
+    assert steps(draft) == ["step-000500", "step-000750"]
+    assert load_state(draft)[1]["step"] == 750
+
+
+def test_the_same_step_is_saved_again(draft):
+    (draft.path / "state" / "step-001000" / "state.json").write_text("{")
+    save(draft, 1000)
+    assert load_state(draft)[1:] == ({"step": 1000, "best_val_loss": None}, [])
+    assert steps(draft) == ["step-000500", "step-001000"]
+
+
+@pytest.mark.parametrize("operation", ["_create", "_write", "_fsync", "_replace", "_rename", "_mkdir"])
+def test_f26_a_full_disk_leaves_the_states_before(draft, monkeypatch, operation):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fsio, operation, fail)
+        with pytest.raises(ResourceError) as caught:
+            save(draft, 1500)
+    assert "disk is full" in caught.value.why
+    assert steps(draft) == ["step-000500", "step-001000"]
+    assert load_state(draft)[1]["step"] == 1000
+    save(draft, 1500)
+    assert steps(draft) == ["step-001000", "step-001500"]
+
+
+def test_f26_a_disk_known_to_be_full_is_not_even_tried(draft, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(100, 95, 5))
+    with pytest.raises(ResourceError, match="not enough disk"):
+        save(draft, 1500)
+    assert steps(draft) == ["step-000500", "step-001000"]
+
+
+def test_tensors_that_are_no_ones_memory_any_more_still_hold(draft):
+    values, _, _ = load_state(draft)
+    values["weight"] += 1
+    assert torch.equal(values["weight"], torch.full((4, 3), 1001.0))
+    assert torch.equal(load_state(draft)[0]["weight"], torch.full((4, 3), 1000.0))

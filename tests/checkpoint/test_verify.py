@@ -1,0 +1,295 @@
+"""`verify`: whatever is not as it was published is found, named, and nothing else is held against it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tracemalloc
+
+import pytest
+import torch
+
+from quill import fsio
+from quill.checkpoint import weights as tensors
+from quill.checkpoint.load import save_state
+from quill.checkpoint.verify import check, subjects
+from quill.errors import CorruptError, NotFoundError
+from quill.registry import aliases as ledger
+from quill.registry import hashing
+
+
+def verdicts(registry, *refs):
+    return [v for v in (check(s) for s in subjects(registry, refs)) if v is not None]
+
+
+def states(registry, *refs) -> dict[str, str]:
+    return {f"{v.reference}": v.state for v in verdicts(registry, *refs) if v.kind != "ledger"}
+
+
+def change(path, values) -> None:
+    """Replace a version's weights by others, and its manifest by one that describes them."""
+    tensors.write(path / "model.safetensors", values)
+    describe(path, "model.safetensors")
+
+
+def describe(path, name) -> None:
+    document = json.loads((path / "manifest.json").read_text())
+    raw = (path / name).read_bytes()
+    document["files"][name] = {"bytes": len(raw), "sha256": fsio.sha256(path / name)}
+    (path / "manifest.json").write_text(json.dumps(document))
+
+
+def weights_of(version) -> dict[str, torch.Tensor]:
+    with version.open_file("model.safetensors") as reading:
+        layout = tensors.read_layout(reading.file, reading.size, reading.path)
+        return {n: t.clone() for n, t in tensors.views(layout, reading.whole())}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_is_as_it_was_published_is_ok(registry, trained, dtype):
+    version = trained(dtype=dtype)
+    seen = []
+    (subject, aliases) = subjects(registry)
+    verdict = check(subject, seen.append)
+    assert (verdict.state, verdict.errors) == ("ok", [])
+    assert {f.name: f.bytes for f in verdict.files} == {
+        n: e["bytes"] for n, e in version.manifest["files"].items()
+    }
+    assert sum(seen) == version.size == subject.size
+    assert check(aliases).state == "ok"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_f3_any_flipped_bit_is_found_in_its_file(registry, trained, name):
+    path = trained().path
+    trained("other")
+    raw = bytearray((path / name).read_bytes())
+    raw[-3] ^= 1
+    (path / name).write_bytes(raw)
+    assert states(registry) == {"other:v1": "ok", "tiny:v1": "damaged"}
+    (verdict,) = (v for v in verdicts(registry, "tiny:v1"))
+    assert [f.name for f in verdict.files if f.error] == [name]
+    assert "sha256" in verdict.errors[0].why
+    assert verdict.errors[0].exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("missing", "missing"),
+        ("shorter", "bytes, the manifest says"),
+        ("link", "symbolic link"),
+        ("lfs", "Git LFS"),
+    ],
+)
+def test_f1_f14_files_that_are_not_there_as_they_should_be(registry, trained, tmp_path, how, said):
+    path = trained().path / "model.safetensors"
+    raw = path.read_bytes()
+    path.unlink()
+    if how == "shorter":
+        path.write_bytes(raw[:-1])
+    elif how == "link":
+        (tmp_path / "outside").write_bytes(raw)
+        path.symlink_to(tmp_path / "outside")
+    elif how == "lfs":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (verdict,) = verdicts(registry, "tiny:v1")
+    assert verdict.state == "damaged"
+    assert said in str(verdict.errors[0])
+    assert [f.state for f in verdict.files] == ["ok", "damaged", "ok"], (
+        "the others are looked at all the same"
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_f5_weights_that_are_not_finite_are_found_though_their_hash_is_right(registry, trained, dtype, value):
+    version = trained()
+    values = {n: t.to(dtype) for n, t in weights_of(version).items()}
+    name = sorted(values)[1]
+    values[name].reshape(-1)[-1] = value
+    change(version.path, values)
+    (verdict,) = verdicts(registry, "tiny:v1")
+    (error,) = verdict.errors
+    assert isinstance(error, CorruptError)
+    assert "not finite" in error.what
+    assert error.why == f"1 of {values[name].numel():,} in {name}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_which_numbers_are_finite_is_what_torch_says(dtype):
+    """Over every bit pattern of 16 bits, and as many random ones of wider types."""
+    width = torch.empty(0, dtype=dtype).element_size()
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16) if width == 2 else None
+    raw = bits.numpy().tobytes() if bits is not None else os.urandom(width * 2**16) + b"\xff\x7f" * width * 4
+    numbers = torch.frombuffer(bytearray(raw), dtype=dtype)
+    expected = int((~torch.isfinite(numbers)).sum())
+    kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}[str(dtype)[6:]]
+    assert hashing.count_not_finite(raw, kind) == expected > 0
+
+
+def test_f4_what_does_not_belong_together_is_found_though_every_hash_is_right(registry, trained):
+    version = trained("shape")
+    values = weights_of(version)
+    change(version.path, {n: t[:-1] if n == "wte.weight" else t for n, t in values.items()})
+    path = trained("vocabulary").path
+    document = json.loads((path / "tokenizer.json").read_text())
+    document["vocabulary"] += "hijk"
+    (path / "tokenizer.json").write_text(json.dumps(document))
+    describe(path, "tokenizer.json")
+    path = trained("config").path
+    (path / "config.json").write_text('{"schema_version": 1, "model": {"n_layer": -1}}')
+    describe(path, "config.json")
+    wrong = {v.reference: [f.name for f in v.files if f.error] for v in verdicts(registry) if v.errors}
+    assert wrong == {
+        "shape:v1": ["model.safetensors"],
+        "vocabulary:v1": ["model.safetensors"],
+        "config:v1": ["config.json"],
+    }
+
+
+def test_f2_a_header_that_lies_is_damage(registry, trained):
+    path = trained().path
+    (path / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}")
+    describe(path, "model.safetensors")
+    assert states(registry) == {"tiny:v1": "damaged"}
+
+
+def test_a_file_that_nobody_lists_is_told_and_is_no_damage(registry, trained):
+    path = trained().path
+    (path / "notes.txt").write_text("mine")
+    (path / "run.log").write_text("the run's own")
+    (verdict,) = verdicts(registry, "tiny:v1")
+    assert (verdict.state, verdict.errors) == ("ok", [])
+    assert [(f.name, f.state) for f in verdict.files if not f.listed] == [("notes.txt", "unlisted")]
+    (path / "device").symlink_to("/dev/null")
+    assert states(registry) == {"tiny:v1": "damaged"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"schema": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}}']
+)
+def test_a_manifest_that_cannot_be_read(registry, trained, text):
+    (trained().path / "manifest.json").write_text(text)
+    (verdict,) = verdicts(registry, "tiny:v1")
+    assert verdict.state == "damaged"
+    assert verdict.files == []
+
+
+def test_f12_what_a_newer_quill_wrote_is_not_called_damaged(registry, trained):
+    path = trained().path
+    document = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(document | {"schema": 99}))
+    (verdict,) = verdicts(registry, "tiny:v1")
+    assert verdict.state == "unreadable"
+    assert [e.exit_code for e in verdict.errors] == [2]
+
+
+def test_f27_a_disk_that_fails_to_read_is_not_called_damage(registry, trained, monkeypatch):
+    trained()
+    trained("other")
+    real = hashing._read
+
+    def read(reading, most):
+        if reading.path.parent.parent.name == "tiny":
+            with fsio.guard(reading.path, "read"):
+                raise OSError(5, os.strerror(5))
+        return real(reading, most)
+
+    monkeypatch.setattr(hashing, "_read", read)
+    assert states(registry) == {"other:v1": "ok", "tiny:v1": "unreadable"}
+
+
+def test_what_was_put_there_by_hand_has_no_hashes_but_must_fit(registry, trained):
+    source = trained().path
+    folder = registry.root / "hand"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(source / name, folder / name)
+    assert states(registry, "hand") == {"hand:v1": "ok"}
+    (folder / "tokenizer.json").unlink()
+    assert states(registry, "hand") == {"hand:v1": "damaged"}
+
+
+def test_resume_states_of_unfinished_runs_are_verified_too(registry, trained):
+    trained()
+    draft = registry.begin("tiny")
+    for step in (100, 200, 300):
+        save_state(draft, step, {"w": torch.full((64,), float(step))}, {"step": step}, keep=3)
+    names = {s: f"tiny:v2 step-000{s}" for s in (100, 200, 300)}
+    assert states(registry) == {"tiny:v1": "ok"} | dict.fromkeys(names.values(), "ok")
+    folder = draft.path / "state"
+    raw = bytearray((folder / "step-000200" / "state.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (folder / "step-000200" / "state.safetensors").write_bytes(raw)
+    (folder / "step-000300" / "state.json").unlink()
+    assert states(registry, "tiny") == {
+        "tiny:v1": "ok", names[100]: "ok", names[200]: "damaged", names[300]: "damaged",
+    }  # fmt: skip
+    assert set(states(registry, "tiny:v2")) == set(names.values())
+    assert set(states(registry, "tiny:v1")) == {"tiny:v1"}
+
+
+def test_what_goes_while_it_is_verified_is_no_damage(registry, trained):
+    trained()
+    found = subjects(registry)
+    shutil.rmtree(registry.root / "tiny")
+    assert [check(s) for s in found] == [None, None]
+
+
+def test_aliases_must_lead_somewhere(registry, trained):
+    trained()
+    folder = registry.root / "tiny"
+    ledger.set_alias(folder, "champion", 1)
+    assert [v.errors for v in verdicts(registry)] == [[], []]
+    ledger.update(folder, lambda held: held | {"aliases": {"champion": 1, "lost": 7}})
+    (verdict,) = (v for v in verdicts(registry) if v.kind == "ledger")
+    assert verdict.reference == "tiny"
+    assert "'tiny:lost' leads nowhere" in str(verdict.errors[0])
+    (folder / "model.json").write_text("{")
+    (verdict,) = (v for v in verdicts(registry) if v.kind == "ledger")
+    assert verdict.state == "damaged"
+
+
+def test_f14_a_linked_name_or_version_is_damage_and_is_not_read(registry, trained, tmp_path):
+    trained()
+    registry.root.joinpath("link").symlink_to(registry.root / "tiny")
+    (registry.root / "tiny" / "v7").symlink_to(registry.root / "tiny" / "v1")
+    assert states(registry) == {"link": "damaged", "tiny:v1": "ok", "tiny:v7": "damaged"}
+
+
+def test_references_choose_what_is_verified(registry, trained, tmp_path):
+    trained("a")
+    trained("a")
+    trained("b")
+    ledger.set_alias(registry.root / "a", "champion", 1)
+    assert set(states(registry, "a")) == {"a:v1", "a:v2"}
+    assert set(states(registry, "a:v2", "b")) == {"a:v2", "b:v1"}
+    assert set(states(registry, "a:champion")) == {"a:v1"}
+    assert set(states(registry, "a:latest", "a:v2")) == {"a:v2"}
+    (registry.root / "a" / "v2" / "config.json").unlink()
+    assert states(registry, "a:latest") == {"a:v2": "damaged"}
+    assert states(registry, str(registry.root / "b" / "v1")) == {str(registry.root / "b" / "v1"): "ok"}
+    for ref in ("c", "a:v9", "a:nobody"):
+        with pytest.raises(NotFoundError):
+            subjects(registry, [ref])
+
+
+def test_an_empty_registry_has_nothing_to_verify(registry):
+    assert subjects(registry) == []
+
+
+def test_a_model_larger_than_the_memory_it_is_verified_in(registry, trained):
+    """A tensor of 96 MB is looked at in pieces of 1 MB."""
+    version = trained()
+    values = {"wte.weight": torch.zeros(24_000_000)}
+    change(version.path, values)
+    version = registry.resolve("tiny")
+    del values
+    with version.open_file("model.safetensors") as reading:
+        tracemalloc.start()
+        hashing.check_tensors(reading, version.digest)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 8e6

@@ -1,0 +1,87 @@
+"""Registries to test with: small versions made without torch, and real models where one is needed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from quill import fsio
+from quill.checkpoint import weights as tensors
+from quill.registry.store import Draft, Registry, Version
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch):
+    """Spare the disk: no test can tell whether it synced, and those of power losses simulate one."""
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+@pytest.fixture
+def registry(tmp_path) -> Registry:
+    """A registry that does not exist yet."""
+    return Registry(tmp_path / "weights")
+
+
+def _fill(folder: Path, payload: bytes = bytes(range(64)), durable: bool = True) -> None:
+    """Write the files of a version, small ones."""
+    header, _ = tensors.write_header({"wte.weight": ("U8", (len(payload),))})
+    config = {"schema_version": 1, "name": "x"}
+    tokenizer = {"schema": 1, "kind": "char", "vocabulary": "ab"}
+    fsio.write_bytes(folder / "model.safetensors", header + payload, durable=durable)
+    fsio.write_json(folder / "config.json", config, durable=durable)
+    fsio.write_json(folder / "tokenizer.json", tokenizer, durable=durable)
+
+
+def _finish(draft: Draft, **fields) -> Version:
+    """Fill and publish a draft."""
+    _fill(draft.path, bytes([draft.number % 256]) * 64)
+    return draft.finish(**({"parameters": 64, "best_val_loss": 1.5} | fields))
+
+
+@pytest.fixture
+def fill():
+    """Write the files of a version: fill(folder)."""
+    return _fill
+
+
+@pytest.fixture
+def finish():
+    """Fill and publish a draft: finish(draft)."""
+    return _finish
+
+
+@pytest.fixture
+def publish(registry):
+    """Publish the next version of a name."""
+    return lambda name, **fields: _finish(registry.begin(name), **fields)
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A tiny GPT with a char tokenizer's vocabulary of 7."""
+    from quill.config.settings import ModelConfig
+    from quill.model.gpt import GPT
+
+    shape = {"block": "modern", "n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 7}
+    return GPT(ModelConfig.model_validate(shape)).eval()
+
+
+@pytest.fixture
+def trained(registry, model):
+    """Publish a version that loads: ready(name="tiny", dtype="float32") -> Version."""
+    from quill.checkpoint import load as checkpoint
+    from quill.config.settings import RunConfig
+    from quill.tokenizers import base
+
+    def ready(name: str = "tiny", dtype: str = "float32") -> Version:
+        draft = registry.begin(name)
+        config = RunConfig(name=name, model=model.config)
+        tokenizer = base.load("char").train([], vocabulary=list("abcdefg"))
+        fsio.write_json(draft.path / "config.json", config.to_dict())
+        fsio.write_json(draft.path / "tokenizer.json", tokenizer.to_dict())
+        checkpoint.save_weights(draft.path / "model.safetensors", model, dtype)
+        return draft.finish(parameters=sum(p.numel() for p in model.parameters()))
+
+    return ready
