@@ -12,12 +12,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from quill._version import __version__
+
 if TYPE_CHECKING:
     from quill.api import evaluate, export, import_model, load, models, prepare, train
     from quill.config.settings import SampleConfig
 
-__version__ = "0.1.0"
-__all__ = ["SampleConfig", "evaluate", "export", "import_model", "load", "models", "prepare", "train"]
+__all__ = [
+    "SampleConfig",
+    "__version__",
+    "evaluate",
+    "export",
+    "import_model",
+    "load",
+    "models",
+    "prepare",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

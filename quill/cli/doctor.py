@@ -24,12 +24,12 @@ Finding = tuple[str, State, str]
 
 # Extras, and what is missing without them.
 _EXTRAS = {
-    "rustbpe": "--tokenizer bpe: pip install 'quill[bpe]'",
-    "zstandard": "reading .zst files: pip install 'quill[zst]'",
-    "huggingface_hub": "hf: models: pip install 'quill[hf]'",
-    "onnx": "--format onnx: pip install 'quill[onnx]'",
-    "llama_cpp": "--format gguf --verify: pip install 'quill[gguf]'",
-    "matplotlib": "show --plot: pip install 'quill[plot]'",
+    "rustbpe": "--tokenizer bpe: pip install 'quill-gpt[bpe]'",
+    "zstandard": "reading .zst files: pip install 'quill-gpt[zst]'",
+    "huggingface_hub": "hf: models: pip install 'quill-gpt[hf]'",
+    "onnx": "--format onnx: pip install 'quill-gpt[onnx]'",
+    "llama_cpp": "--format gguf --verify: pip install 'quill-gpt[gguf]'",
+    "matplotlib": "show --plot: pip install 'quill-gpt[plot]'",
 }
 _LITTLE_SPACE = 1 << 30
 

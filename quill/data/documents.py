@@ -120,7 +120,7 @@ def _zst_decompressor(path: Path) -> Callable[[], Any]:
         raise InputError(
             f"cannot read '{path}'",
             why="reading .zst needs the zstandard package",
-            hint="pip install 'quill[zst]'",
+            hint="pip install 'quill-gpt[zst]'",
         ) from None
 
     class Frame:

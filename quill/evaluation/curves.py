@@ -153,7 +153,7 @@ def picture(found: Curves, title: str, form: Literal["svg", "png"]) -> bytes:
         raise InputError(
             f"cannot draw a .{form} file",
             why="that needs the matplotlib package",
-            hint="pip install 'quill[plot]'",
+            hint="pip install 'quill-gpt[plot]'",
         ) from None
     with rc_context({"svg.hashsalt": "quill", "axes.unicode_minus": False, "font.size": 10}):
         figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")

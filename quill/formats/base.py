@@ -177,5 +177,5 @@ def needs(package: str, extra: str = "") -> InputError:
     return InputError(
         f"the package {package} is not installed",
         why="this format needs it, and quill does without it otherwise",
-        hint=f"pip install 'quill[{extra}]'" if extra else f"pip install {package}",
+        hint=f"pip install 'quill-gpt[{extra}]'" if extra else f"pip install {package}",
     )

@@ -56,7 +56,7 @@ def _learn(texts: Iterable[str], size: int) -> list[bytes]:
         raise InputError(
             "cannot learn a bpe vocabulary",
             why="that needs the rustbpe package",
-            hint="pip install 'quill[bpe]'",
+            hint="pip install 'quill-gpt[bpe]'",
         ) from None
 
     def pieces() -> Iterator[str]:

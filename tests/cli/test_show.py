@@ -224,7 +224,7 @@ def test_without_matplotlib_a_plot_says_what_to_install(curved, tmp_path, capsys
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, _, err = run(capsys, "show", "a", "--plot", str(tmp_path / "x.svg"))
     assert code == 2
-    assert "pip install 'quill[plot]'" in err
+    assert "pip install 'quill-gpt[plot]'" in err
 
 
 def test_an_unfinished_run_shows_what_is_known(unfinished, registry, capsys):

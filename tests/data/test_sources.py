@@ -289,7 +289,7 @@ def test_without_zstandard_it_says_what_to_install(
     write: Write, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    assert refusal(write("a.txt.zst", b""), data).hint == "pip install 'quill[zst]'"
+    assert refusal(write("a.txt.zst", b""), data).hint == "pip install 'quill-gpt[zst]'"
 
 
 # JSON lines

@@ -178,4 +178,4 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="huggingface_hub") as caught:
         _hub.fetch("gpt2")
-    assert "quill[hf]" in caught.value.hint
+    assert "quill-gpt[hf]" in caught.value.hint

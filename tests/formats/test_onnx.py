@@ -267,7 +267,7 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(package, exported
     }
     with pytest.raises(InputError, match=f"{package} is not installed") as caught:
         needing[package]()
-    assert "quill[onnx]" in caught.value.hint
+    assert "quill-gpt[onnx]" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx_data"])

@@ -74,4 +74,4 @@ def test_without_rustbpe_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "rustbpe", None)
     with pytest.raises(InputError) as e:
         BpeTokenizer.train([TEXT], vocab_size=300)
-    assert e.value.hint == "pip install 'quill[bpe]'"
+    assert e.value.hint == "pip install 'quill-gpt[bpe]'"
