@@ -92,7 +92,7 @@ class Session:
 
     def device(self) -> str:
         """Where a model is put: what QUILL_DEVICE names, else the fastest there is. Imports torch."""
-        from quill.training.machine import find_device
+        from quill.training.device import find_device
 
         return find_device(os.environ.get("QUILL_DEVICE") or "auto")
 

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from quill.config.settings import RunConfig
 from quill.data import prepare
-from quill.errors import InputError
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
-from quill.training import machine as machines
-from quill.training import size
+from quill.training import autotune, memory
+from quill.training.device import find_device, keep_memory
 from quill.training.inputs import parent_of, settle
-from quill.training.machine import Machine
 from quill.training.trainer import Trainer
 
-if TYPE_CHECKING:
-    from quill.data.shards import Dataset
-
-# Compiling takes about a minute, so a run must be long enough to win it back.
-_COMPILE_PAYS_AFTER_SECONDS = 600.0
 # One timed pass of a large model may take minutes; its share of a batch is timed instead.
 _TRIAL_FLOPS = 2e11
 
@@ -86,17 +78,17 @@ def plan(
     parent = parent_of(config, registry)
     config, dataset = settle(config, data_root, parent, on_data)
     c = config.train
-    machines.keep_memory()
-    device = machines.find_device(c.device)
-    fixed = size.check_memory(config, device)
+    keep_memory()
+    device = find_device(c.device)
+    fixed = memory.check(config, device)
     model = GPT(config.model, c.seed).to(device)
     parameters = sum(p.numel() for p in model.parameters())
     flops = 6 * parameters * c.batch_size * config.model.block_size
     share = min(c.batch_size, max(1, int(c.batch_size * _TRIAL_FLOPS / max(flops, 1))))
     part = c.model_copy(update={"batch_size": share, "gradient_accumulation_steps": 1})
     trial = config.model_copy(update={"train": part})
-    machine = choose_machine(model, trial, dataset, device, None)
-    trainer = Trainer(model, part, dataset.train, machine)
+    chosen = autotune.choose(model, trial, dataset, device, None)
+    trainer = Trainer(model, part, dataset.train, chosen)
     kept = _bytes_kept(trainer)
     forward, update = _time_step(trainer)
     passes = c.batch_size / share * c.gradient_accumulation_steps
@@ -112,13 +104,13 @@ def plan(
         parameters=parameters,
         tokens_per_step=tokens_per_step(config),
         memory_bytes=fixed + kept * c.batch_size // share,
-        memory_present=size.memory(device),
+        memory_present=memory.of_device(device),
         seconds_per_step=seconds,
         seconds_total=total,
         measured_on="2 steps" if passes == 1 else f"1/{passes:.0f} of a step",
-        device=machine.device,
-        dtype=machine.dtype,
-        compiled=machine.compiled,
+        device=chosen.name,
+        dtype=chosen.dtype,
+        compiled=chosen.compiled,
         dataset=dataset.name,
         train_tokens=dataset.count("train"),
         val_tokens=dataset.count("val"),
@@ -149,10 +141,10 @@ def _time_step(trainer: Trainer) -> tuple[float, float]:
     for _ in range(3):
         start = time.perf_counter()
         trainer.gradients()
-        trainer.machine.synchronize()
+        trainer.device.synchronize()
         middle = time.perf_counter()
         trainer.optimizer.step(0.0)
-        trainer.machine.synchronize()
+        trainer.device.synchronize()
         times.append((middle - start, time.perf_counter() - middle))
         if middle - start > 1 and len(times) > 1:
             break
@@ -165,55 +157,3 @@ def tokens_per_step(config: RunConfig) -> int:
     """Tokens that one optimizer step sees."""
     t = config.train
     return t.batch_size * t.gradient_accumulation_steps * config.model.block_size
-
-
-def choose_machine(
-    model: GPT, config: RunConfig, dataset: Dataset, device: str, earlier: dict[str, Any] | None
-) -> Machine:
-    """Precision and compilation for a run, by timing its own first step.
-
-    Args:
-        model: On the device; its weights do not change.
-        config: The run.
-        dataset: Its data.
-        device: Where it runs.
-        earlier: What an interrupted run had chosen: to go on bit for bit is to keep to it.
-    """
-    c = config.train
-    if earlier is not None and earlier["device"].partition(":")[0] == device.partition(":")[0]:
-        return Machine(device, earlier["dtype"], earlier["compiled"])
-
-    def trial(machine: Machine) -> Callable[[str], None]:
-        trainers: dict[str, Trainer] = {}
-
-        def step(dtype: str) -> None:
-            chosen = Machine(device, dtype, machine.compiled)
-            trainer = trainers.setdefault(dtype, Trainer(model, c, dataset.train, chosen))
-            model.train()
-            trainer.gradients()
-            model.zero_grad(set_to_none=True)
-            chosen.synchronize()
-
-        return step
-
-    dtypes = machines.candidates(device, c)
-    wants_timing = len(dtypes) > 1 or (c.compile == "auto" and machines.can_compile(device))
-    dtype, seconds = dtypes[0], 0.0
-    if wants_timing:
-        dtype, seconds = machines.fastest(dtypes, trial(Machine(device, dtypes[0], False)))
-    plain = Machine(device, dtype, False)
-    if c.compile == "off" or (c.compile == "auto" and not machines.can_compile(device)):
-        return plain
-    if c.compile == "auto" and seconds * c.max_iters < _COMPILE_PAYS_AFTER_SECONDS:
-        return plain
-    compiled = Machine(device, dtype, True)
-    try:
-        _, with_compiler = machines.fastest([dtype], trial(compiled))
-    except Exception as e:  # torch's compiler fails in as many ways as there are toolchains
-        if c.compile == "on":
-            raise InputError(
-                "torch.compile does not work here", why=str(e).splitlines()[0][:200], hint="--compile off"
-            ) from e
-        torch.compiler.reset()
-        return plain
-    return compiled if c.compile == "on" or with_compiler < 0.9 * seconds else plain

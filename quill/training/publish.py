@@ -16,7 +16,7 @@ from quill.model.gpt import GPT
 from quill.registry import manifest
 from quill.registry.draft import Draft
 from quill.registry.version import Version
-from quill.training.machine import Machine
+from quill.training.device import Device
 
 if TYPE_CHECKING:
     from quill.data.shards import Dataset
@@ -29,7 +29,7 @@ def publish(
     config: RunConfig,
     dataset: Dataset,
     draft: Draft,
-    machine: Machine,
+    device: Device,
     *,
     steps: int,
     best_step: int,
@@ -43,7 +43,7 @@ def publish(
         config: The run as it ran.
         dataset: Its data.
         draft: Holds config, tokenizer, metrics and the best weights.
-        machine: Where it ran.
+        device: Where it ran.
         steps: Optimizer steps done.
         best_step: The step of the best weights.
         best_loss: Their validation loss as it was estimated on the way, nats per token; None without one.
@@ -56,7 +56,7 @@ def publish(
         ResourceError: The disk refused; it is still a draft then.
     """
     held = Version(draft.name, draft.number, draft.path)
-    best = checkpoint.load(held, machine.device)
+    best = checkpoint.load(held, device.name)
     loss = _published_loss(best.model, config, dataset, best_loss, between)
     facts: dict[str, Any] = {
         "parameters": sum(p.numel() for p in best.model.parameters()),
@@ -70,9 +70,9 @@ def publish(
         },
         "parent": (draft.status() or {}).get("parent"),
         "seeds": {"train": config.train.seed},
-        "device": machine.device,
-        "dtype": machine.dtype,
-        "compiled": machine.compiled,
+        "device": device.name,
+        "dtype": device.dtype,
+        "compiled": device.compiled,
         "steps": steps,
         "best_step": best_step,
         "best_val_loss": loss,

@@ -21,8 +21,8 @@ from quill.registry.draft import Draft
 from quill.registry.names import check_name
 from quill.registry.store import Registry
 from quill.registry.version import Version
-from quill.training import machine as machines
-from quill.training import size
+from quill.training import autotune, memory
+from quill.training.device import find_device, keep_memory
 from quill.training.events import (
     Evaluated,
     Event,
@@ -36,7 +36,7 @@ from quill.training.events import (
 )
 from quill.training.inputs import parent_of, settle
 from quill.training.log import RunLog
-from quill.training.plan import choose_machine, tokens_per_step
+from quill.training.plan import tokens_per_step
 from quill.training.publish import publish
 from quill.training.resume import Resume, claim, status
 from quill.training.trainer import Trainer
@@ -103,7 +103,7 @@ def train(
         clock = time.monotonic()
         config, dataset = settle(config, data_root, parent, on_data)
         # Before a version is begun: what cannot be held leaves nothing behind.
-        size.check_memory(config, machines.find_device(config.train.device))
+        memory.check(config, find_device(config.train.device))
         draft = claim(config, dataset, registry, resume, new_version, parent)
         if isinstance(draft, Version):
             observer(Notice(f"{draft.reference} is already trained"))
@@ -232,8 +232,8 @@ class _Run:
 
     def _trainer(self, facts: dict[str, Any]) -> Trainer:
         c = self.config
-        machines.keep_memory()
-        device = machines.find_device(c.train.device)
+        keep_memory()
+        device = find_device(c.train.device)
         model = GPT(c.model, c.train.seed)
         fsio.require_space(
             self.draft.path,
@@ -243,19 +243,19 @@ class _Run:
         if self.parent is not None and not facts:
             model.load_state_dict(checkpoint.load(self.parent).model.state_dict())
         model.to(device)
-        machine = choose_machine(model, c, self.dataset, device, facts.get("machine"))
-        return Trainer(model, c.train, self.dataset.train, machine)
+        chosen = autotune.choose(model, c, self.dataset, device, facts.get("machine"))
+        return Trainer(model, c.train, self.dataset.train, chosen)
 
     def _announce(self, trainer: Trainer) -> None:
-        c, m = self.config, trainer.machine
+        c, device = self.config, trainer.device
         self._watch(
             Started(
                 reference=self.draft.reference,
                 parameters=sum(p.numel() for p in trainer.model.parameters()),
                 tokens_per_step=tokens_per_step(c),
-                device=m.device,
-                dtype=m.dtype,
-                compiled=m.compiled,
+                device=device.name,
+                dtype=device.dtype,
+                compiled=device.compiled,
                 step=trainer.step,
                 max_iters=c.train.max_iters,
                 dataset=self.dataset.name,
@@ -315,10 +315,10 @@ class _Run:
             return
         self.draft.check_taken()
         tensors, facts = trainer.state()
-        m = trainer.machine
+        device = trainer.device
         info = {
             "trainer": facts,
-            "machine": {"device": m.device, "dtype": m.dtype, "compiled": m.compiled},
+            "machine": {"device": device.name, "dtype": device.dtype, "compiled": device.compiled},
             "best_val_loss": self.best_loss,
             "best_step": self.best_step,
             "bad_evaluations": self.bad_evaluations,
@@ -341,7 +341,7 @@ class _Run:
             self.config,
             self.dataset,
             self.draft,
-            trainer.machine,
+            trainer.device,
             steps=trainer.step,
             best_step=self.best_step,
             best_loss=self.best_loss,

@@ -20,7 +20,7 @@ from quill.errors import DivergedError
 from quill.evaluation import measure
 from quill.model.gpt import GPT, loss
 from quill.training import schedule
-from quill.training.machine import Machine
+from quill.training.device import Device
 from quill.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -34,22 +34,22 @@ class Trainer:
     """A model, its optimizer and its place in the run.
 
     Args:
-        model: On the machine's device.
+        model: On the device.
         config: How to fit it.
         train: Ids of the training split, (n,).
-        machine: Device, precision, compilation.
+        device: Device, precision, compilation.
 
     Attributes:
         step: Optimizer steps done.
     """
 
-    def __init__(self, model: GPT, config: TrainConfig, train: Tokens, machine: Machine) -> None:
-        self.model, self.config, self.train, self.machine = model, config, train, machine
+    def __init__(self, model: GPT, config: TrainConfig, train: Tokens, device: Device) -> None:
+        self.model, self.config, self.train, self.device = model, config, train, device
         self.optimizer = Optimizer(model, config)
         self.step = 0
-        self._scale = _FIRST_SCALE if machine.dtype == "float16" else 1.0
+        self._scale = _FIRST_SCALE if device.dtype == "float16" else 1.0
         self._good_steps = 0
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if machine.compiled else model
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if device.compiled else model
 
     @property
     def learning_rate(self) -> float:
@@ -76,7 +76,7 @@ class Trainer:
             self.model.zero_grad(set_to_none=True)
             raise
         norm = self._clip()
-        if self.machine.dtype == "float16" and not math.isfinite(norm) and math.isfinite(value):
+        if self.device.dtype == "float16" and not math.isfinite(norm) and math.isfinite(value):
             self._lower_scale()
         else:
             self._check_finite(value, norm)
@@ -108,11 +108,11 @@ class Trainer:
                 micro=micro,
                 n_micro=n_micro,
             )
-            device = self.machine.device
+            device = self.device.name
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             if self.model.config.dropout:
                 torch.manual_seed((c.seed * 1_000_003 + self.step * n_micro + micro) % 2**63)
-            with self.machine.autocast():
+            with self.device.autocast():
                 logits = self._forward(x)
             part = loss(logits.float(), y) / n_micro
             (part * self._scale if self._scale != 1.0 else part).backward()  # type: ignore[no-untyped-call]
@@ -173,7 +173,7 @@ class Trainer:
         self._scale, self._good_steps = max(self._scale / 2, 1.0), 0
 
     def _raise_scale(self) -> None:
-        if self.machine.dtype != "float16":
+        if self.device.dtype != "float16":
             return
         self._good_steps += 1
         if self._good_steps >= _GROWTH_STEPS:

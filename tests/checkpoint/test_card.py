@@ -131,3 +131,18 @@ def test_any_name_and_any_sample_stay_text(text):
     assert html.count("<h2>") == (3 if text.strip() else 2)
     assert html.count("<td>") == 2 * (html.count("<tr>") - 1)
     made.encode("utf-8")
+
+
+def test_a_model_cannot_close_the_fence_of_its_own_card() -> None:
+    facts = {
+        "parameters": 3,
+        "data": {"tokenizer": "char", "name": "x", "tokens": 5, "sha256": "0" * 64},
+        "best_val_loss": None,
+        "steps": 1,
+        "seconds": 2.0,
+        "device": "cpu",
+    }
+    config = RunConfig.model_validate({"model": {"vocab_size": 5}})
+    text = card("x:v1", config, facts, "a ```` b\n```\n# not a heading")
+    assert text.count("`````") == 2
+    assert "not measured" in text

@@ -28,7 +28,7 @@ from quill.errors import (
 )
 from quill.registry import locks
 from quill.registry.store import Registry
-from quill.training import size
+from quill.training import memory
 from quill.training.events import Evaluated, Event, Finished, Saved, Started, Stepped
 from quill.training.log import read_metrics
 from quill.training.plan import plan
@@ -459,9 +459,9 @@ def test_f11_what_cannot_be_held_is_refused_before_it_is_allocated(
 
 
 def test_memory_is_that_of_the_machine() -> None:
-    assert 10**8 < size.memory("cpu") < 10**15
-    assert size.human(999) == "999 B"
-    assert size.human(1_500_000_000) == "1.5 GB"
+    assert 10**8 < memory.of_device("cpu") < 10**15
+    assert memory.human(999) == "999 B"
+    assert memory.human(1_500_000_000) == "1.5 GB"
 
 
 def test_a_plan_is_measured_and_leaves_nothing_behind(config: RunConfig, registry: Registry) -> None:

@@ -12,12 +12,12 @@ from quill import discovery
 from quill.config.settings import ModelConfig, TrainConfig
 from quill.errors import DivergedError
 from quill.model.gpt import GPT
-from quill.training.machine import Machine
+from quill.training.device import Device
 from quill.training.optimizer import Optimizer
 from quill.training.trainer import Trainer
 
 TOKENS = np.random.default_rng(0).integers(0, 17, 2000).astype(np.uint16)
-CPU = Machine("cpu", "float32", False)
+CPU = Device("cpu", "float32", False)
 BLOCKS = discovery.names("model.blocks")
 
 

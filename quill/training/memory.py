@@ -15,7 +15,7 @@ from quill.model.gpt import n_params
 _BYTES_PER_PARAMETER = 16
 
 
-def check_memory(config: RunConfig, device: str) -> int:
+def check(config: RunConfig, device: str) -> int:
     """Refuse a model whose weights and optimizer cannot be held.
 
     Args:
@@ -29,7 +29,7 @@ def check_memory(config: RunConfig, device: str) -> int:
         InputError: With the memory it would take and what there is.
     """
     parameters = n_params(config.model)
-    needed, present = parameters * _BYTES_PER_PARAMETER, memory(device)
+    needed, present = parameters * _BYTES_PER_PARAMETER, of_device(device)
     if needed > present:
         raise InputError(
             f"the model of {parameters:,} parameters does not fit",
@@ -39,7 +39,7 @@ def check_memory(config: RunConfig, device: str) -> int:
     return needed
 
 
-def memory(device: str) -> int:
+def of_device(device: str) -> int:
     """Bytes of memory of a device; of the machine for the CPU and whatever shares its memory."""
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory)
