@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import quill
 from quill import fsio
 from quill.cli.app import main
 from quill.registry import aliases as ledger
@@ -279,7 +280,15 @@ def test_lineage_tells_data_code_seeds_and_parents(publish, capsys):
     second = publish("b", parent={"reference": "a:v1", "digest": first.digest})
     code, out, _ = run(capsys, "show", "b", "--lineage")
     assert code == 0
-    for words in ("b:v1", "a:v1", "12" * 32, "train 7", f"quill {quill.__version__}", second.digest, "sea, 5 tokens"):
+    for words in (
+        "b:v1",
+        "a:v1",
+        "12" * 32,
+        "train 7",
+        f"quill {quill.__version__}",
+        second.digest,
+        "sea, 5 tokens",
+    ):
         assert words in out
     chain = json.loads(run(capsys, "show", "b", "--lineage", "--json")[1])["lineage"]
     assert [(e["reference"], e["state"]) for e in chain] == [("b:v1", "here"), ("a:v1", "here")]
