@@ -18,8 +18,8 @@ from quill.checkpoint import weights as tensors
 from quill.config import reading
 from quill.config.settings import ModelConfig, SampleConfig
 from quill.errors import InputError, QuillError
-from quill.formats import base, exporting, importing
-from quill.formats import plain_gpt2 as _plain_gpt2
+from quill.formats import base, exporting, importing, plain_gpt2, tokenizer_json
+from quill.formats.tokenizer_json.bpe import QWEN_SPLIT
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
@@ -123,7 +123,7 @@ def test_what_is_rewritten_is_rewritten_exactly(variant):
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=generator) * 0.3)
-    plain, weights, notes = _plain_gpt2.rewrite(config, model.state_dict())
+    plain, weights, notes = plain_gpt2.rewrite(config, model.state_dict())
     assert not plain.head_bias and plain.n_head * (plain.head_size or 0) == plain.n_embd
     assert notes
     again = GPT(plain).double()
@@ -243,14 +243,12 @@ def char() -> CharTokenizer:
 
 def saved(folder: Path, config: Any, tokenizer: Any, **how: Any) -> Any:
     """A random model as transformers saves it."""
-    from quill.formats.tokenizer_json import convert as _hf_tokenizers
-
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.15)
     model.save_pretrained(folder, **how)
-    (folder / "tokenizer.json").write_text(json.dumps(_hf_tokenizers.write(tokenizer)))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json.write(tokenizer)))
     return model
 
 
@@ -359,9 +357,7 @@ def test_a_tokenizer_of_either_kind_may_be_given(char, tmp_path):
 def test_vocabulary_and_merges_do_without_tokenizer_json(tokenizers, tmp_path):
     if "bpe" not in tokenizers:
         pytest.skip("rustbpe is not installed")
-    from quill.formats.tokenizer_json import byte_pairs as _hf_byte_pairs
-
-    bpe = base_of(tokenizers["bpe"], _hf_byte_pairs.QWEN_SPLIT)
+    bpe = base_of(tokenizers["bpe"], QWEN_SPLIT)
     saved(tmp_path, qwen3_config(vocab_size=bpe.vocab_size), bpe)
     model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
     (tmp_path / "tokenizer.json").unlink()

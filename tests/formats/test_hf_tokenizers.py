@@ -13,10 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quill.errors import CorruptError, InputError, QuillError
-from quill.formats import byte_level as _byte_level
-from quill.formats.tokenizer_json import byte_pairs as _hf_byte_pairs
-from quill.formats.tokenizer_json import convert as _hf_tokenizers
-from quill.formats.tokenizer_json import patterns as _split_patterns
+from quill.formats import byte_level, tokenizer_json
+from quill.formats.tokenizer_json import bpe, patterns
 from quill.tokenizers import base
 from quill.tokenizers.bpe import BpeTokenizer
 
@@ -35,10 +33,10 @@ TEXTS = st.one_of(st.text(max_size=60), EDGES, EDGES.map(lambda s: "It's we'll" 
 law = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # The kinds whose ranks may be at hand, and ranks of our own under each pattern that was published.
-PUBLISHED = list(_hf_byte_pairs._PUBLISHED)
+PUBLISHED = list(bpe._PUBLISHED)
 PATTERNS = {
-    "qwen": _hf_byte_pairs.QWEN_SPLIT,
-    **{kind: entry[2][0] for kind, entry in _hf_byte_pairs._PUBLISHED.items()},
+    "qwen": bpe.QWEN_SPLIT,
+    **{kind: entry[2][0] for kind, entry in bpe._PUBLISHED.items()},
 }
 KINDS = ["char", "word", "bpe", *PUBLISHED, *(f"bpe-{name}" for name in PATTERNS), "bpe-gaps", "bpe-unmade"]
 
@@ -81,8 +79,8 @@ def ours(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bas
 
 @cache
 def written(tokenizer: base.Tokenizer) -> str:
-    assert _hf_tokenizers.refusal(tokenizer) is None
-    return json.dumps(_hf_tokenizers.write(tokenizer), ensure_ascii=False)
+    assert tokenizer_json.refusal(tokenizer) is None
+    return json.dumps(tokenizer_json.write(tokenizer), ensure_ascii=False)
 
 
 @cache
@@ -93,7 +91,7 @@ def library(tokenizer: base.Tokenizer) -> Any:
 
 
 def read(document: Any) -> base.Tokenizer:
-    return _hf_tokenizers.read(document, "tokenizer.json")[0]
+    return tokenizer_json.read(document, "tokenizer.json")[0]
 
 
 @law
@@ -140,7 +138,7 @@ def test_any_ids_decode_alike(ours: base.Tokenizer, data: st.DataObject) -> None
 
 def test_it_reads_back_as_it_was(ours: base.Tokenizer) -> None:
     document = json.loads(written(ours))
-    again, notes = _hf_tokenizers.read(document, "tokenizer.json")
+    again, notes = tokenizer_json.read(document, "tokenizer.json")
     assert again.fingerprint == ours.fingerprint
     assert notes == ()
 
@@ -157,7 +155,7 @@ def test_merges_amount_to_ranks_in_whatever_order_these_are(data: st.DataObject)
     tokens = data.draw(st.lists(longer, unique=True, max_size=30))
     ranks = data.draw(st.permutations([bytes([b]) for b in range(256)] + tokens))
     ours = BpeTokenizer(ranks, {"<|endoftext|>": len(ranks)}, r"[ab]+|\s+(?!\S)|[^ab]+")
-    theirs = tokenizers.Tokenizer.from_str(json.dumps(_hf_tokenizers.write(ours)))
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json.write(ours)))
     text = data.draw(st.text("ab c", max_size=60))
     assert theirs.encode(text).ids == ours.encode(text)
 
@@ -174,17 +172,15 @@ def test_gpt2_is_known_by_its_ranks(ranks: Any, monkeypatch: pytest.MonkeyPatch)
     again = read(document)
     assert (again.kind, again.fingerprint) == ("gpt2", gpt2.fingerprint)
     files = (document["model"]["vocab"], "#version: 0.2\n" + "\n".join(document["model"]["merges"]) + "\n")
-    split = _hf_byte_pairs.GPT2_SPLIT
-    again = _hf_byte_pairs.read_files(
-        files[0], files[1].encode(), {"<|endoftext|>": 50256}, split, "vocab.json"
-    )
+    split = bpe.GPT2_SPLIT
+    again = bpe.read_files(files[0], files[1].encode(), {"<|endoftext|>": 50256}, split, "vocab.json")
     assert again.fingerprint == gpt2.fingerprint
 
 
 def test_a_normalizer_that_composes_is_noted_and_others_are_refused() -> None:
     pytest.importorskip("rustbpe")
     document = json.loads(written(trained("bpe-qwen")))
-    again, notes = _hf_tokenizers.read({**document, "normalizer": {"type": "NFC"}}, "tokenizer.json")
+    again, notes = tokenizer_json.read({**document, "normalizer": {"type": "NFC"}}, "tokenizer.json")
     assert again.fingerprint == trained("bpe-qwen").fingerprint
     assert "NFC" in notes[0]
     with pytest.raises(InputError, match="no such tokenizer") as caught:
@@ -271,8 +267,8 @@ def test_words_split_by_another_python_are_read_where_it_agrees_on_their_charact
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_patterns_come_back_as_they_were(pattern: str) -> None:
-    there = _split_patterns.to_oniguruma(pattern)
-    assert _split_patterns.from_oniguruma(there) == pattern
+    there = patterns.to_oniguruma(pattern)
+    assert patterns.from_oniguruma(there) == pattern
     assert "$" not in there
 
 
@@ -280,26 +276,26 @@ def test_patterns_come_back_as_they_were(pattern: str) -> None:
     "pattern", [r"\w+", "(?s).", "(?i:ss)", "a{2}?", "(", ")", "{2}", "[a&&b]", r"\d", "(?i)a", "a{2}{3}"]
 )
 def test_patterns_that_may_mean_something_else_are_not_translated(pattern: str) -> None:
-    for translate in (_split_patterns.to_oniguruma, _split_patterns.from_oniguruma):
-        with pytest.raises(_split_patterns.UntranslatableError):
+    for translate in (patterns.to_oniguruma, patterns.from_oniguruma):
+        with pytest.raises(patterns.UntranslatableError):
             translate(pattern)
 
 
 @pytest.mark.parametrize("pattern", ["a$", "^a", "a{1,3}+"])
 def test_constructs_that_change_their_meaning_are_written_otherwise_and_not_read(pattern: str) -> None:
-    assert _split_patterns.to_oniguruma(pattern) != pattern
-    with pytest.raises(_split_patterns.UntranslatableError):
-        _split_patterns.from_oniguruma(pattern)
+    assert patterns.to_oniguruma(pattern) != pattern
+    with pytest.raises(patterns.UntranslatableError):
+        patterns.from_oniguruma(pattern)
 
 
 def test_a_pattern_or_special_token_that_does_not_translate_is_refused_before_anything_is_written() -> None:
     pytest.importorskip("rustbpe")
     strange = base.read({**learnt(), "pattern": r"\w+|\W"})
-    assert r"\w" in str(_hf_tokenizers.refusal(strange))
+    assert r"\w" in str(tokenizer_json.refusal(strange))
     doubled = base.read({**learnt(), "specials": {"a": 499}})
-    assert "'a'" in str(_hf_tokenizers.refusal(doubled))
+    assert "'a'" in str(tokenizer_json.refusal(doubled))
 
 
 def test_endless_tokens_are_refused_in_no_time() -> None:
     with pytest.raises(InputError, match="too long"):
-        _byte_level.merges([b"x" * 40_000])
+        byte_level.merges([b"x" * 40_000])

@@ -16,7 +16,7 @@ import pytest
 
 from quill.errors import InputError
 from quill.formats import exporting
-from quill.formats.hf import hub as _hub
+from quill.formats.hf import hub
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub, which fetches")
 
@@ -25,11 +25,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FETCH = """
 import json, sys
 from quill.errors import QuillError
-from quill.formats.hf import hub as _hub
+from quill.formats.hf import hub
 for repository in sys.argv[1:]:
     said = []
     try:
-        print(json.dumps({"path": str(_hub.fetch(repository, said.append)), "said": said}))
+        print(json.dumps({"path": str(hub.fetch(repository, said.append)), "said": said}))
     except QuillError as e:
         print(json.dumps({"code": e.exit_code, "what": e.what, "why": e.why, "hint": e.hint}))
 """
@@ -171,11 +171,11 @@ def test_f50_without_a_network_it_says_from_where_and_how_to_place_it_by_hand(se
 )
 def test_f13_what_names_no_repository_is_refused_before_anything_is_asked(name):
     with pytest.raises(InputError, match="names no repository"):
-        _hub.fetch(name)
+        hub.fetch(name)
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="huggingface_hub") as caught:
-        _hub.fetch("gpt2")
+        hub.fetch("gpt2")
     assert "quill-gpt[hf]" in caught.value.hint

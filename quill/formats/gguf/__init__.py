@@ -16,7 +16,8 @@ from quill.config import reading
 from quill.config.settings import ModelConfig, SampleConfig
 from quill.errors import CorruptError
 from quill.formats import base
-from quill.formats.gguf import model, tokens
+from quill.formats.gguf import model
+from quill.formats.gguf import tokenizer as tokens
 from quill.formats.gguf.file import MAGIC, File, Value, write
 
 if TYPE_CHECKING:

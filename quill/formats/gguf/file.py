@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from quill import fsio
 from quill.errors import CorruptError, InputError
-from quill.formats.gguf import values as blocks
+from quill.formats.gguf import tensor_types
 from quill.registry.version import refuse
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Stored:
     Attributes:
         name: Its name in the file.
         shape: As torch has it, outermost first.
-        dtype: A name of `blocks.TYPES`.
+        dtype: A name of `tensor_types.TYPES`.
         make: Gives the values, float32, when their turn has come.
     """
 
@@ -100,8 +100,8 @@ def write(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Stored]) 
     for tensor in tensors:
         dimensions = tensor.shape[::-1]
         parts += [_text(tensor.name), struct.pack(f"<I{len(dimensions)}Q", len(dimensions), *dimensions)]
-        parts.append(struct.pack("<IQ", blocks.TYPES[tensor.dtype].number, at))
-        at += _padded(blocks.size(tensor.dtype, tensor.shape))
+        parts.append(struct.pack("<IQ", tensor_types.TYPES[tensor.dtype].number, at))
+        at += _padded(tensor_types.size(tensor.dtype, tensor.shape))
     header = b"".join(parts)
     header += bytes(_padded(len(header)) - len(header))
     fsio.require_space(path.parent, len(header) + at, f"'{path.name}'")
@@ -111,8 +111,8 @@ def write(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Stored]) 
         for tensor in tensors:
             values = tensor.make()
             assert tuple(values.shape) == tensor.shape, tensor.name
-            yield from blocks.encode(values, tensor.dtype, tensor.name)
-            length = blocks.size(tensor.dtype, tensor.shape)
+            yield from tensor_types.encode(values, tensor.dtype, tensor.name)
+            length = tensor_types.size(tensor.dtype, tensor.shape)
             yield bytes(_padded(length) - length)
 
     fsio.write_chunks(path, chunks(), durable=False)
@@ -186,7 +186,7 @@ class File:
     def tensor(self, name: str) -> Tensor:
         """A tensor's values: a view of the file where its type is one of torch's, else unpacked."""
         entry = self.tensors[name]
-        return blocks.decode(self._bytes, entry.dtype, entry.shape, entry.start)
+        return tensor_types.decode(self._bytes, entry.dtype, entry.shape, entry.start)
 
     def damaged(self, why: str) -> CorruptError:
         """The refusal of this file."""
@@ -280,10 +280,10 @@ class File:
             raise self.damaged(f"the tensor {_shown(name)} has {n} dimensions")
         shape = self._unpack(f"{n}Q")[::-1]
         number, offset = self._unpack("IQ")
-        dtype = blocks.name_of(number, f"the tensor {_shown(name)} of '{self.path}'")
-        if 0 in shape or offset % alignment or shape[-1] % blocks.TYPES[dtype].values:
+        dtype = tensor_types.name_of(number, f"the tensor {_shown(name)} of '{self.path}'")
+        if 0 in shape or offset % alignment or shape[-1] % tensor_types.TYPES[dtype].values:
             raise self.damaged(f"the tensor {_shown(name)} is {dtype} {list(shape)} at byte {offset:,}")
-        return name, Entry(dtype, shape, offset, offset + blocks.size(dtype, shape))
+        return name, Entry(dtype, shape, offset, offset + tensor_types.size(dtype, shape))
 
     def _placed(self, found: list[tuple[str, Entry]], payload: int) -> dict[str, Entry]:
         """The tensors where they are in the file, which none may leave and no two share."""

@@ -8,7 +8,7 @@ nonlinearity; "qwen3" is the modern block with swiglu. Others are held exactly b
   with 2^16 it is off by less than 3e-6. The factors are powers of two, on weights, norms and "mpt"'s divisor.
 - ReLU squared is ReLU(x) x, which is swiglu with the same weights twice where SiLU is taken of a large
   multiple: with 2^10 it is off by less than 5e-7.
-- Heads of any width, a bias on the output head, and tables of bigrams: see `_plain_gpt2`.
+- Heads of any width, a bias on the output head, and tables of bigrams: see `plain_gpt2`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quill.errors import CorruptError, InputError
-from quill.formats import plain_gpt2 as _plain_gpt2
+from quill.formats import plain_gpt2
 from quill.formats.gguf.file import Stored, Value
-from quill.formats.gguf.values import TYPES
+from quill.formats.gguf.tensor_types import TYPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,9 +71,9 @@ def architecture(config: ModelConfig) -> str:
 def refusal(config: ModelConfig) -> str | None:
     """Why no architecture of llama.cpp computes a model, as a clause; None where one does."""
     if config.n_layer == 0:
-        too_many = (config.vocab_size or 0) > _plain_gpt2.MOST_BIGRAMS
+        too_many = (config.vocab_size or 0) > plain_gpt2.MOST_BIGRAMS
         return (
-            f"a table of more than {_plain_gpt2.MOST_BIGRAMS} tokens is too large there" if too_many else None
+            f"a table of more than {plain_gpt2.MOST_BIGRAMS} tokens is too large there" if too_many else None
         )
     if config.block not in ("gpt2", "modern"):
         return f"llama.cpp has no block {config.block}"
@@ -97,7 +97,7 @@ def fitted(
     """
     odd = config.head_bias or config.n_head * (config.head_size or 0) != config.n_embd
     if config.n_layer == 0 or (config.block == "gpt2" and odd):
-        return _plain_gpt2.rewrite(config, weights, 32 if dtype == "q8_0" else 1)
+        return plain_gpt2.rewrite(config, weights, 32 if dtype == "q8_0" else 1)
     return config, weights, ()
 
 

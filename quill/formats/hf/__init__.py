@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quill import fsio, strictjson
 from quill.errors import CorruptError, InputError, QuillError
-from quill.formats import base
-from quill.formats.hf import models
+from quill.formats import base, tokenizer_json
+from quill.formats.hf import model as models
 from quill.formats.hf.folder import Folder
-from quill.formats.tokenizer_json import byte_pairs
-from quill.formats.tokenizer_json import convert as tokenizers
+from quill.formats.tokenizer_json import bpe
 from quill.tokenizers._ranks import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class HuggingFace(base.Format):
 
     def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
         """Why transformers has no class for a model or its tokenizer, as a clause."""
-        return models.refusal(config) or tokenizers.refusal(tokenizer)
+        return models.refusal(config) or tokenizer_json.refusal(tokenizer)
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
         """Write a model and its tokenizer."""
@@ -61,8 +60,8 @@ class HuggingFace(base.Format):
         documents = {
             _CONFIG: stated,
             "generation_config.json": {"_from_model_config": True, **ids},
-            _TOKENIZER: tokenizers.write(tokenizer),
-            _TOKENIZER_CONFIG: tokenizers.settings(tokenizer, config.block_size),
+            _TOKENIZER: tokenizer_json.write(tokenizer),
+            _TOKENIZER_CONFIG: tokenizer_json.settings(tokenizer, config.block_size),
         }
         for name, document in documents.items():
             fsio.write_json(path / name, document, durable=False)
@@ -183,7 +182,7 @@ def _tokenizer(folder: Folder, block: str) -> tuple[Tokenizer, tuple[str, ...]]:
     _refuse_code(stated, _TOKENIZER_CONFIG)
     document = folder.json(_TOKENIZER)
     if document is not None:
-        return tokenizers.read(document, _TOKENIZER)
+        return tokenizer_json.read(document, _TOKENIZER)
     vocabulary, merges = folder.json("vocab.json"), folder.bytes("merges.txt")
     if vocabulary is None or merges is None:
         raise InputError(
@@ -193,8 +192,8 @@ def _tokenizer(folder: Folder, block: str) -> tuple[Tokenizer, tuple[str, ...]]:
         )
     added = folder.json("added_tokens.json")
     specials = _specials(stated.get("added_tokens_decoder"), added, vocabulary)
-    pattern = byte_pairs.GPT2_SPLIT if block == "gpt2" else byte_pairs.QWEN_SPLIT
-    return byte_pairs.read_files(vocabulary, merges, specials, pattern, "vocab.json"), ()
+    pattern = bpe.GPT2_SPLIT if block == "gpt2" else bpe.QWEN_SPLIT
+    return bpe.read_files(vocabulary, merges, specials, pattern, "vocab.json"), ()
 
 
 def _specials(listed: Any, added: Any, vocabulary: Any) -> dict[str, int]:
@@ -217,7 +216,7 @@ def _given(wanted: str, rows: int) -> Tokenizer:
     if path.suffix == ".json" and path.is_file():
         document = strictjson.read(path, error=CorruptError)
         if isinstance(document, dict) and "model" in document:
-            return tokenizers.read(document, wanted)[0]
+            return tokenizer_json.read(document, wanted)[0]
     from quill.formats import vocabulary as _vocabulary
 
     return _vocabulary.given(wanted, rows)

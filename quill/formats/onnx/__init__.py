@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quill import fsio
 from quill.errors import CorruptError
-from quill.formats import base
-from quill.formats.tokenizer_json import convert as _hf_tokenizers
+from quill.formats import base, tokenizer_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,8 +147,8 @@ def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
 def _tokenizer_files(tokenizer: Tokenizer, context: int) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The tokenizer as quill has it and, where it can, as the tokenizers library has it; and notes."""
     files: dict[str, Any] = {TOKENIZER: tokenizer.to_dict()}
-    if why := _hf_tokenizers.refusal(tokenizer):
+    if why := tokenizer_json.refusal(tokenizer):
         return files, (f"there is no tokenizer.json for the tokenizers library: {why}",)
-    settings = _hf_tokenizers.settings(tokenizer, context)
-    files |= {"tokenizer.json": _hf_tokenizers.write(tokenizer), "tokenizer_config.json": settings}
+    settings = tokenizer_json.settings(tokenizer, context)
+    files |= {"tokenizer.json": tokenizer_json.write(tokenizer), "tokenizer_config.json": settings}
     return files, ()

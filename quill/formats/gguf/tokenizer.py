@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quill.errors import InputError
-from quill.formats import byte_level as _byte_level
+from quill.formats import byte_level
 from quill.formats.byte_level import spell
 from quill.formats.gguf.file import Value
 from quill.tokenizers import base
@@ -98,7 +98,7 @@ def write(tokenizer: Tokenizer) -> Tokens:
         pattern, specials = stored["pattern"], stored["specials"]
         plain = [base64.b64decode(token) for token in stored["ranks"].split()]
         pre = _PUBLISHED.get(tokenizer.kind) or next(k for k, v in _SPLITS.items() if v == pattern)
-        merges = [pair for pair in _byte_level.merges(plain) if pair]
+        merges = [pair for pair in byte_level.merges(plain) if pair]
     texts = [spell(token) for token in plain]
     texts += [f"[UNUSED{i}]" for i in range(len(plain), tokenizer.vocab_size)]
     types = [_NORMAL] * len(plain) + [_UNUSED] * (len(texts) - len(plain))
@@ -182,7 +182,7 @@ def _plain(texts: Sequence[str], types: Sequence[int], specials: set[int]) -> li
     if ordinary != list(range(len(ordinary))):
         raise _foreign("its ordinary tokens are not its first ids, as those of quill are")
     try:
-        return [_byte_level.unspell(texts[i]) for i in ordinary]
+        return [byte_level.unspell(texts[i]) for i in ordinary]
     except KeyError as e:
         raise _foreign(f"a token has the character {e.args[0]!a}, which stands for no byte") from None
 

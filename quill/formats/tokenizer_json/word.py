@@ -1,10 +1,8 @@
-"""quill's char and word tokenizers as models of the tokenizers library, and back.
+"""quill's word tokenizer as a BPE model of the tokenizers library, and back.
 
-- char is a WordLevel model over a split into single characters; it has no unknown token, so a character that
-  it does not know is refused there too.
-- word is a BPE model without merges that looks pieces up whole first, which is what quill's does: a known
-  piece is one token, any other is spelt in characters, and those unknown are `<unk>`. The split writes out
-  which characters Python takes for letters and blanks.
+The model has no merges and looks words up whole first, which is what quill's does: a known word is one token,
+any other is spelt in characters, and those unknown are `<unk>`. The split writes out which characters Python
+takes for letters and blanks.
 """
 
 from __future__ import annotations
@@ -15,30 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from quill.formats.tokenizer_json import parts
+from quill.formats.tokenizer_json import fields
 from quill.tokenizers import base
 from quill.tokenizers.word import UNKNOWN
 
 if TYPE_CHECKING:
     from quill.tokenizers.base import Tokenizer
 
-_ANY = r"[\s\S]"
-_ANY_TOO = (_ANY, "(?m).", r".|\n")
 _LONGEST_CLASS = 1 << 17
 
 
-def write_char(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The model, the split and the decoder of a char tokenizer.
-
-    Args:
-        stored: Its JSON form.
-    """
-    vocabulary = {character: i for i, character in enumerate(stored["vocabulary"])}
-    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN}
-    return {"pre_tokenizer": parts.split(_ANY), "decoder": {"type": "Fuse"}, "model": model}
-
-
-def write_word(stored: Mapping[str, Any]) -> dict[str, Any]:
+def write(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The model, the split and the decoder of a word tokenizer.
 
     Args:
@@ -48,48 +33,31 @@ def write_word(stored: Mapping[str, Any]) -> dict[str, Any]:
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     own = {"unk_token": UNKNOWN, "ignore_merges": True, "vocab": vocabulary, "merges": []}
     return {
-        "pre_tokenizer": parts.split(_word_split()),
+        "pre_tokenizer": fields.split(_word_split()),
         "decoder": {"type": "Fuse"},
-        "model": {**parts.PLAIN_BPE, **own},
+        "model": {**fields.PLAIN_BPE, **own},
     }
 
 
-def read_char(document: Mapping[str, Any], vocabulary: Mapping[str, int], origin: str) -> Tokenizer:
-    """A char tokenizer of a WordLevel model.
-
-    Raises:
-        InputError: Its words are not characters.
-    """
-    steps = parts.steps(document.get("pre_tokenizer"), "pretokenizers")
-    if len(steps) != 1 or parts.split_of(steps[0]) not in _ANY_TOO:
-        raise parts.foreign(origin, "its words are not single characters")
-    if document.get("added_tokens"):
-        raise parts.foreign(origin, "it has special tokens; quill's char tokenizer has none")
-    characters = parts.in_order(vocabulary, origin)
-    if any(len(c) != 1 for c in characters):
-        raise parts.foreign(origin, "a token is more than one character")
-    return base.read({"schema": 1, "kind": "char", "vocabulary": "".join(characters)}, origin=origin)
-
-
-def read_word(document: Mapping[str, Any], vocabulary: Mapping[str, int], origin: str) -> Tokenizer:
+def read(document: Mapping[str, Any], vocabulary: Mapping[str, int], origin: str) -> Tokenizer:
     """A word tokenizer of a BPE model that looks pieces up whole and merges nothing.
 
     Raises:
         InputError: It makes other words of a text.
     """
     model = document["model"]
-    steps = parts.steps(document.get("pre_tokenizer"), "pretokenizers")
-    pieces = parts.in_order(vocabulary, origin)
+    steps = fields.steps(document.get("pre_tokenizer"), "pretokenizers")
+    pieces = fields.in_order(vocabulary, origin)
     n = next((i for i, piece in enumerate(pieces) if i and len(piece) != 1), len(pieces))
     characters, words = pieces[1:n], pieces[n:]
     if document.get("added_tokens") or model["unk_token"] != pieces[0] or model.get("fuse_unk"):
-        raise parts.foreign(origin, "its unknown token is not its first, or it has special ones")
+        raise fields.foreign(origin, "its unknown token is not its first, or it has special ones")
     if not model.get("ignore_merges"):
-        raise parts.foreign(origin, "it has words that it never makes")
+        raise fields.foreign(origin, "it has words that it never makes")
     if any(len(word) < 2 for word in words):
-        raise parts.foreign(origin, "its single characters are not before its words")
-    if len(steps) != 1 or not _splits_words(parts.split_of(steps[0]) or "", characters):
-        raise parts.foreign(origin, "it splits text into words otherwise than quill")
+        raise fields.foreign(origin, "its single characters are not before its words")
+    if len(steps) != 1 or not _splits_words(fields.split_of(steps[0]) or "", characters):
+        raise fields.foreign(origin, "it splits text into words otherwise than quill")
     data = {"schema": 1, "kind": "word", "characters": "".join(characters), "words": words}
     return base.read(data, origin=origin)
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quill.errors import CorruptError
-from quill.formats import byte_level as _byte_level
-from quill.formats.tokenizer_json import parts
+from quill.formats import byte_level
+from quill.formats.tokenizer_json import fields
 from quill.formats.tokenizer_json.patterns import UntranslatableError, from_oniguruma, to_oniguruma
 from quill.tokenizers import base
 from quill.tokenizers._ranks import END_OF_TEXT
@@ -75,7 +75,7 @@ def refusal(stored: Mapping[str, Any]) -> str | None:
         to_oniguruma(stored["pattern"])
     except UntranslatableError as e:
         return f"the tokenizers library may split text otherwise by {str(e)!r} in its pattern"
-    spelt = {_byte_level.spell(token) for token in _ranks(stored)}
+    spelt = {byte_level.spell(token) for token in _ranks(stored)}
     doubled = next((name for name in stored["specials"] if name in spelt), None)
     return f"its special token {doubled!r} is spelt like an ordinary one" if doubled else None
 
@@ -87,20 +87,20 @@ def write(stored: Mapping[str, Any]) -> dict[str, Any]:
         stored: Its JSON form, one that `refusal` lets pass.
     """
     ranks = _ranks(stored)
-    pairs = _byte_level.merges(ranks)
-    vocabulary = {_byte_level.spell(token): i for i, token in enumerate(ranks)}
+    pairs = byte_level.merges(ranks)
+    vocabulary = {byte_level.spell(token): i for i, token in enumerate(ranks)}
     specials = sorted(stored["specials"].items(), key=lambda item: item[1])
     if [i for _, i in specials] != list(range(len(ranks), len(ranks) + len(specials))):
         # Added tokens are numbered on from the vocabulary, whatever id they state, unless they are in it.
         vocabulary.update(specials)
     unmade = any(len(token) > 1 and pair is None for token, pair in zip(ranks, pairs, strict=True))
-    merges = [" ".join(map(_byte_level.spell, pair)) for pair in pairs if pair]
+    merges = [" ".join(map(byte_level.spell, pair)) for pair in pairs if pair]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "added_tokens": [{"id": i, "content": name, **plain} for name, i in specials],
         "pre_tokenizer": _pre_tokenizer(stored["pattern"]),
         "decoder": {**_BYTE_LEVEL, "use_regex": True},
-        "model": {**parts.PLAIN_BPE, "ignore_merges": unmade, "vocab": vocabulary, "merges": merges},
+        "model": {**fields.PLAIN_BPE, "ignore_merges": unmade, "vocab": vocabulary, "merges": merges},
     }
 
 
@@ -114,9 +114,11 @@ def read(document: Mapping[str, Any], vocabulary: Mapping[str, int], origin: str
     pattern = _split(document, origin)
     model = document["model"]
     if odd := next((k for k in _ODD if model.get(k)), None):
-        raise parts.foreign(origin, f"its {odd} is {ascii(model[odd])[:60]}, quill's byte-level BPE has none")
-    specials = parts.added(document.get("added_tokens"), origin)
-    pairs = parts.pairs(model.get("merges"), origin)
+        raise fields.foreign(
+            origin, f"its {odd} is {ascii(model[odd])[:60]}, quill's byte-level BPE has none"
+        )
+    specials = fields.added(document.get("added_tokens"), origin)
+    pairs = fields.pairs(model.get("merges"), origin)
     whole = bool(model.get("ignore_merges"))
     return _tokenizer(vocabulary, pairs, specials, pattern, origin, whole_pieces=whole)
 
@@ -143,8 +145,8 @@ def read_files(
         why = f"byte {e.start} is {merges[e.start]:#04x}"
         raise CorruptError("'merges.txt' is not UTF-8", why=why) from None
     kept = [line.rstrip("\r") for line in lines[lines[0].startswith("#version") :] if line.strip()]
-    pairs = parts.pairs(kept, "merges.txt")
-    return _tokenizer(parts.vocabulary(vocabulary, origin), pairs, specials, pattern, origin)
+    pairs = fields.pairs(kept, "merges.txt")
+    return _tokenizer(fields.vocabulary(vocabulary, origin), pairs, specials, pattern, origin)
 
 
 def _tokenizer(
@@ -159,19 +161,19 @@ def _tokenizer(
     """A tokenizer of a vocabulary and merges, once its ids are known to amount to just these merges."""
     plain = {text: i for text, i in vocabulary.items() if specials.get(text) != i}
     if not plain:
-        raise parts.foreign(origin, "all its tokens are special")
-    texts = parts.in_order(plain, origin)
+        raise fields.foreign(origin, "all its tokens are special")
+    texts = fields.in_order(plain, origin)
     try:
-        ranks = [_byte_level.unspell(text) for text in texts]
+        ranks = [byte_level.unspell(text) for text in texts]
     except KeyError as e:
         why = f"a token has the character {e.args[0]!a}, which stands for no byte"
-        raise parts.foreign(origin, why) from None
-    made = [pair for pair in _byte_level.merges(ranks) if pair]
-    if list(pairs) != [(_byte_level.spell(a), _byte_level.spell(b)) for a, b in made]:
+        raise fields.foreign(origin, why) from None
+    made = [pair for pair in byte_level.merges(ranks) if pair]
+    if list(pairs) != [(byte_level.spell(a), byte_level.spell(b)) for a, b in made]:
         why = "its merges are not those that its ids amount to: quill merges in the order of ids"
-        raise parts.foreign(origin, why)
+        raise fields.foreign(origin, why)
     if not whole_pieces and len(made) < sum(len(token) > 1 for token in ranks):
-        raise parts.foreign(origin, "it has tokens that none of its merges makes")
+        raise fields.foreign(origin, "it has tokens that none of its merges makes")
     kind, pattern = _published(ranks, specials, pattern)
     data = {
         "schema": base.SCHEMA_VERSION,
@@ -182,36 +184,36 @@ def _tokenizer(
     }
     tokenizer = base.read(data, origin=origin)
     if tokenizer.decode(tokenizer.encode(_SAMPLE)) != _SAMPLE:
-        raise parts.foreign(origin, "its pattern leaves some text out")
+        raise fields.foreign(origin, "its pattern leaves some text out")
     return tokenizer
 
 
 def _pre_tokenizer(pattern: str) -> dict[str, Any]:
     if pattern in _GPT2_SPLITS:
         return {**_BYTE_LEVEL, "use_regex": True}
-    steps = [parts.split(to_oniguruma(pattern)), {**_BYTE_LEVEL, "use_regex": False}]
+    steps = [fields.split(to_oniguruma(pattern)), {**_BYTE_LEVEL, "use_regex": False}]
     return {"type": "Sequence", "pretokenizers": steps}
 
 
 def _split(document: Mapping[str, Any], origin: str) -> str:
     """How a byte-level tokenizer splits text, as tiktoken has it."""
-    steps = parts.steps(document.get("pre_tokenizer"), "pretokenizers")
+    steps = fields.steps(document.get("pre_tokenizer"), "pretokenizers")
     names = [step.get("type") for step in steps]
     if not steps or names[-1] != "ByteLevel" or len(steps) > 2:
         why = f"its text is prepared by {ascii(names)[:80]}; quill's BPE is byte-level, after one split"
-        raise parts.foreign(origin, why)
+        raise fields.foreign(origin, why)
     if steps[-1].get("add_prefix_space"):
-        raise parts.foreign(origin, "it puts a space before every text")
+        raise fields.foreign(origin, "it puts a space before every text")
     built_in = steps[-1].get("use_regex", True)
     if len(steps) == 1 and built_in:
         return GPT2_SPLIT
-    pattern = parts.split_of(steps[0])
+    pattern = fields.split_of(steps[0])
     if pattern is None or built_in:
-        raise parts.foreign(origin, "its text is split otherwise than once, by one pattern")
+        raise fields.foreign(origin, "its text is split otherwise than once, by one pattern")
     try:
         return from_oniguruma(pattern)
     except UntranslatableError as e:
-        raise parts.foreign(origin, f"its pattern has {str(e)!a}, which quill may take otherwise") from None
+        raise fields.foreign(origin, f"its pattern has {str(e)!a}, which quill may take otherwise") from None
 
 
 def _ranks(stored: Mapping[str, Any]) -> list[bytes]:

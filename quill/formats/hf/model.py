@@ -1,6 +1,6 @@
 """Models as transformers has them, both directions over one table of names.
 
-- The gpt2 family is GPT2LMHeadModel, after `_plain_gpt2` where that is not its shape already. Its linear
+- The gpt2 family is GPT2LMHeadModel, after `plain_gpt2` where that is not its shape already. Its linear
   layers hold (in, out), the transpose of everybody else's.
 - The modern block with swiglu is Qwen3ForCausalLM, tensor for tensor. ReLU squared without a gate is the
   same class with ReLU and the same weights as gate and as value: relu(Wx) Wx = relu(Wx)^2.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from quill.config import reading
 from quill.config.settings import ModelConfig
 from quill.errors import CorruptError, InputError
-from quill.formats import plain_gpt2 as _plain_gpt2
+from quill.formats import plain_gpt2
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,8 +56,8 @@ _PLAIN_ACTIVATIONS = {
 
 def refusal(config: ModelConfig) -> str | None:
     """Why no class of transformers computes a model, as a clause; None where one does."""
-    if config.n_layer == 0 and (config.vocab_size or 0) > _plain_gpt2.MOST_BIGRAMS:
-        most = _plain_gpt2.MOST_BIGRAMS
+    if config.n_layer == 0 and (config.vocab_size or 0) > plain_gpt2.MOST_BIGRAMS:
+        most = plain_gpt2.MOST_BIGRAMS
         return (
             f"a table of bigrams is written for {most:,} tokens at most, and this has {config.vocab_size:,}"
         )
@@ -79,7 +79,7 @@ def write(
         What config.json says of the shape, the tensors by transformers' names, and what was rewritten.
     """
     if config.n_layer == 0 or config.block == "gpt2":
-        plain, made, notes = _plain_gpt2.rewrite(config, weights)
+        plain, made, notes = plain_gpt2.rewrite(config, weights)
         turned = {n: t.t() if _TURNED.fullmatch(n) else t for n, t in made.items()}
         return _gpt2_config(plain), {_theirs(n, "gpt2"): t for n, t in turned.items()}, notes
     kind, notes = "qwen3", ()
