@@ -253,13 +253,14 @@ def test_a_block_it_does_not_know_is_refused(publish):
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_a_missing_package_is_named_with_the_extra_that_has_it(package, exported, monkeypatch):
     made, folder = exported("bigram")
-    for loaded in [m for m in sys.modules if m.split(".")[0] == package or "._onnx_" in m]:
+    import quill.formats.onnx as format_package
+
+    for name in ("graph", "model"):
+        monkeypatch.delattr(format_package, name)
+        monkeypatch.delitem(sys.modules, f"quill.formats.onnx.{name}")
+    for loaded in [m for m in sys.modules if m.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, package, None)
-    import quill.formats as package_of_formats
-
-    for name in ("_onnx_graph", "_onnx_model"):
-        monkeypatch.delattr(package_of_formats, name, raising=False)
     kind, idx = base.load("onnx"), tokens(made, 1, 2)
     needing = {
         "onnx": lambda: kind.write(made, folder / "again", "float32"),
