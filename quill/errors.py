@@ -1,30 +1,40 @@
-"""Every failure quill expects, as one tree: what happened, why, and what to do next.
+"""The errors quill raises on purpose: what happened, why, and what to do next.
 
-The command line turns each into three short lines on stderr and the exit code declared here;
-a library caller catches the class. Nothing of quill is imported below.
+An error names settings by their dotted path (`train.device=auto`) and other parameters as Python does
+(`force=True`); the command line turns both into flags, prints three short lines on stderr, and exits with
+the class's code.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from typing import Any
+
+# A quoted value inside a message. An apostrophe has a letter before it, or a letter after it.
+_QUOTED = re.compile(r"(?<!\w)'([^'\n]{81,})'(?!\w)")
+# A path is only useful whole, and no file system allows one much longer.
+_LONGEST_PATH = 4096
 
 
 class QuillError(Exception):
-    """A failure quill understands and can explain.
+    """A failure that quill understands and can explain.
+
+    Quoted values longer than 80 characters are cut, except for paths.
 
     Args:
         what: What went wrong, with the offending value quoted.
         why: The rule that was broken, or what exists instead.
-        hint: The next thing to do, a command that runs where there is one.
+        hint: What to do next: a command that runs as printed, or one sentence.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, *, why: str = "", hint: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.why = why
+        self.what = _QUOTED.sub(_cut, what)
+        self.why = _QUOTED.sub(_cut, why)
         self.hint = hint
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         return f"{self.what}: {self.why}" if self.why else self.what
@@ -40,7 +50,8 @@ class NotFoundError(QuillError):
     """No such model, dataset or file.
 
     Args:
-        close: What exists and may have been meant, best first; the hint is made of it where there is none.
+        close: Existing names that may have been meant, best first. The command line makes a hint of them
+            where there is none.
     """
 
     exit_code = 3
@@ -51,37 +62,37 @@ class NotFoundError(QuillError):
 
 
 class RefusedError(QuillError):
-    """It exists already, or a threshold was not met."""
+    """The target exists already, or a threshold was not met."""
 
     exit_code = 4
 
 
 class CorruptError(QuillError):
-    """A file is damaged, or is not safe to read."""
+    """A file is damaged or not safe to read."""
 
     exit_code = 5
 
 
 class DivergedError(QuillError):
-    """Numbers stopped being finite, in training or in a model's weights."""
+    """NaN or infinity appeared in training or in a model's weights."""
 
     exit_code = 6
 
 
 class ResourceError(QuillError):
-    """The disk, the memory, a permission or the network is in the way."""
+    """The disk, memory, a permission or the network does not allow it."""
 
     exit_code = 7
 
 
 class LockedError(QuillError):
-    """Another process holds it; try later."""
+    """Another process holds the lock; try again later."""
 
     exit_code = 75
 
 
 class InterruptedRun(QuillError):
-    """A signal ended a run that was saved first.
+    """A signal ended a run, which was saved first.
 
     Args:
         signum: The signal's number; the exit code is 128 plus it.
@@ -91,3 +102,29 @@ class InterruptedRun(QuillError):
         super().__init__(what, why=why, hint=hint)
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+def shorten(value: Any, limit: int = 80) -> str:
+    """Write a value for a message: quoted if it is text, escaped, and cut.
+
+    Control characters, marks that reorder a line and lone surrogates are escaped.
+
+    Args:
+        value: Any value.
+        limit: The most characters to return.
+    """
+    try:
+        shown = repr(value[: limit + 1] if isinstance(value, str | bytes) else value)
+    except ValueError:
+        # Python refuses to write integers of more than 4,300 digits.
+        return f"a number of {value.bit_length():,} bits" if isinstance(value, int) else "a huge value"
+    if len(shown) <= limit:
+        return shown
+    end = shown[-1] if isinstance(value, str | bytes) else ""
+    return f"{shown[: limit - 3 - len(end)]}...{end}"
+
+
+def _cut(found: re.Match[str]) -> str:
+    value = found[1]
+    limit = _LONGEST_PATH if "/" in value or "\\" in value else 78
+    return found[0] if len(value) <= limit else f"'{value[: limit - 3]}...'"

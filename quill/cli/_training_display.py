@@ -12,8 +12,9 @@ from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from quill.cli.output import LINE_INTERVAL, Output, count, duration
+from quill.cli.output import LINE_INTERVAL, Output
 from quill.training import events, log
+from quill.units import count, duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

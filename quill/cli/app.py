@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Output().warn("interrupted")
         return 128 + int(getattr(e, "signum", 2))
     except Exception as e:
-        error = explain(e)
+        error = _in_flags(explain(e), arguments)
         if isinstance(error, NotFoundError) and error.close and not error.hint:
             error.hint = _did_you_mean(error, arguments)
         Output().fail(error)
@@ -96,7 +96,7 @@ def explain(failure: Exception) -> QuillError:
         return ResourceError(
             "out of memory",
             why=str(failure).partition("\n")[0][:200] or "the machine has no more to give",
-            hint="a smaller --batch-size, with more --gradient-accumulation-steps, takes less",
+            hint="lower train.batch_size and raise train.gradient_accumulation_steps",
         )
     if isinstance(failure, OSError) and failure.errno in _NO_ROOM:
         return ResourceError(
@@ -222,6 +222,21 @@ def _no_such_command(name: str, known: list[str]) -> InputError:
         why=f"did you mean {' or '.join(close)}?" if close else f"there is {', '.join(known)}",
         hint=f"{PROGRAM} {close[0]} --help" if close else f"{PROGRAM} --help",
     )
+
+
+def _in_flags(error: QuillError, arguments: list[str]) -> QuillError:
+    """Turn the settings and parameters that an error names into the flags of the command that raised it."""
+    from quill.cli import _flags
+
+    flags: dict[str, str] = {}
+    name = _dashes(next((a for a in arguments if not a.startswith("-")), ""))
+    if name in commands():
+        command: Any = typer.main.get_command(build([name])).commands[name]  # type: ignore[attr-defined]
+        for each in getattr(command, "commands", {"": command}).values():
+            flags |= _flags.of_command(each.params)
+    error.what, error.why = _flags.spell(error.what, flags), _flags.spell(error.why, flags)
+    error.hint = _flags.complete(_flags.spell(error.hint, flags), PROGRAM, arguments)
+    return error
 
 
 def _did_you_mean(error: NotFoundError, arguments: list[str]) -> str:

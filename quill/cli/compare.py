@@ -10,10 +10,10 @@ from quill.cli import options
 from quill.cli._reference import find, metrics_of, settings_of
 from quill.cli.list import describe_draft, is_running
 from quill.cli.options import Session
-from quill.cli.output import count, duration, size
 from quill.config.differences import differences
 from quill.registry.draft import Draft
 from quill.registry.version import Version
+from quill.units import count, duration, size
 
 # What a config says of itself and not of the run.
 _ASIDE = frozenset({"$schema", "schema_version", "name"})

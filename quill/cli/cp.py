@@ -8,7 +8,7 @@ from typer import Argument
 
 from quill.cli import options
 from quill.cli.options import Session
-from quill.cli.output import size
+from quill.units import size
 
 
 @options.command()

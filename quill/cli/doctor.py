@@ -16,8 +16,8 @@ from quill import __version__
 from quill.cli import options
 from quill.cli.list import running
 from quill.cli.options import Session
-from quill.cli.output import size
 from quill.errors import QuillError
+from quill.units import size
 
 State = Literal["ok", "warning", "wrong"]
 Finding = tuple[str, State, str]

@@ -11,7 +11,7 @@ from typer import Argument, Option
 from quill import discovery
 from quill.cli import options
 from quill.cli.options import Session
-from quill.cli.output import size
+from quill.units import size
 
 _FORMATS = "|".join(discovery.names("formats"))
 

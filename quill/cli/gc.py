@@ -9,8 +9,8 @@ from typer import Argument, Option
 
 from quill.cli import options
 from quill.cli.options import Session
-from quill.cli.output import size
 from quill.errors import InputError
+from quill.units import size
 
 if TYPE_CHECKING:
     from quill.registry.gc import Cleaning

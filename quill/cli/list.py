@@ -12,8 +12,8 @@ from typer import Argument, Option
 
 from quill.cli import options
 from quill.cli.options import Session
-from quill.cli.output import count, size
 from quill.errors import QuillError
+from quill.units import count, size
 
 if TYPE_CHECKING:
     from pathlib import Path

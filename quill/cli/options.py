@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from quill import discovery
+from quill.cli import _flags
 from quill.cli.output import Form, Output
 
 if TYPE_CHECKING:
@@ -158,8 +159,7 @@ def _flag(
     from quill.config.reading import plain_type
 
     kind, optional = plain_type(info.annotation)
-    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    flag = str(extra.get("flag", name)).replace("_", "-")
+    flag = _flags.of_setting(name, info.json_schema_extra)
     annotation: Any = str | None
     metavar: str | None = _METAVARS.get(name, "TEXT")
     declared = f"--{flag}"

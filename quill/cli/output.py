@@ -234,39 +234,6 @@ def takes_colour(stream: TextIO | None, env: Mapping[str, str]) -> bool:
     return is_terminal(stream) and env.get("TERM") != "dumb"
 
 
-def size(count: float | None) -> str:
-    """Bytes for a person, in powers of 1000."""
-    return "" if count is None else _scaled(count, ("B", "kB", "MB", "GB", "TB"), " ")
-
-
-def count(number: float | None) -> str:
-    """A number of parameters or tokens for a person: 10.7M."""
-    return "" if number is None else _scaled(number, ("", "k", "M", "B", "T"), "")
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds for a person: 4.2s, 3m 20s, 2h 05m."""
-    if seconds is None or not math.isfinite(seconds):
-        return ""
-    if seconds < 59.5:
-        return f"{seconds:.1f}s" if seconds < 9.95 else f"{seconds:.0f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m {rest:02d}s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m" if hours < 48 else f"{hours // 24}d {hours % 24}h"
-
-
-def _scaled(value: float, units: Sequence[str], space: str) -> str:
-    step = 0
-    # 999.5 is what the format below would round up to four digits.
-    while abs(value) >= 999.5 and step < len(units) - 1:
-        value /= 1000
-        step += 1
-    digits = 0 if step == 0 or abs(value) >= 99.5 else 1
-    return f"{value:.{digits}f}{space}{units[step]}"
-
-
 def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 

@@ -10,8 +10,9 @@ from typer import Argument, Option
 
 from quill.cli import options
 from quill.cli.options import Session
-from quill.cli.output import Output, size
+from quill.cli.output import Output
 from quill.config.settings import DataConfig
+from quill.units import size
 
 if TYPE_CHECKING:
     from quill.data.prepare import Observer

@@ -10,8 +10,9 @@ from typer import Argument, Option
 
 from quill.cli import options
 from quill.cli.options import Session
-from quill.cli.output import is_terminal, safe_line, size
+from quill.cli.output import is_terminal, safe_line
 from quill.errors import InputError, NotFoundError
+from quill.units import size
 
 if TYPE_CHECKING:
     from quill.cli.output import Output

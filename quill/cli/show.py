@@ -13,10 +13,11 @@ from quill.cli import options
 from quill.cli._reference import find, metrics_of, settings_of
 from quill.cli.list import ago, aliases_of, describe_draft, is_running
 from quill.cli.options import Session
-from quill.cli.output import count, duration, safe_line, size
+from quill.cli.output import safe_line
 from quill.errors import InputError, QuillError
 from quill.registry.draft import Draft
 from quill.registry.version import Version
+from quill.units import count, duration, size
 
 if TYPE_CHECKING:
     from quill.cli.output import Output

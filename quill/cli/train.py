@@ -13,10 +13,11 @@ from quill import strictjson
 from quill.cli import options
 from quill.cli._signals import Signals
 from quill.cli.options import Session
-from quill.cli.output import Output, count, duration, safe, size
+from quill.cli.output import Output, safe
 from quill.cli.prepare import watch as watch_data
 from quill.config.settings import SECTIONS
 from quill.errors import InputError
+from quill.units import count, duration, size
 
 if TYPE_CHECKING:
     from quill.config.settings import RunConfig

@@ -1,0 +1,90 @@
+"""Settings and parameters in errors become flags; what came from a file stays as it was written."""
+
+from __future__ import annotations
+
+import pytest
+
+from quill import errors
+from quill.cli import _flags, app
+
+FLAGS = {
+    "force": "--force",
+    "new_version": "--new-version",
+    "name": "--name",
+    "resume": "--resume",
+    "stream": "--stream",
+    "format_name": "--format",
+    "format": "--format",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("lower train.batch_size", "lower --batch-size"),
+        ("set train.device=auto", "set --device auto"),
+        ("train.device=cuda:1 needs CUDA", "--device cuda:1 needs CUDA"),
+        ("train.learning_rate=3e-4, train.min_lr=0.5.", "--learning-rate 3e-4, --min-lr 0.5."),
+        ("data.source=./notes.txt", "--data ./notes.txt"),
+        ('data.source="two words.txt"', "--data 'two words.txt'"),
+        ("train.init_from=hf:gpt2", "--from hf:gpt2"),
+        ("model.vocab_size=100 or data.vocab_size=90", "--model-vocab-size 100 or --vocab-size 90"),
+        ("model.bias=true, model.tie_embeddings=false", "--bias, --no-tie-embeddings"),
+        ("train.eval_iters=none", "--eval-iters none"),
+        ("raise sample.max_new_tokens", "raise --max-new-tokens"),
+        ("force=True", "--force"),
+        ("stream=False", "--no-stream"),
+        ("new_version=True trains m:v2, name= another", "--new-version trains m:v2, --name NAME another"),
+        ('resume="never"', "--resume never"),
+        ("resume='must'", "--resume must"),
+        ("name=my-model", "--name my-model"),
+        ('format="gguf"', "--format gguf"),
+        # What is not a setting or a parameter of this command stays.
+        ("'train.batch_size' = 0 in x.json is refused", "'train.batch_size' = 0 in x.json is refused"),
+        ("train.bin and model.safetensors", "train.bin and model.safetensors"),
+        ("quill config init > train.json", "quill config init > train.json"),
+        ("workers=2", "workers=2"),
+        ("a=b and x==y", "a=b and x==y"),
+        ("https://x.org/?name=a", "https://x.org/?name=a"),
+        ("--name=a", "--name=a"),
+    ],
+)
+def test_settings_and_parameters_become_flags(text, shown):
+    assert _flags.spell(text, FLAGS) == shown
+
+
+@pytest.mark.parametrize(
+    ("hint", "typed", "shown"),
+    [
+        ("--force", "export m", "quill export m --force"),
+        ("set --device auto", "train x.json --device cuda", "quill train x.json --device auto"),
+        ("--device auto", "train --device=cuda --json", "quill train --json --device auto"),
+        ("--batch-size 8", "train --batch_size 9 x.json", "quill train x.json --batch-size 8"),
+        ("--no-stream", "sample m --stream 'a b'", "quill sample m 'a b' --no-stream"),
+        ("--force", "rm -- -x", "quill rm --force -- -x"),
+        ("--dtype float32, --force", "export m", "quill export m --dtype float32 --force"),
+        ("lower --batch-size", "train", "lower --batch-size"),
+        ("quill doctor", "train", "quill doctor"),
+        ("--force", "sample m '" + "long " * 40 + "'", "--force"),
+        ("--force", "", "--force"),
+    ],
+)
+def test_a_hint_of_flags_is_the_command_as_typed_with_them(hint, typed, shown):
+    import shlex
+
+    assert _flags.complete(hint, "quill", shlex.split(typed)) == shown
+
+
+def test_the_boundary_speaks_in_flags(monkeypatch, capsys):
+    def dispatch(arguments: list[str]) -> int:
+        raise errors.RefusedError(
+            "'m' exists", why="train.device=cuda and new_version=False were given", hint="new_version=True"
+        )
+
+    monkeypatch.setattr(app, "_dispatch", dispatch)
+    assert app.main(["train", "--config", "m.json"]) == 4
+    assert capsys.readouterr().err.splitlines() == [
+        "error: 'm' exists",
+        "  why: --device cuda and --no-new-version were given",
+        "  try: quill train --config m.json --new-version",
+    ]
