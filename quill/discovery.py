@@ -22,7 +22,6 @@ _SHARED = {
         "exporting",
         "importing",
         "plain_gpt2",
-        "precision",
         "tokenizer_json",
         "torch_files",
         "vocabulary",

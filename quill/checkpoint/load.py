@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from quill.checkpoint import weights as tensors
+from quill.checkpoint.precision import refuse_overflow
 from quill.checkpoint.resume_state import load_state as load_state
 from quill.checkpoint.resume_state import save_state as save_state
 from quill.errors import CorruptError, InputError
@@ -130,13 +131,9 @@ def save_weights(
     """
     import torch
 
+    refuse_overflow(model.state_dict(), dtype)
     kind: torch.dtype = getattr(torch, dtype)
     weights = {name: t.detach().to(kind) for name, t in model.state_dict().items()}
-    if kind == torch.float16:
-        for name, t in model.state_dict().items():
-            if bool((weights[name].isinf() & t.isfinite()).any()):
-                why = f"'{name}' goes up to {t.abs().max():,.0f}, float16 up to 65,504"
-                raise InputError("the weights do not fit float16", why=why, hint="use bfloat16")
     tensors.write(path, weights, check=check)
 
 

@@ -7,7 +7,7 @@ translates, and asks the foreign program what it makes of the result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,9 +29,7 @@ class Incoming:
 
     Attributes:
         model: Its shape; vocab_size is set.
-        weights: Tensors by quill's names, shaped as quill has them. May be lazy: each is read, and
-            transposed where the formats differ, when it is asked for, so that a large model never is in
-            memory whole.
+        weights: Tensors by quill's names, shaped as quill has them; `LazyTensors` for large models.
         tokenizer: Its own.
         facts: What else the source tells, for the manifest: "steps", "best_val_loss", "seconds".
         notes: What a person should know of the translation, a sentence each.
@@ -56,6 +54,29 @@ class Beside:
 
     config: Path | None = None
     tokenizer: str | None = None
+
+
+class LazyTensors(Mapping[str, "Tensor"]):
+    """Tensors by name, each made when it is looked up, so that a large model is never in memory whole.
+
+    Args:
+        makers: The function that makes each tensor.
+    """
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
+        self._makers = dict(makers)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._makers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
 
 
 class Format:

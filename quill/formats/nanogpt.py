@@ -19,9 +19,9 @@ from quill import fsio
 from quill.config import reading
 from quill.config.settings import ModelConfig
 from quill.errors import CorruptError, InputError, NotFoundError
-from quill.formats import vocabulary as _vocabulary
-from quill.formats.base import Beside, Format, Incoming
-from quill.formats.torch_files import pickles as _pickles
+from quill.formats import vocabulary
+from quill.formats.base import Beside, Format, Incoming, LazyTensors
+from quill.formats.torch_files.torch_file import Stored, TorchFile, looks_like, save
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,9 +112,9 @@ class NanoGPT(Format):
         }
         with fsio.guard(path, "write"):
             path.mkdir()
-        _pickles.save(model, document, path / FILE)
+        save(model, document, path / FILE)
         if tokenizer.kind == "char":
-            meta = pickle.dumps(_vocabulary.meta(tokenizer), protocol=4)
+            meta = pickle.dumps(vocabulary.meta(tokenizer), protocol=4)
             fsio.write_bytes(path / META, meta, durable=False)
             notes.append(
                 f"nanoGPT's sample.py looks for the characters in data/{name}/{META} of its own folder: "
@@ -132,8 +132,8 @@ class NanoGPT(Format):
         if path.suffix not in (".pt", ".pth") or not path.is_file():
             return False
         # A ckpt.pt that cannot be looked into is nanoGPT's all the same, and `read` says what is wrong.
-        named = path.name == FILE and not _pickles.looks_like(path, b"token_embedding_table.weight")
-        return named or _pickles.looks_like(path, MARK)
+        named = path.name == FILE and not looks_like(path, b"token_embedding_table.weight")
+        return named or looks_like(path, MARK)
 
     def read(self, path: Path, beside: Beside) -> Incoming:
         """Read a checkpoint and find its vocabulary."""
@@ -147,7 +147,7 @@ class NanoGPT(Format):
             path = path / FILE
             if not path.exists():
                 raise NotFoundError(f"no {FILE} in '{path.parent}'", why="nanoGPT keeps its model in it")
-        checkpoint = _pickles.Checkpoint(path)
+        checkpoint = TorchFile(path)
         document = checkpoint.value
         if not isinstance(document, dict):
             raise CorruptError(f"'{path}' is no checkpoint of nanoGPT", why="it holds no dict")
@@ -165,7 +165,7 @@ class NanoGPT(Format):
         checkpoint.verify(stored)
         if document.get("optimizer"):
             notes.append("The optimizer's state is left behind; fine-tuning starts with a fresh one.")
-        weights = _pickles.Views({n: partial(checkpoint.tensor, s) for n, s in stored.items()})
+        weights = LazyTensors({n: partial(checkpoint.tensor, s) for n, s in stored.items()})
         return Incoming(config, weights, tokenizer, _facts(document, checkpoint), tuple(notes))
 
 
@@ -196,16 +196,16 @@ def _fresh_optimizer(
     return torch.optim.AdamW(groups, lr=rate, betas=betas).state_dict()
 
 
-def _by_our_names(model: Any, path: Path) -> dict[str, _pickles.Stored]:
+def _by_our_names(model: Any, path: Path) -> dict[str, Stored]:
     if not isinstance(model, dict) or not model:
         raise CorruptError(
             f"'{path}' is no checkpoint of nanoGPT",
             why="it has no 'model' with the weights",
             hint="a file that holds weights alone lacks the number of heads: keep the whole checkpoint",
         )
-    found: dict[str, _pickles.Stored] = {}
+    found: dict[str, Stored] = {}
     for name, value in model.items():
-        if not isinstance(name, str) or not isinstance(value, _pickles.Stored):
+        if not isinstance(name, str) or not isinstance(value, Stored):
             raise CorruptError(
                 f"'{path}' is no checkpoint of nanoGPT", why="its 'model' holds more than weights"
             )
@@ -216,7 +216,7 @@ def _by_our_names(model: Any, path: Path) -> dict[str, _pickles.Stored]:
     return found
 
 
-def _is_tied(stored: Mapping[str, _pickles.Stored], checkpoint: _pickles.Checkpoint) -> bool:
+def _is_tied(stored: Mapping[str, Stored], checkpoint: TorchFile) -> bool:
     """Whether the head is the embedding: the same bytes, or equal ones."""
     head, table = stored.get("lm_head.weight"), stored.get("wte.weight")
     if head is None or table is None or head == table:
@@ -226,7 +226,7 @@ def _is_tied(stored: Mapping[str, _pickles.Stored], checkpoint: _pickles.Checkpo
     return bool((checkpoint.tensor(head) == checkpoint.tensor(table)).all())
 
 
-def _config(arguments: Any, stored: Mapping[str, _pickles.Stored], tied: bool, path: Path) -> ModelConfig:
+def _config(arguments: Any, stored: Mapping[str, Stored], tied: bool, path: Path) -> ModelConfig:
     """The shape: what tensors tell is taken from them, the rest from model_args."""
     given = arguments if isinstance(arguments, dict) else {}
 
@@ -263,21 +263,21 @@ def _tokenizer(
 ) -> tuple[Tokenizer, list[str]]:
     """The vocabulary: what was given, else meta.pkl beside the checkpoint or with its data, else GPT-2's."""
     if beside.tokenizer:
-        return _vocabulary.given(beside.tokenizer, rows), []
+        return vocabulary.given(beside.tokenizer, rows), []
     others: list[str] = []
     for place in _places(path.parent, config.get("dataset")):
         try:
-            tokenizer = _vocabulary.from_meta(place)
+            tokenizer = vocabulary.from_meta(place)
         except FileNotFoundError:
             continue
-        found = _vocabulary.shown(place, path)
+        found = vocabulary.shown(place, path)
         if tokenizer.vocab_size == rows:
             return tokenizer, [f"Its characters are those of {found}."]
         others.append(f"{found} has {tokenizer.vocab_size:,} characters")
     notes = [f"{other}, the model {rows:,} tokens: it is of another run, and left out." for other in others]
     named = config.get("tokenizer") == "gpt2" and rows >= _GPT2_ROWS[0]
     if named or rows in _GPT2_ROWS:
-        return _vocabulary.published_tokenizer("gpt2"), notes
+        return vocabulary.published_tokenizer("gpt2"), notes
     others = others or [f"there is no {META} beside it or with its data"]
     raise InputError(
         f"the vocabulary of '{path}' is missing",
@@ -294,9 +294,9 @@ def _places(folder: Path, dataset: Any) -> Iterator[Path]:
             yield data / dataset / META
 
 
-def _facts(document: Mapping[Any, Any], checkpoint: _pickles.Checkpoint) -> dict[str, Any]:
+def _facts(document: Mapping[Any, Any], checkpoint: TorchFile) -> dict[str, Any]:
     steps, loss = document.get("iter_num"), document.get("best_val_loss")
-    if isinstance(loss, _pickles.Stored) and loss.numel == 1:
+    if isinstance(loss, Stored) and loss.numel == 1:
         loss = checkpoint.tensor(loss).item()
     facts: dict[str, Any] = {}
     if type(steps) is int and steps >= 0:

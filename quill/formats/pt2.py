@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from quill import fsio, strictjson
+from quill.checkpoint.precision import refuse_overflow
 from quill.errors import CorruptError
 from quill.formats import base
 
@@ -39,8 +40,6 @@ class Pt2(base.Format):
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
         """Write the traced model with its tokenizer and config beside it in the archive."""
         import torch
-
-        from quill.formats.precision import refuse_overflow
 
         refuse_overflow(checkpoint.model.state_dict(), dtype)
         program = _trace(checkpoint.model, getattr(torch, dtype))

@@ -8,7 +8,7 @@ from typing import Any
 
 from quill import discovery, fsio
 from quill.errors import CorruptError, InputError, NotFoundError
-from quill.formats.torch_files import pickles as _pickles
+from quill.formats.torch_files.torch_file import read_plain
 from quill.tokenizers import base
 from quill.tokenizers.char import CharTokenizer
 
@@ -62,7 +62,7 @@ def from_meta(path: Path) -> CharTokenizer:
         FileNotFoundError: There is none.
         CorruptError: It is damaged, not safe to read, or holds something else.
     """
-    meta = _pickles.read_plain(path)
+    meta = read_plain(path)
     if not isinstance(meta, dict) or not isinstance(meta.get("itos"), dict):
         raise CorruptError(f"'{path}' holds no vocabulary", why="it has no table 'itos'")
     itos, stoi = meta["itos"], meta.get("stoi")

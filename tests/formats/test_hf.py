@@ -152,6 +152,7 @@ def test_weights_that_float16_cannot_hold_are_refused(publish, tmp_path):
         loaded.model.h[0].ln_1.weight[0] = 1e6
     with pytest.raises(InputError, match="do not fit float16") as caught:
         HF.write(loaded, tmp_path / "out", "float16")
+    assert "ln_1.weight" in caught.value.why
     assert "bfloat16" in caught.value.hint
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from quill.checkpoint.precision import refuse_overflow
 from quill.errors import CorruptError, InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Q8_VALUES = 32
-_LARGEST_HALF = 65504.0
 # Values converted at a time, so that a large embedding is not in memory twice.
 _PIECE = 1 << 20
 
@@ -88,17 +88,16 @@ def encode(values: Tensor, dtype: str, name: str) -> Iterator[Any]:
     Raises:
         InputError: A value is too large for the type, or none at all.
     """
+    refuse_overflow({name: values}, dtype)
     flat = values.detach().contiguous().reshape(-1)
     if dtype == "float32":
         yield flat.numpy()
         return
-    most = _LARGEST_HALF * (127 if dtype == "q8_0" else 1)
     for start in range(0, len(flat), _PIECE):
         piece = flat[start : start + _PIECE]
-        # Written so that NaN fails it too.
-        if not bool((piece.abs() <= most).all()):
-            why = f"'{name}' holds {piece.abs().max():,.0f}, {dtype} goes up to {most:,.0f}"
-            raise InputError(f"the weights do not fit {dtype}", why=why, hint="--dtype float32")
+        if not bool(piece.isfinite().all()):
+            why = f"'{name}' contains NaN or infinity"
+            raise InputError(f"the weights do not fit {dtype}", why=why, hint="choose float32")
         yield quantise(piece.numpy()) if dtype == "q8_0" else piece.half().numpy()
 
 

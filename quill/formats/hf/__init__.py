@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from quill import fsio, strictjson
+from quill.checkpoint.precision import refuse_overflow
 from quill.errors import CorruptError, InputError, QuillError
 from quill.formats import base, tokenizer_json
 from quill.formats.hf import model as models
@@ -122,14 +123,9 @@ class HuggingFace(base.Format):
 def _cast(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     import torch
 
+    refuse_overflow(weights, dtype)
     kind: torch.dtype = getattr(torch, dtype)
-    made = {name: value.to(kind) for name, value in weights.items()}
-    if kind == torch.float16:
-        for name, value in weights.items():
-            if bool((made[name].isinf() & value.isfinite()).any()):
-                why = f"'{name}' goes up to {value.abs().max():,.0f}, float16 up to 65,504"
-                raise InputError("the weights do not fit float16", why=why, hint="--dtype bfloat16")
-    return made
+    return {name: value.to(kind) for name, value in weights.items()}
 
 
 def _card(checkpoint: Checkpoint, architecture: str, notes: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from quill import fsio
+from quill.checkpoint.precision import refuse_overflow
 from quill.errors import CorruptError
 from quill.formats import base, tokenizer_json
 
@@ -57,7 +58,6 @@ class Onnx(base.Format):
 
         import quill
         from quill.formats.onnx.graph import WeightsFile
-        from quill.formats.precision import refuse_overflow
 
         model = checkpoint.model
         refuse_overflow(model.state_dict(), dtype)

@@ -24,9 +24,9 @@ from quill.config import reading
 from quill.config.settings import ModelConfig
 from quill.errors import CorruptError, InputError, NotFoundError
 from quill.formats import nanogpt
-from quill.formats.base import Beside, Format, Incoming
-from quill.formats.quillgpt import config as _quillgpt_config
-from quill.formats.torch_files import pickles as _pickles
+from quill.formats.base import Beside, Format, Incoming, LazyTensors
+from quill.formats.quillgpt.config import CONFIG, find_vocabulary
+from quill.formats.torch_files.torch_file import Stored, TorchFile, save
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,10 +133,10 @@ class QuillGPT(Format):
         with fsio.guard(path, "write"):
             path.mkdir()
         theirs = dict(_their_tensors(weights, config, mask))
-        _pickles.save(weights, theirs, file)
+        save(weights, theirs, file)
         # Their readers take the encoding of the system, so nothing but ASCII may be in it.
         text = json.dumps(settings, indent=4, allow_nan=False) + "\n"
-        fsio.write_bytes(path / _quillgpt_config.FILE, text.encode("ascii"), durable=False)
+        fsio.write_bytes(path / CONFIG, text.encode("ascii"), durable=False)
         return tuple(notes)
 
     def recognises(self, path: Path) -> bool:
@@ -160,10 +160,10 @@ class QuillGPT(Format):
                     raise NotFoundError(f"no model in '{path}'", why=why)
                 raise InputError(f"which model in '{path}' is meant?", why=why, hint="give the file itself")
             path = files[0]
-        checkpoint = _pickles.Checkpoint(path)
+        checkpoint = TorchFile(path)
         stored, mask = _state(checkpoint.value, path)
         settings = _shape(stored, mask, path)
-        tokenizer, dropout, notes = _quillgpt_config.vocabulary(path, settings, beside, mask)
+        tokenizer, dropout, notes = find_vocabulary(path, settings, beside, mask)
         if dropout is not None:
             settings["dropout"] = dropout
         config = reading.check(ModelConfig, settings, origin=f"the shape of {path}", error=CorruptError)
@@ -219,12 +219,12 @@ def _files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix in _ENDINGS and f.is_file())
 
 
-def _state(value: Any, path: Path) -> tuple[dict[str, _pickles.Stored], str]:
+def _state(value: Any, path: Path) -> tuple[dict[str, Stored], str]:
     """The weights of a file without its masks, and what those are called."""
-    stored: dict[str, _pickles.Stored] = {}
+    stored: dict[str, Stored] = {}
     masks = set()
     for name, tensor in value.items() if isinstance(value, dict) else ():
-        if not isinstance(name, str) or not isinstance(tensor, _pickles.Stored):
+        if not isinstance(name, str) or not isinstance(tensor, Stored):
             stored.clear()
             break
         if found := _MASK.fullmatch(name):
@@ -243,7 +243,7 @@ def _state(value: Any, path: Path) -> tuple[dict[str, _pickles.Stored], str]:
     return stored, masks.pop()
 
 
-def _shape(stored: Mapping[str, _pickles.Stored], mask: str, path: Path) -> dict[str, Any]:
+def _shape(stored: Mapping[str, Stored], mask: str, path: Path) -> dict[str, Any]:
     """What tensors tell of a model: everything but its dropout and what its tokens mean."""
 
     def of(name: str) -> tuple[int, ...]:
@@ -265,8 +265,8 @@ def _shape(stored: Mapping[str, _pickles.Stored], mask: str, path: Path) -> dict
 
 
 def _our_tensors(
-    checkpoint: _pickles.Checkpoint, stored: Mapping[str, _pickles.Stored], config: ModelConfig, path: Path
-) -> _pickles.Views:
+    checkpoint: TorchFile, stored: Mapping[str, Stored], config: ModelConfig, path: Path
+) -> LazyTensors:
     """The model by quill's names; a layer's heads are put together when they are asked for."""
     left, makers = dict(stored), {}
     shape = (config.head_size, config.n_embd)
@@ -275,7 +275,7 @@ def _our_tensors(
         if name in left:
             makers[where] = partial(checkpoint.tensor, left.pop(name))
 
-    def fused(parts: tuple[_pickles.Stored, ...]) -> Tensor:
+    def fused(parts: tuple[Stored, ...]) -> Tensor:
         import torch
 
         return torch.cat([checkpoint.tensor(part) for part in parts])
@@ -303,4 +303,4 @@ def _our_tensors(
         makers[f"h.{i}.attn.c_attn.weight"] = partial(fused, tuple(parts))
     # What is left is in no such model; it goes on under its own name, and is refused by it.
     makers |= {name: partial(checkpoint.tensor, s) for name, s in left.items()}
-    return _pickles.Views(makers)
+    return LazyTensors(makers)

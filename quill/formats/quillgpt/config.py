@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill import fsio, strictjson
-from quill.config import flat as lineage
+from quill.config import flat
 from quill.errors import InputError, NotFoundError, QuillError, ResourceError
-from quill.formats import vocabulary as _vocabulary
+from quill.formats import vocabulary
 
 if TYPE_CHECKING:
     from quill.formats.base import Beside
     from quill.tokenizers.base import Tokenizer
 
-FILE = "config.json"
+CONFIG = "config.json"
 _MOST_BYTES = 32 << 20
 _MOST_CONFIGS = 200
 # What a config must say of a model for it to be that model's.
 _SHAPE = ("vocab_size", "block_size", "n_embd", "n_head", "n_layer")
 
 
-def vocabulary(
+def find_vocabulary(
     path: Path, shape: Mapping[str, Any], beside: Beside, mask: str
 ) -> tuple[Tokenizer, float | None, list[str]]:
     """The characters and the dropout: from the config, which is given or found, or from a text.
@@ -60,12 +60,12 @@ def vocabulary(
         if found is None:
             raise _nothing_beside(path, rows, mask)
         place, document = found
-        notes.append(f"Its config is {_vocabulary.shown(place, path)}.")
+        notes.append(f"Its config is {vocabulary.shown(place, path)}.")
     dropout = document.get("dropout")
     if beside.tokenizer:
-        tokenizer: Tokenizer = _vocabulary.given(beside.tokenizer, rows)
+        tokenizer: Tokenizer = vocabulary.given(beside.tokenizer, rows)
     else:
-        tokenizer = _vocabulary.characters(_table(document) or [], str(beside.config or path))
+        tokenizer = vocabulary.characters(_table(document) or [], str(beside.config or path))
         if list(tokenizer.to_dict()["vocabulary"]) != sorted(tokenizer.to_dict()["vocabulary"]):
             notes.append(
                 "Its characters are in no order: a revision of QuillGPT numbered them anew in every run. "
@@ -81,7 +81,7 @@ def _fitting(path: Path, shape: Mapping[str, Any]) -> tuple[Path, dict[str, Any]
         InputError: There are several, whose characters differ.
     """
     folder = path.absolute().parent
-    for place in (path.with_suffix(".json"), folder / FILE):
+    for place in (path.with_suffix(".json"), folder / CONFIG):
         if (document := _if_it_fits(place, shape)) is not None:
             return place, document
     found: list[tuple[Path, dict[str, Any]]] = []
@@ -152,7 +152,7 @@ def _table(document: Mapping[str, Any]) -> list[str] | None:
         InputError: Its tables are not one permutation.
     """
     tables = {k: document[k] for k in ("encode", "decode") if k in document}
-    found: list[str] | None = lineage.to_sections(tables)["data"].get("vocabulary")
+    found: list[str] | None = flat.to_sections(tables)["data"].get("vocabulary")
     return found
 
 
@@ -168,6 +168,6 @@ def _nothing_beside(path: Path, rows: int, mask: str) -> InputError:
         )
     return InputError(
         f"the config of '{path}' is missing",
-        why=f"no {path.stem}.json or {FILE} beside it has its shape and its {rows} characters",
-        hint=f"--config FILE, or --tokenizer {given} for the text that it was trained on",
+        why=f"no {path.stem}.json or {CONFIG} beside it has its shape and its {rows} characters",
+        hint=f"--config CONFIG, or --tokenizer {given} for the text that it was trained on",
     )

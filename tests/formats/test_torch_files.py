@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from quill.errors import CorruptError, ResourceError
-from quill.formats.torch_files import child as _pickle_child
-from quill.formats.torch_files import pickles as _pickles
+from quill.formats.torch_files import child, torch_file
+from quill.formats.torch_files.torch_file import Stored, TorchFile, read_plain
 from quill.formats.torch_files.zip import MOST_RECORDS
 
 REBUILD = torch._utils._rebuild_tensor_v2
@@ -73,18 +73,18 @@ def tensor(shape: Any, stride: Any, numel: Any = 4, offset: Any = 0, **storage: 
 def refused(path: Path) -> CorruptError:
     began = time.monotonic()
     with pytest.raises(CorruptError) as caught:
-        _pickles.Checkpoint(path)
+        TorchFile(path)
     assert caught.value.exit_code == 5
     assert time.monotonic() - began < 30
     return caught.value
 
 
-def loaded(value: Any, checkpoint: _pickles.Checkpoint) -> Any:
+def loaded(value: Any, checkpoint: TorchFile) -> Any:
     if isinstance(value, dict):
         return {k: loaded(v, checkpoint) for k, v in value.items()}
     if isinstance(value, list):
         return [loaded(v, checkpoint) for v in value]
-    return checkpoint.tensor(value) if isinstance(value, _pickles.Stored) else value
+    return checkpoint.tensor(value) if isinstance(value, Stored) else value
 
 
 def same(ours: Any, theirs: Any) -> bool:
@@ -119,7 +119,7 @@ def everything() -> dict[str, Any]:
 def test_what_torch_saves_reads_as_torch_reads_it(tmp_path, protocol):
     path, value = tmp_path / "a.pt", everything()
     torch.save(value, path, pickle_protocol=protocol)
-    checkpoint = _pickles.Checkpoint(path)
+    checkpoint = TorchFile(path)
     assert same(loaded(checkpoint.value, checkpoint), value)
     stored = checkpoint.value["views"]
     assert stored[0].record == stored[1].record != stored[5].record
@@ -129,7 +129,7 @@ def test_tensors_are_read_from_the_file_and_writing_to_one_changes_no_file(tmp_p
     path = tmp_path / "a.pt"
     torch.save({"w": torch.zeros(100)}, path)
     before = path.read_bytes()
-    checkpoint = _pickles.Checkpoint(path)
+    checkpoint = TorchFile(path)
     checkpoint.tensor(checkpoint.value["w"]).fill_(1)
     assert path.read_bytes() == before
     assert not checkpoint.tensor(checkpoint.value["w"]).any()
@@ -141,7 +141,7 @@ def test_a_storage_that_lies_askew_is_read_all_the_same(tmp_path):
         path = zipped(
             tmp_path / f"{odd}.pt", {"w": tensor((4,), (1,))}, {"x" * (odd + 1): b"", "data/0": numbers}
         )
-        checkpoint = _pickles.Checkpoint(path)
+        checkpoint = TorchFile(path)
         assert checkpoint.tensor(checkpoint.value["w"]).tolist() == [1, 2, 3, 4]
 
 
@@ -151,7 +151,7 @@ def test_a_flipped_bit_of_a_weight_is_found(tmp_path):
     raw = bytearray(path.read_bytes())
     raw[raw.index(struct.pack("<f", 7.25)) + 400] ^= 1
     path.write_bytes(raw)
-    checkpoint = _pickles.Checkpoint(path)
+    checkpoint = TorchFile(path)
     with pytest.raises(CorruptError, match="damaged") as caught:
         checkpoint.verify(checkpoint.value)
     assert "checksum" in caught.value.why
@@ -164,7 +164,7 @@ def test_a_file_without_checksums_is_read(tmp_path):
         torch.save({"w": torch.arange(5.0)}, path)
     finally:
         torch.serialization.set_crc32_options(before)
-    checkpoint = _pickles.Checkpoint(path)
+    checkpoint = TorchFile(path)
     checkpoint.verify(checkpoint.value)
     assert checkpoint.tensor(checkpoint.value["w"]).tolist() == [0, 1, 2, 3, 4]
 
@@ -172,7 +172,7 @@ def test_a_file_without_checksums_is_read(tmp_path):
 def test_a_file_that_shrinks_while_it_is_read_is_damaged(tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"w": torch.zeros(100_000)}, path)
-    checkpoint = _pickles.Checkpoint(path)
+    checkpoint = TorchFile(path)
     os.truncate(path, 5000)
     with pytest.raises(CorruptError, match="damaged"):
         checkpoint.verify(checkpoint.value)
@@ -279,7 +279,7 @@ for attempt in attempts:
 @pytest.mark.skipif(sys.platform != "linux", reason="not every system has all of these limits")
 def test_f44_the_reader_can_neither_open_write_nor_start_anything():
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", LIMITED, _pickle_child.__file__],
+        [sys.executable, "-I", "-S", "-c", LIMITED, child.__file__],
         capture_output=True,
         text=True,
         timeout=60,
@@ -429,7 +429,7 @@ def test_f45_many_views_of_one_storage_are_counted(tmp_path):
     assert "2,002,000 bytes" in error.why
     # The same view by many names is one: tied weights.
     tied = {f"w{i}": tensor((n,), (1,), numel=n) for i in range(n)}
-    assert len(_pickles.Checkpoint(zipped(tmp_path / "b.pt", tied, {"data/0": bytes(4 * n)})).value) == n
+    assert len(TorchFile(zipped(tmp_path / "b.pt", tied, {"data/0": bytes(4 * n)})).value) == n
 
 
 def _unfolding() -> bytes:
@@ -471,20 +471,20 @@ def test_f45_a_pickle_that_unfolds_is_refused(name, kind, tmp_path):
     path = tmp_path / "meta.pkl"
     path.write_bytes(raw)
     with pytest.raises(CorruptError):
-        _pickles.read_plain(path)
+        read_plain(path)
 
 
 MEASURE = """
 import json, resource, sys
 from pathlib import Path
 from quill.errors import CorruptError
-from quill.formats.torch_files import pickles as _pickles
+from quill.formats.torch_files.torch_file import TorchFile
 def peak():
     # Unlike ru_maxrss, this does not begin with what the process that started this one had.
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 before = peak()
 for name in sys.argv[1:]:
-    try: _pickles.Checkpoint(Path(name))
+    try: TorchFile(Path(name))
     except CorruptError: continue
     sys.exit(name + " was read")
 children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
@@ -525,7 +525,7 @@ def test_damage_anywhere_is_refused_or_reads_as_plain_values(tmp_path):
         raw[at] ^= 1 << dice.randrange(8)
         path.write_bytes(raw)
         try:
-            checkpoint = _pickles.Checkpoint(path)
+            checkpoint = TorchFile(path)
             loaded(checkpoint.value, checkpoint)
         except CorruptError:
             continue
@@ -557,7 +557,7 @@ def test_devices_and_folders_are_refused_and_links_are_followed(tmp_path):
         refused(path)
     torch.save({"n": 1}, tmp_path / "a.pt")
     (tmp_path / "link.pt").symlink_to("a.pt")
-    assert _pickles.Checkpoint(tmp_path / "link.pt").value == {"n": 1}
+    assert TorchFile(tmp_path / "link.pt").value == {"n": 1}
 
 
 META = {"vocab_size": 2, "itos": {0: "\n", 1: "ß"}, "stoi": {"\n": 0, "ß": 1}}
@@ -568,7 +568,7 @@ def test_plain_values_read_as_they_were(tmp_path, protocol):
     path = tmp_path / "meta.pkl"
     for value in (META, {}, [1, [2, "x"], {"a": [-5]}], 7, "text"):
         path.write_bytes(pickle.dumps(value, protocol))
-        assert _pickles.read_plain(path) == value
+        assert read_plain(path) == value
 
 
 @pytest.mark.parametrize(
@@ -580,7 +580,7 @@ def test_f44_anything_else_in_a_plain_pickle_is_refused(value, tmp_path):
     path = tmp_path / "meta.pkl"
     path.write_bytes(pickle.dumps(value, 4))
     with pytest.raises(CorruptError, match="not safe"):
-        _pickles.read_plain(path)
+        read_plain(path)
 
 
 @pytest.mark.parametrize("name", ["os.system", "eval", "open", "subprocess"])
@@ -589,7 +589,7 @@ def test_f44_a_plain_pickle_calls_for_nothing(name, tmp_path):
     for protocol in range(6):
         path.write_bytes(pickle.dumps({"itos": CALLS[name](str(mark))}, protocol))
         with pytest.raises(CorruptError):
-            _pickles.read_plain(path)
+            read_plain(path)
     assert os.listdir(tmp_path) == ["meta.pkl"]
 
 
@@ -597,15 +597,15 @@ def test_a_reader_that_cannot_be_started_is_not_blamed_on_the_file(tmp_path, mon
     path = zipped(tmp_path / "a.pt", {})
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     with pytest.raises(ResourceError, match="cannot read"):
-        _pickles.Checkpoint(path)
+        TorchFile(path)
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(ResourceError) as caught:
-        _pickles.Checkpoint(path)
+        TorchFile(path)
     assert "before it began" in caught.value.why
 
 
 def test_a_reader_that_takes_too_long_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(_pickles, "WALL_SECONDS", 0.001)
+    monkeypatch.setattr(torch_file, "WALL_SECONDS", 0.001)
     assert "seconds" in refused(zipped(tmp_path / "a.pt", {})).why
 
 
@@ -615,5 +615,5 @@ def test_the_readers_environment_is_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "json.py"))
     monkeypatch.chdir(tmp_path)
-    assert _pickles.Checkpoint(zipped(tmp_path / "a.pt", {"n": 1})).value == {"n": 1}
+    assert TorchFile(zipped(tmp_path / "a.pt", {"n": 1})).value == {"n": 1}
     assert not (tmp_path / "mark").exists()

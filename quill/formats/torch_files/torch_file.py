@@ -1,7 +1,7 @@
 """Foreign pickles: `.pt` files of torch.save and nanoGPT's meta.pkl, read without ever running one.
 
 The container is checked here; the pickle in it goes to a process of its own, that gives back plain values
-and where tensors would lie (`_pickle_child`). Each of these is then held against the bytes there are, so
+and where tensors would lie (`child`). Each of these is then held against the bytes there are, so
 that a tensor is never more than its share of the file, and is read from the file itself when it is asked for.
 """
 
@@ -12,14 +12,14 @@ import os
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quill import fsio, strictjson
 from quill.errors import CorruptError, ResourceError
-from quill.formats.torch_files import child as _pickle_child
+from quill.formats.torch_files import child
 from quill.formats.torch_files.zip import TorchZip
 from quill.registry.version import refuse
 
@@ -62,7 +62,7 @@ class Stored(NamedTuple):
         return self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
 
 
-class Checkpoint:
+class TorchFile:
     """What a file of torch.save holds.
 
     Args:
@@ -87,7 +87,7 @@ class Checkpoint:
             raise self._zip.unsafe(f"{shown}, not a file of weights")
         if "byteorder" in records and self._zip.read("byteorder", 16) != b"little":
             raise self._zip.damaged("its numbers are not little-endian")
-        pickled = self._zip.read("data.pkl", _pickle_child.MOST_BYTES)
+        pickled = self._zip.read("data.pkl", child.MOST_BYTES)
         self._claimed: dict[Stored, int] = {}
         self.value = self._resolve(_ask(pickled, "checkpoint", path))
         if sum(self._claimed.values()) > self._zip.size:
@@ -161,26 +161,6 @@ class Checkpoint:
         return stored
 
 
-class Views(Mapping[str, "Tensor"]):
-    """Tensors by name, each made when it is asked for.
-
-    Args:
-        makers: What makes each.
-    """
-
-    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
-        self._makers = dict(makers)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._makers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-
 def read_plain(path: Path) -> Any:
     """Read a pickle that holds dicts, lists, text and whole numbers, and nothing else.
 
@@ -194,9 +174,9 @@ def read_plain(path: Path) -> Any:
     """
     with fsio.open_plain(Path(os.path.realpath(path))) as file, fsio.guard(path, "read"):
         size = os.fstat(file.fileno()).st_size
-        raw = b"" if size > _pickle_child.MOST_BYTES else file.read(size)
+        raw = b"" if size > child.MOST_BYTES else file.read(size)
     if raw[:1] != b"\x80":
-        too_large = f"it has {size:,} bytes, at most {_pickle_child.MOST_BYTES:,} are read"
+        too_large = f"it has {size:,} bytes, at most {child.MOST_BYTES:,} are read"
         refuse(path, raw[:512] or b"?", size, "it is no pickle" if raw else too_large)
     return _plain(_ask(raw, "plain", path))
 
@@ -249,7 +229,7 @@ def _ask(pickled: bytes, kind: str, path: Path) -> Any:
         ResourceError: It could not be started.
     """
     # Isolated and without site packages: nothing but the standard library is in reach of it.
-    command = [sys.executable, "-I", "-S", "-B", _pickle_child.__file__, kind]
+    command = [sys.executable, "-I", "-S", "-B", child.__file__, kind]
     environment = {k: v for k in _KEPT_ENVIRONMENT if (v := os.environ.get(k))}
     unsafe = f"'{path}' is not safe to read"
     try:
@@ -265,13 +245,13 @@ def _ask(pickled: bytes, kind: str, path: Path) -> Any:
         raise CorruptError(unsafe, why=f"reading it takes more than {WALL_SECONDS} seconds") from None
     except OSError as e:
         raise _no_process(path, e.strerror or str(e)) from None
-    if not done.stdout.startswith(_pickle_child.READY):
+    if not done.stdout.startswith(child.READY):
         raise _no_process(path, f"it ended with {done.returncode} before it began")
     if done.returncode:
         stopped = "it took too much time or memory" if done.returncode < 0 else "it broke its reader"
         raise CorruptError(unsafe, why=f"{stopped} (exit {done.returncode})")
     origin = f"the reader of {path}"
-    answer = strictjson.parse(done.stdout[len(_pickle_child.READY) :], origin=origin, error=CorruptError)
+    answer = strictjson.parse(done.stdout[len(child.READY) :], origin=origin, error=CorruptError)
     if "refused" in answer:
         raise CorruptError(unsafe, why=answer["refused"])
     return answer["value"]
