@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from quill.config.settings import RunConfig
-    from quill.data.shards import Dataset
+    from quill.data.store import Dataset
     from quill.evaluation.measure import Figures
     from quill.formats.exporting import Exported
     from quill.generation.generator import Generator
@@ -65,9 +65,10 @@ def prepare(
     from quill.config import reading
     from quill.config.settings import DataConfig
     from quill.data import prepare as preparing
+    from quill.data.store import locate
 
     config = reading.check(DataConfig, {"source": source, **data}, origin="prepare()")
-    return preparing.prepare(config, preparing.locate(_registry(registry).root), name=name)
+    return preparing.prepare(config, locate(_registry(registry).root), name=name)
 
 
 def train(
@@ -94,7 +95,7 @@ def train(
 
     from quill.config import reading
     from quill.config.settings import RunConfig
-    from quill.data.prepare import locate
+    from quill.data.store import locate
     from quill.training import run
 
     if isinstance(config, RunConfig):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from quill.checkpoint.load import Checkpoint
     from quill.data.batches import Tokens
     from quill.data.prepare import Observer
-    from quill.data.shards import Dataset, Split
+    from quill.data.store import Dataset, Split
 
 
 class Measured(NamedTuple):
@@ -97,8 +97,8 @@ def _find(
     session: Session, loaded: Checkpoint, data: str | None, split: Split | None, observer: Observer
 ) -> Measured:
     """The text a model is to be measured on, in its own tokens."""
-    from quill.data import named, prepare
-    from quill.data.shards import MANIFEST, Dataset
+    from quill.data import named_sources, prepare
+    from quill.data.store import MANIFEST, Dataset
 
     root = session.datasets()
     if data is None:
@@ -108,13 +108,13 @@ def _find(
                 why="it was made elsewhere",
                 hint=f"quill eval {loaded.version.reference} --data TEXT",
             )
-        return _of_dataset(loaded, prepare.resolve(loaded.config.data, root, observer), split or "val")
+        return _of_dataset(loaded, prepare.ensure(loaded.config.data, root, observer), split or "val")
     if "/" not in data and (root / data / MANIFEST).is_file():
         return _of_dataset(loaded, Dataset.open(root / data), split or "val")
-    if data in named.NAMED:
+    if data in named_sources.NAMED:
         # Whatever tokenizer it is prepared with, the text is the same.
         settings = loaded.config.data.model_copy(update={"source": data})
-        return _of_dataset(loaded, prepare.resolve(settings, root, observer), split or "val")
+        return _of_dataset(loaded, prepare.ensure(settings, root, observer), split or "val")
     if split is not None:
         raise InputError(
             f"--split {split} is refused",

@@ -87,7 +87,7 @@ class Session:
 
     def datasets(self) -> Path:
         """The folder of prepared datasets, beside the registry unless QUILL_DATA says otherwise."""
-        from quill.data.prepare import locate
+        from quill.data.store import locate
 
         return locate(self.registry().root)
 

@@ -16,7 +16,7 @@ from quill.units import size
 
 if TYPE_CHECKING:
     from quill.data.prepare import Observer
-    from quill.data.shards import Dataset
+    from quill.data.store import Dataset
 
 
 @options.command({"": DataConfig}, skip=frozenset({"source"}))

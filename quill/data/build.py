@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from quill import fsio, strictjson
 from quill.data import encode, sources
-from quill.data.shards import TOKENIZER, Dataset
+from quill.data.store import TOKENIZER, Dataset
+from quill.data.survey import Survey
 from quill.errors import InputError
 from quill.tokenizers import base
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 def build(
     staged: Path,
     text: sources.Text,
-    survey: encode.Survey,
+    survey: Survey,
     settings: dict[str, Any],
     *,
     tokenizer: base.Tokenizer | None,
@@ -112,7 +113,7 @@ def cut(characters: int, val_fraction: float) -> int:
 
 def _tokenizer(
     text: sources.Text,
-    survey: encode.Survey,
+    survey: Survey,
     settings: dict[str, Any],
     stored: Iterable[Dataset],
     notice: Callable[[str], None],

@@ -16,8 +16,8 @@ from typing import Any
 
 from quill import __version__, fsio, naming, strictjson
 from quill.config.settings import DataConfig
-from quill.data import build, encode, named, sources
-from quill.data.shards import MANIFEST, SCHEMA_VERSION, Dataset, datasets
+from quill.data import build, named_sources, sources, survey
+from quill.data.store import MANIFEST, SCHEMA_VERSION, Dataset, datasets
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError
 from quill.tokenizers import base
 
@@ -53,17 +53,6 @@ class Notice:
 
 
 Observer = Callable[[Progress | Notice], None]
-
-
-def locate(registry_root: Path, env: Mapping[str, str] = os.environ) -> Path:
-    """Where prepared datasets are: QUILL_DATA, else `data` beside the registry.
-
-    Args:
-        registry_root: The registry's folder.
-        env: The environment.
-    """
-    given = env.get("QUILL_DATA")
-    return fsio.expanded(given) if given else registry_root.parent / "data"
 
 
 def prepare(
@@ -108,7 +97,7 @@ def prepare(
         return preparation.run(names, named=bool(name), force=force)
 
 
-def resolve(
+def ensure(
     config: DataConfig,
     root: Path,
     observer: Observer | None = None,
@@ -137,19 +126,20 @@ def resolve(
             differing = _differing(config, dataset, tokenizer)
             if not differing:
                 return dataset
-            if source not in named.NAMED and tokenizer is not None:
+            if source not in named_sources.NAMED and tokenizer is not None:
                 raise _other_tokenizer(dataset, tokenizer)
-            if source not in named.NAMED:
+            if source not in named_sources.NAMED:
                 raise _prepared_otherwise(source, differing, config)
         except CorruptError:
             # A named source can be had again, so it is.
-            if source not in named.NAMED:
+            if source not in named_sources.NAMED:
                 raise
-    elif is_name and source not in named.NAMED and not os.path.exists(source):
+    elif is_name and source not in named_sources.NAMED and not os.path.exists(source):
         have = [d.name for d in datasets(root)]
         raise NotFoundError(
             f"no dataset named '{source}' in {root}",
-            why=f"there is {', '.join(have) or 'none prepared'}; named sources are {', '.join(named.NAMED)}",
+            why=f"there is {', '.join(have) or 'none prepared'}; "
+            f"named sources are {', '.join(named_sources.NAMED)}",
             hint=f"quill prepare FILE --name {source}",
         )
     return prepare(config, root, observer=observer, tokenizer=tokenizer)
@@ -179,11 +169,11 @@ class _Preparation:
         """Find the dataset, or make it under the first of the names that is free for it."""
         known = [] if force else datasets(self.root)
         stamp = self.text.stamp()
-        survey = None
+        surveyed = None
         same = next((d for d in known if self._is_stamped(d, stamp)), None)
         if same is None:
-            survey = self._survey()
-            key = self._key(survey)
+            surveyed = self._survey()
+            key = self._key(surveyed)
             same = next((d for d in known if d.key == key), None)
         else:
             key = same.key
@@ -198,7 +188,7 @@ class _Preparation:
             self._restamp(there, stamp)
             return there
         with fsio.stage(self.root) as staged:
-            facts = build.link(staged, same) if same else self._build(staged, survey)
+            facts = build.link(staged, same) if same else self._build(staged, surveyed)
             manifest = {
                 "schema": SCHEMA_VERSION,
                 "name": name,
@@ -212,11 +202,11 @@ class _Preparation:
             fsio.write_json(staged / MANIFEST, manifest, durable=False)
             return self._publish(staged, self.root / name, key, replace=force or there is not None)
 
-    def _build(self, staged: Path, survey: encode.Survey | None) -> dict[str, Any]:
+    def _build(self, staged: Path, surveyed: survey.Survey | None) -> dict[str, Any]:
         return build.build(
             staged,
             self.text,
-            survey or self._survey(),
+            surveyed or self._survey(),
             self.settings,
             tokenizer=self.tokenizer,
             stored=datasets(self.root),
@@ -224,13 +214,13 @@ class _Preparation:
             notice=lambda message: self.observer(Notice(message)) if self.observer else None,
         )
 
-    def _survey(self) -> encode.Survey:
-        survey = encode.survey(self.text, alphabet=self.kind.learns == "characters")
-        n, what = survey.characters, f"'{self.text.given[0]}'"
+    def _survey(self) -> survey.Survey:
+        found = survey.survey(self.text, alphabet=self.kind.learns == "characters")
+        n, what = found.characters, f"'{self.text.given[0]}'"
         cut = build.cut(n, self.settings["val_fraction"])
-        if survey.blank or survey.uniform or cut == 0:
-            said = "is empty" if n == 0 else "is blank" if survey.blank else "holds one symbol"
-            if n and not (survey.blank or survey.uniform):
+        if found.blank or found.uniform or cut == 0:
+            said = "is empty" if n == 0 else "is blank" if found.blank else "holds one symbol"
+            if n and not (found.blank or found.uniform):
                 said = "leaves nothing to train on"
             raise InputError(
                 f"{what} {said}: {n:,} characters in {len(self.text.files):,} "
@@ -239,11 +229,11 @@ class _Preparation:
                 "and a model learns from at least two different characters",
                 hint="name a longer text",
             )
-        return survey
+        return found
 
-    def _key(self, survey: encode.Survey) -> str:
+    def _key(self, surveyed: survey.Survey) -> str:
         settings = {k: self.settings[k] for k in (*_KEYED, _GIVEN) if k in self.settings}
-        made_of = {"schema": SCHEMA_VERSION, "text": survey.sha256, "layout": survey.layout, **settings}
+        made_of = {"schema": SCHEMA_VERSION, "text": surveyed.sha256, "layout": surveyed.layout, **settings}
         return hashlib.sha256(strictjson.canonical(made_of)).hexdigest()
 
     def _is_stamped(self, dataset: Dataset, stamp: str | None) -> bool:
@@ -316,7 +306,7 @@ def _settings(config: DataConfig, tokenizer: base.Tokenizer | None) -> dict[str,
     return settings
 
 
-def _on_bytes(observer: Observer | None) -> named.OnBytes | None:
+def _on_bytes(observer: Observer | None) -> named_sources.OnBytes | None:
     if observer is None:
         return None
     return lambda stage, done, total: observer(Progress(stage, done, total))

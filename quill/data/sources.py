@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from quill import fsio, strictjson
-from quill.data import documents, named
-from quill.data.named import OnBytes
+from quill.data import documents, named_sources
+from quill.data.named_sources import OnBytes
 from quill.errors import InputError, NotFoundError, ResourceError
 
 STDIN = "-"
@@ -178,7 +178,9 @@ def find(
             files += found
             names += [stream] if stream else map(str, found)
             streamed = streamed or bool(stream)
-        whence = strictjson.canonical([one if one in named.NAMED else os.path.abspath(one) for one in given])
+        whence = strictjson.canonical(
+            [one if one in named_sources.NAMED else os.path.abspath(one) for one in given]
+        )
         yield Text(
             label=_label(given[0]),
             given=given,
@@ -207,8 +209,8 @@ def _locate(one: str, root: Path, stack: ExitStack, on_bytes: OnBytes | None) ->
             raise InputError("standard input is closed", why="'-' reads the text from there")
         name = "standard input"
         return [_spool(sys.stdin.buffer, name, root, stack, on_bytes)], name
-    if one in named.NAMED:
-        return [named.fetch(one, root, on_bytes)], ""
+    if one in named_sources.NAMED:
+        return [named_sources.fetch(one, root, on_bytes)], ""
     path = Path(one)
     try:
         mode = path.stat().st_mode
@@ -232,7 +234,7 @@ def _glob(pattern: str) -> list[Path]:
     if not glob.has_magic(pattern):
         raise NotFoundError(
             f"no file '{pattern}'",
-            why=f"named sources are {', '.join(named.NAMED)}",
+            why=f"named sources are {', '.join(named_sources.NAMED)}",
             hint="check the path",
         )
     found = [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(p)]
@@ -286,7 +288,7 @@ def _spool(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_bytes: 
 
 def _label(source: str) -> str:
     """A dataset's name made from a source's: what it is called without its folders and suffixes."""
-    if source in named.NAMED:
+    if source in named_sources.NAMED:
         return source
     if source == STDIN:
         return "stdin"

@@ -17,7 +17,7 @@ from quill.registry.store import Registry
 from quill.registry.version import Version
 
 if TYPE_CHECKING:
-    from quill.data.shards import Dataset
+    from quill.data.store import Dataset
     from quill.tokenizers.base import Tokenizer
 
 
@@ -47,7 +47,7 @@ def settle(
                 hint="leave the tokenizer out",
             )
         data = _with_tokenizer_of(data, known)
-    dataset = prepare.resolve(data, data_root, on_data, tokenizer=known)
+    dataset = prepare.ensure(data, data_root, on_data, tokenizer=known)
     tokens = dataset.tokenizer.vocab_size
     if model.vocab_size is None or parent is not None:
         model = model.model_copy(update={"vocab_size": model.vocab_size or tokens})

@@ -19,7 +19,7 @@ from quill.registry.version import Version
 from quill.training.device import Device
 
 if TYPE_CHECKING:
-    from quill.data.shards import Dataset
+    from quill.data.store import Dataset
 
 # Tokens of the sample in the card.
 _SAMPLE = 300

@@ -20,7 +20,7 @@ from quill.registry.store import Registry
 from quill.registry.version import Version
 
 if TYPE_CHECKING:
-    from quill.data.shards import Dataset
+    from quill.data.store import Dataset
 
 Resume = Literal["auto", "never", "must"]
 

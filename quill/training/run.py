@@ -42,7 +42,7 @@ from quill.training.resume import Resume, claim, status
 from quill.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from quill.data.shards import Dataset
+    from quill.data.store import Dataset
 
 
 @dataclass(frozen=True)

@@ -87,48 +87,6 @@ def test_a_reading_is_dealt_out_at_the_character(stream: list[Block], at: int, t
     assert reading.sha256 == encode.hashlib.sha256(whole.encode()).hexdigest()
 
 
-def test_a_survey_counts_what_is_there(tmp_path: Path, data: Path) -> None:
-    texts = ["one é", "two 😀\n" * 1000, "three"]
-    files = []
-    for i, text in enumerate(texts):
-        (tmp_path / f"{i}.txt").write_text(text)
-        files.append(str(tmp_path / f"{i}.txt"))
-    whole = "\n".join(texts)
-    with sources.find(files, data) as found:
-        survey = encode.survey(found, alphabet=True)
-        assert encode.survey(found, alphabet=False).alphabet == ""
-    assert survey.characters == len(whole)
-    assert survey.bytes == len(whole.encode())
-    assert survey.documents == 3
-    assert survey.alphabet == "".join(sorted(set(whole)))
-    assert survey.sha256 == encode.hashlib.sha256(whole.encode()).hexdigest()
-    assert not survey.blank
-    assert not survey.uniform
-
-
-def test_the_layout_of_documents_counts(tmp_path: Path, data: Path) -> None:
-    def layout(*texts: str) -> tuple[str, str]:
-        files = []
-        for i, text in enumerate(texts):
-            (tmp_path / f"{i}.txt").write_text(text)
-            files.append(str(tmp_path / f"{i}.txt"))
-        with sources.find(files, data) as found:
-            survey = encode.survey(found, alphabet=False)
-        return survey.sha256, survey.layout
-
-    one, other = layout("a\nb", "c"), layout("a", "b\nc")
-    assert one[0] == other[0] == layout("a\nb\nc")[0]
-    assert len({one[1], other[1], layout("a\nb\nc")[1]}) == 3
-
-
-@given(texts=st.lists(st.text(max_size=30)))
-def test_an_alphabet_is_every_character_seen(texts: list[str]) -> None:
-    alphabet = encode._Alphabet()
-    for text in texts:
-        alphabet.add(text, text.encode())
-    assert alphabet.sorted() == "".join(sorted(set("".join(texts))))
-
-
 def test_a_stream_is_never_held_whole() -> None:
     pulled = 0
 

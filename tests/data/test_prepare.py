@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from quill import fsio
-from quill.data import build, encode, named, prepare
+from quill.data import build, encode, named_sources, prepare, store, survey
 from quill.data.prepare import Notice, Progress
-from quill.data.shards import Dataset
+from quill.data.store import Dataset
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, ResourceError
 
 Write = Callable[..., Path]
@@ -58,7 +58,7 @@ def test_tiny_shakespeare_by_character_is_nanogpts(
     assert (dataset.path / "train.bin").stat().st_size == 2 * 1_003_854
     assert decoded(dataset) == shakespeare_file.read_text()
     manifest = dataset.manifest
-    assert manifest["source"]["sha256"] == named.NAMED["shakespeare"].sha256
+    assert manifest["source"]["sha256"] == named_sources.NAMED["shakespeare"].sha256
     assert manifest["source"]["bytes"] == manifest["splits"]["train"]["bytes"] + 111_540 == 1_115_394
 
 
@@ -146,7 +146,7 @@ def test_a_settled_text_is_not_even_read_again(
 ) -> None:
     source = config(write("sea.txt"))
     key = prepare.prepare(source, data).key
-    monkeypatch.setattr(encode, "survey", lambda *a, **k: pytest.fail("it was read"))
+    monkeypatch.setattr(survey, "survey", lambda *a, **k: pytest.fail("it was read"))
     assert prepare.prepare(source, data).key == key
     assert prepare.prepare(source, data, name="again").key == key
 
@@ -164,7 +164,7 @@ def test_a_touched_text_is_read_once_more_and_no_further(
     os.utime(path, ns=(1, 1))
     prepare.prepare(config(path), data)
     assert tokenized == ["built"]
-    monkeypatch.setattr(encode, "survey", lambda *a, **k: pytest.fail("it was read"))
+    monkeypatch.setattr(survey, "survey", lambda *a, **k: pytest.fail("it was read"))
     prepare.prepare(config(path), data)
 
 
@@ -287,9 +287,9 @@ def test_f13_a_bad_name_makes_nothing(write: Write, data: Path, config: Config, 
 
 
 def test_data_is_beside_the_registry_or_where_told(tmp_path: Path) -> None:
-    assert prepare.locate(tmp_path / "weights", {}) == tmp_path / "data"
-    assert prepare.locate(tmp_path / "weights", {"QUILL_DATA": "/elsewhere"}) == Path("/elsewhere")
-    assert prepare.locate(tmp_path / "weights", {"QUILL_DATA": ""}) == tmp_path / "data"
+    assert store.locate(tmp_path / "weights", {}) == tmp_path / "data"
+    assert store.locate(tmp_path / "weights", {"QUILL_DATA": "/elsewhere"}) == Path("/elsewhere")
+    assert store.locate(tmp_path / "weights", {"QUILL_DATA": ""}) == tmp_path / "data"
 
 
 # Refusals
@@ -334,20 +334,20 @@ def test_f18_a_text_that_changes_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = write("sea.txt")
-    honest = encode.survey
+    honest = survey.survey
 
     def meddle(event: object = None) -> None:
         stat = path.stat()
         path.write_text(text.replace("tide", changed))
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
-    def survey(*arguments: Any, **settings: Any) -> encode.Survey:
+    def meddled(*arguments: Any, **settings: Any) -> survey.Survey:
         found = honest(*arguments, **settings)
         meddle()
         return found
 
     if moment == "between two readings":
-        monkeypatch.setattr(encode, "survey", survey)
+        monkeypatch.setattr(survey, "survey", meddled)
     observer = meddle if moment == "while it is read" else None
     with pytest.raises(InputError, match="changed while reading") as e:
         prepare.prepare(config(path), data, observer=observer)
@@ -360,15 +360,15 @@ def test_f18_even_where_the_files_times_do_not_tell(
     write: Write, data: Path, config: Config, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("sea.txt")
-    honest = encode.survey
+    honest = survey.survey
 
-    def survey(found: Any, **settings: Any) -> Any:
+    def meddled(found: Any, **settings: Any) -> Any:
         result = honest(found, **settings)
         path.write_text(text.replace("tide", "dite"))
         monkeypatch.setattr(found, "_seen", found._look())
         return result
 
-    monkeypatch.setattr(encode, "survey", survey)
+    monkeypatch.setattr(survey, "survey", meddled)
     with pytest.raises(InputError, match="changed while reading"):
         prepare.prepare(config(path), data)
 
@@ -465,40 +465,40 @@ def test_a_tokenizer_learns_from_all_over_a_long_text(
 def harpoon(write: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A named source."""
     path = write("packaged.txt")
-    monkeypatch.setitem(named.NAMED, "harpoon", named.Named("a text", file=path))
+    monkeypatch.setitem(named_sources.NAMED, "harpoon", named_sources.Named("a text", file=path))
     return path
 
 
 def test_a_named_source_is_prepared_on_first_use(
     harpoon: Path, data: Path, config: Config, tokenized: list[str]
 ) -> None:
-    first = prepare.resolve(config("harpoon"), data)
+    first = prepare.ensure(config("harpoon"), data)
     assert (first.name, first.manifest["tokenizer"]["kind"]) == ("harpoon", "char")
-    assert prepare.resolve(config("harpoon"), data).path == first.path
+    assert prepare.ensure(config("harpoon"), data).path == first.path
     assert tokenized == ["built"]
 
 
 def test_a_named_source_with_another_tokenizer_has_another_name(
     harpoon: Path, data: Path, config: Config, tokenized: list[str]
 ) -> None:
-    prepare.resolve(config("harpoon"), data)
+    prepare.ensure(config("harpoon"), data)
     for _ in range(2):
-        assert prepare.resolve(config("harpoon", tokenizer="word"), data).name == "harpoon-word"
-        assert prepare.resolve(config("harpoon"), data).name == "harpoon"
+        assert prepare.ensure(config("harpoon", tokenizer="word"), data).name == "harpoon-word"
+        assert prepare.ensure(config("harpoon"), data).name == "harpoon"
     assert tokenized == ["built"] * 2
 
 
 def test_a_damaged_named_source_is_prepared_again(harpoon: Path, data: Path, config: Config) -> None:
-    prepare.resolve(config("harpoon"), data)
+    prepare.ensure(config("harpoon"), data)
     (data / "harpoon" / "val.bin").unlink()
-    prepare.resolve(config("harpoon"), data).verify()
+    prepare.ensure(config("harpoon"), data).verify()
 
 
 def test_a_damaged_dataset_of_a_file_is_told(write: Write, data: Path, config: Config) -> None:
     prepare.prepare(config(write("t.txt")), data, name="sea")
     (data / "sea" / "val.bin").unlink()
     with pytest.raises(CorruptError, match="sea") as e:
-        prepare.resolve(config("sea"), data)
+        prepare.ensure(config("sea"), data)
     assert e.value.hint == "quill prepare FILE --name sea --force"
 
 
@@ -506,8 +506,8 @@ def test_a_prepared_dataset_goes_before_a_named_source(
     harpoon: Path, write: Write, data: Path, config: Config
 ) -> None:
     mine = prepare.prepare(config(write("mine.txt", "My own text of that name. " * 30)), data, name="harpoon")
-    assert prepare.resolve(config("harpoon"), data).key == mine.key
-    theirs = prepare.resolve(config("harpoon", tokenizer="word"), data)
+    assert prepare.ensure(config("harpoon"), data).key == mine.key
+    theirs = prepare.ensure(config("harpoon", tokenizer="word"), data)
     assert theirs.name == "harpoon-word"
     assert "bells" in decoded(theirs)
 
@@ -517,8 +517,8 @@ def test_a_prepared_dataset_is_found_by_name_alone(write: Write, data: Path, con
         config(write("t.txt"), tokenizer="word", vocab_size=80, val_fraction=0.2), data, name="sea"
     )
     for settings in ({}, {"tokenizer": "word"}, {"vocab_size": 80}, {"val_fraction": 0.2}):
-        assert prepare.resolve(config("sea", **settings), data).key == made.key
-        assert prepare.resolve(config(["sea"], **settings), data).key == made.key
+        assert prepare.ensure(config("sea", **settings), data).key == made.key
+        assert prepare.ensure(config(["sea"], **settings), data).key == made.key
 
 
 @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ def test_a_dataset_prepared_otherwise_is_refused_with_the_difference(
 ) -> None:
     prepare.prepare(config(write("t.txt")), data, name="sea")
     with pytest.raises(InputError, match="'sea' was prepared otherwise") as e:
-        prepare.resolve(config("sea", **settings), data)
+        prepare.ensure(config("sea", **settings), data)
     assert said in e.value.why
     assert e.value.hint.startswith("quill prepare FILE --name sea-")
 
@@ -544,33 +544,33 @@ def test_a_vocabulary_that_is_the_datasets_own_matches(
     write: Write, data: Path, config: Config, text: str
 ) -> None:
     made = prepare.prepare(config(write("t.txt")), data, name="sea")
-    assert prepare.resolve(config("sea", vocabulary=sorted(set(text))), data).key == made.key
+    assert prepare.ensure(config("sea", vocabulary=sorted(set(text))), data).key == made.key
 
 
 def test_files_are_prepared_on_first_use(
     write: Write, data: Path, config: Config, tokenized: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("sea.txt")
-    assert prepare.resolve(config(path), data).name == "sea"
+    assert prepare.ensure(config(path), data).name == "sea"
     monkeypatch.chdir(path.parent)
-    assert prepare.resolve(config("sea.txt"), data).name == "sea"
-    assert prepare.resolve(config(["sea.txt"]), data).name == "sea"
+    assert prepare.ensure(config("sea.txt"), data).name == "sea"
+    assert prepare.ensure(config(["sea.txt"]), data).name == "sea"
     assert tokenized == ["built"]
 
 
 def test_a_file_whose_name_is_taken_gets_another(write: Write, data: Path, config: Config) -> None:
-    one = prepare.resolve(config(write("a/sea.txt")), data)
-    two = prepare.resolve(config(write("b/sea.txt", "Another sea altogether. " * 40)), data)
-    three = prepare.resolve(config(write("c/sea.txt", "And a third sea. " * 40)), data)
+    one = prepare.ensure(config(write("a/sea.txt")), data)
+    two = prepare.ensure(config(write("b/sea.txt", "Another sea altogether. " * 40)), data)
+    three = prepare.ensure(config(write("c/sea.txt", "And a third sea. " * 40)), data)
     assert [one.name, two.name] == ["sea", "sea-char"]
     assert three.name.startswith("sea-char-")
-    assert prepare.resolve(config(data.parent / "c" / "sea.txt"), data).name == three.name
+    assert prepare.ensure(config(data.parent / "c" / "sea.txt"), data).name == three.name
 
 
 def test_a_name_of_nothing_is_not_found(write: Write, data: Path, config: Config) -> None:
     prepare.prepare(config(write("t.txt")), data, name="sea")
     with pytest.raises(NotFoundError, match="'see'") as e:
-        prepare.resolve(config("see"), data)
+        prepare.ensure(config("see"), data)
     assert e.value.exit_code == 3
     assert "sea" in e.value.why
     assert "shakespeare" in e.value.why
@@ -579,6 +579,6 @@ def test_a_name_of_nothing_is_not_found(write: Write, data: Path, config: Config
 def test_f50_a_prepared_name_needs_no_network(
     write: Write, data: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(named, "_download", lambda *a: pytest.fail("it went to the network"))
+    monkeypatch.setattr(named_sources, "_download", lambda *a: pytest.fail("it went to the network"))
     made = prepare.prepare(config(write("input.txt")), data, name="shakespeare")
-    assert prepare.resolve(config("shakespeare", tokenizer="char"), data).key == made.key
+    assert prepare.ensure(config("shakespeare", tokenizer="char"), data).key == made.key

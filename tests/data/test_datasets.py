@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from quill.data.prepare import prepare
-from quill.data.shards import Dataset, datasets
+from quill.data.store import Dataset, datasets
 from quill.errors import CorruptError, InputError, NotFoundError
 
 

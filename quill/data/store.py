@@ -7,11 +7,13 @@ The manifest is written last, so that its presence means the dataset is whole.
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from quill import strictjson
+from quill import fsio, strictjson
 from quill.errors import CorruptError, InputError, NotFoundError, ResourceError
 from quill.tokenizers import base
 
@@ -23,6 +25,17 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
 Split = Literal["train", "val"]
+
+
+def locate(registry_root: Path, env: Mapping[str, str] = os.environ) -> Path:
+    """Where prepared datasets are: QUILL_DATA, else `data` beside the registry.
+
+    Args:
+        registry_root: The registry's folder.
+        env: The environment.
+    """
+    given = env.get("QUILL_DATA")
+    return fsio.expanded(given) if given else registry_root.parent / "data"
 
 
 class Dataset:
@@ -111,8 +124,6 @@ class Dataset:
         Raises:
             CorruptError: Naming the first file that differs.
         """
-        from quill import fsio
-
         for name, facts in self.manifest["files"].items():
             if fsio.sha256(self.path / name) != facts["sha256"]:
                 raise _damaged(self.path, f"{name} is not what its manifest says (sha256)")

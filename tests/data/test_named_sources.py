@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from quill.data import named
-from quill.data.named import NAMED, Named
+from quill.data import named_sources
+from quill.data.named_sources import NAMED, Named
 from quill.errors import CorruptError, QuillError, ResourceError
 
 CONTENT = b"To be, or not to be. " * 10_000
@@ -58,17 +58,17 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 def refusal(data: Path, error: type[QuillError]) -> QuillError:
     with pytest.raises(error) as e:
-        named.fetch("page", data)
+        named_sources.fetch("page", data)
     assert not (data / ".downloads" / "page.txt").exists()
     return e.value
 
 
 def test_it_is_downloaded_once(site: Site, data: Path) -> None:
     told: list[tuple[str, int, int | None]] = []
-    path = named.fetch("page", data, lambda *t: told.append(t))
+    path = named_sources.fetch("page", data, lambda *t: told.append(t))
     assert path.read_bytes() == CONTENT
     assert told[-1] == ("downloading", len(CONTENT), len(CONTENT))
-    assert named.fetch("page", data) == path
+    assert named_sources.fetch("page", data) == path
     assert site.requests == 1
 
 
@@ -83,7 +83,7 @@ def test_f50_offline_it_says_where_from_and_where_to(site: Site, data: Path) -> 
 def test_f50_placed_by_hand_it_is_not_downloaded(site: Site, data: Path) -> None:
     (data / ".downloads").mkdir(parents=True)
     (data / ".downloads" / "page.txt").write_bytes(CONTENT)
-    assert named.fetch("page", data).read_bytes() == CONTENT
+    assert named_sources.fetch("page", data).read_bytes() == CONTENT
     assert site.requests == 0
 
 
@@ -115,7 +115,7 @@ def test_a_wrong_file_placed_by_hand_is_told(site: Site, data: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(CONTENT.replace(b"not", b"now"))
     with pytest.raises(CorruptError, match="page") as e:
-        named.fetch("page", data)
+        named_sources.fetch("page", data)
     assert str(path) in e.value.hint
     assert path.exists()
 
@@ -123,7 +123,7 @@ def test_a_wrong_file_placed_by_hand_is_told(site: Site, data: Path) -> None:
 def test_f41_where_nothing_can_be_kept_it_says_so(site: Site, data: Path) -> None:
     data.write_text("a file, not a folder")
     with pytest.raises(ResourceError):
-        named.fetch("page", data)
+        named_sources.fetch("page", data)
 
 
 def test_tiny_shakespeare_is_the_one_known_to_all(shakespeare_file: Path) -> None:
@@ -136,7 +136,7 @@ def test_what_ships_with_quill_is_there(write: Callable[..., Path], data: Path) 
     for name, entry in NAMED.items():
         assert entry.about
         if entry.file:
-            text = named.fetch(name, data).read_text(encoding="utf-8")
+            text = named_sources.fetch(name, data).read_text(encoding="utf-8")
             assert len(text) > 150_000
             assert "\r" not in text
     assert not data.exists()
