@@ -159,13 +159,16 @@ def workshop(target: Path) -> Iterator[Path]:
         delete(place)
 
 
-def deliver(made: Path, target: Path, *, replace: bool = False) -> None:
+def deliver(
+    made: Path, target: Path, *, replace: bool = False, check: Callable[[], object] | None = None
+) -> None:
     """Put what was made in a workshop in its place: all of it synced, then renamed.
 
     Args:
         made: The file or folder.
         target: The path that the workshop was opened for.
         replace: Take the place of a file or folder that is there.
+        check: As for `write_bytes`.
 
     Raises:
         RefusedError: Something is there already.
@@ -179,9 +182,13 @@ def deliver(made: Path, target: Path, *, replace: bool = False) -> None:
         if not made.is_dir():
             _refuse_special(target)
             _settle(made, durable=True)
+            if check is not None:
+                check()
             _replace(made, target)
         else:
             settle(made)
+            if check is not None:
+                check()
             if os.path.lexists(target):
                 # Two renames: a folder cannot take the place of one that is not empty.
                 _rename(target, made.with_name(".old"))
@@ -189,33 +196,30 @@ def deliver(made: Path, target: Path, *, replace: bool = False) -> None:
         sync_dir(target.parent)
 
 
-def append_line(path: Path, text: str) -> None:
-    """Append one line to a log in a single write, so that lines of several writers never mix.
-
-    Not synced: a log may lose its tail to a power loss.
-
-    Args:
-        path: The log; made when missing.
-        text: The line, without its newline.
-    """
-    assert "\n" not in text, "one line at a time"
-    _append(path, text.encode() + b"\n")
-
-
 class Log:
-    """A file begun anew that lines are appended to: to this file, also once another has taken its place.
+    """An open file that lines are appended to, not synced: a log may lose its tail to a power loss.
+
+    Lines go to the file that was opened, even after another process has put a new one in its place.
 
     Args:
-        path: Where it is; what was there is replaced.
-        content: What it holds to begin with.
+        path: Its path.
+        content: What a new file starts with, which replaces the old one; None to append to the old one,
+            whose last line is ended if a crash tore it.
         check: As for `write_bytes`.
 
     Raises:
         ResourceError: It cannot be written.
     """
 
-    def __init__(self, path: Path, content: bytes = b"", check: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, path: Path, content: bytes | None = None, check: Callable[[], object] | None = None
+    ) -> None:
         self._path = path
+        if content is None:
+            with guard(path, "write"):
+                self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _BINARY, 0o666)
+                self._end_line()
+            return
         temporary = _beside(path)
         with guard(path, "write"):
             _refuse_special(path)
@@ -234,24 +238,24 @@ class Log:
                 raise
 
     def append(self, text: str) -> None:
-        """Append one line, without its newline, in a single write; not synced, as for `append_line`."""
+        """Append one line, given without its newline, in one write: lines of several writers never mix."""
         assert "\n" not in text, "one line at a time"
         with guard(self._path, "write"):
             _write(self._fd, memoryview(text.encode() + b"\n"))
 
     def close(self) -> None:
-        """Let go of the file; closing it twice is fine."""
+        """Close the file; closing it twice is fine."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             with guard(self._path, "write"):
                 os.close(fd)
 
-
-def end_line(path: Path) -> None:
-    """End a log's last line where a crash tore it, before the next one is appended; alone with the log."""
-    with guard(path, "read"), suppress(FileNotFoundError), open(path, "rb") as file:
-        if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
-            _append(path, b"\n")
+    def _end_line(self) -> None:
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if size:
+            os.lseek(self._fd, size - 1, os.SEEK_SET)
+            if os.read(self._fd, 1) != b"\n":
+                _write(self._fd, memoryview(b"\n"))
 
 
 def sha256(path: Path) -> str:
@@ -338,12 +342,13 @@ def stage(parent: Path) -> Iterator[Path]:
         delete(staged)
 
 
-def publish(staged: Path, target: Path) -> None:
+def publish(staged: Path, target: Path, *, check: Callable[[], object] | None = None) -> None:
     """Put a finished folder in its place: everything in it synced, then one rename.
 
     Args:
         staged: The folder from `stage`.
         target: Where it shall be, on the same filesystem.
+        check: As for `write_bytes`.
 
     Raises:
         RefusedError: Something is there already.
@@ -352,6 +357,8 @@ def publish(staged: Path, target: Path) -> None:
     if os.path.lexists(target):
         raise taken
     settle(staged)
+    if check is not None:
+        check()
     with guard(target, "publish"):
         try:
             _rename(staged, target)
@@ -505,15 +512,6 @@ def _settle(path: Path, *, durable: bool) -> None:
 
 def _create(path: Path) -> int:
     return os.open(path, _NEW, 0o666)
-
-
-def _append(path: Path, data: bytes) -> None:
-    with guard(path, "write"):
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _BINARY, 0o666)
-        try:
-            _write(fd, memoryview(data))
-        finally:
-            os.close(fd)
 
 
 def _write(fd: int, data: memoryview) -> None:

@@ -218,34 +218,35 @@ def test_json_keeps_what_it_was_given(tmp_path):
     assert fsio.strictjson.read(tmp_path / "a.json") == value
 
 
-def test_lines_are_appended_and_a_torn_one_can_be_ended(tmp_path):
-    log = tmp_path / "log"
-    fsio.end_line(log)
-    assert not log.exists()
-    fsio.append_line(log, "one")
-    fsio.end_line(log)
-    fsio.append_line(log, "two")
-    assert log.read_text() == "one\ntwo\n"
-    log.write_text("one\ntw")
-    fsio.end_line(log)
-    fsio.append_line(log, "three")
-    assert log.read_text() == "one\ntw\nthree\n"
-    log.write_text("")
-    fsio.end_line(log)
-    assert log.read_text() == ""
+@pytest.mark.parametrize(("before", "after"), [(None, ""), ("", ""), ("a\n", "a\n"), ("a\nto", "a\nto\n")])
+def test_a_log_is_continued_after_ending_a_torn_line(tmp_path, before, after):
+    path = tmp_path / "log"
+    if before is not None:
+        path.write_text(before)
+    log = fsio.Log(path)
+    assert path.read_text() == after
+    log.append("one")
+    log.append("two")
+    log.close()
+    assert path.read_text() == after + "one\ntwo\n"
 
 
 def test_lines_of_many_threads_do_not_mix(tmp_path):
-    log = tmp_path / "log"
+    path = tmp_path / "log"
     lines = [str(i) * 2000 for i in range(8)]
-    threads = [
-        threading.Thread(target=lambda x=x: [fsio.append_line(log, x) for _ in range(20)]) for x in lines
-    ]
+
+    def write(line: str) -> None:
+        log = fsio.Log(path)
+        for _ in range(20):
+            log.append(line)
+        log.close()
+
+    threads = [threading.Thread(target=write, args=(line,)) for line in lines]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert sorted(log.read_text().splitlines()) == sorted(lines * 20)
+    assert sorted(path.read_text().splitlines()) == sorted(lines * 20)
 
 
 def test_of_many_claims_one_wins(tmp_path):
@@ -425,16 +426,39 @@ def test_a_check_that_refuses_leaves_the_old_file_and_no_other(tmp_path):
         assert len(os.listdir(tmp_path)) == 2, "all is written by then, and nothing replaced"
         raise RefusedError("no")
 
+    def deliver():
+        with fsio.workshop(tmp_path / "a") as made:
+            made.write_bytes(b"new")
+            fsio.deliver(made, tmp_path / "a", replace=True, check=refuse)
+
     fsio.write_bytes(tmp_path / "a", b"old")
     for write in (
         lambda: fsio.write_bytes(tmp_path / "a", b"new", check=refuse),
         lambda: fsio.write_json(tmp_path / "a", {"new": 1}, check=refuse),
         lambda: fsio.Log(tmp_path / "a", b"new", check=refuse),
+        deliver,
     ):
         with pytest.raises(RefusedError):
             write()
         assert os.listdir(tmp_path) == ["a"]
         assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_check_that_refuses_leaves_no_new_folder(tmp_path):
+    def refuse():
+        raise RefusedError("no")
+
+    (tmp_path / "old").mkdir()
+    with fsio.workshop(tmp_path / "old") as made:
+        made.mkdir()
+        (made / "x").write_bytes(b"new")
+        with pytest.raises(RefusedError):
+            fsio.deliver(made, tmp_path / "old", replace=True, check=refuse)
+    with fsio.stage(tmp_path) as staged:
+        (staged / "x").write_bytes(b"new")
+        with pytest.raises(RefusedError):
+            fsio.publish(staged, tmp_path / "new", check=refuse)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".staging", "old"]
 
 
 def test_a_log_that_another_has_begun_anew_is_appended_to_no_more(tmp_path):

@@ -24,25 +24,30 @@ def registry(tmp_path) -> Registry:
     return Registry(tmp_path / "weights")
 
 
-def _fill(folder: Path, payload: bytes = bytes(range(64)), durable: bool = True) -> None:
-    """Write the files of a version, small ones."""
+def _fill(place: Draft | Path, payload: bytes = bytes(range(64)), durable: bool = True) -> None:
+    """Write the small files of a version into a draft, or past any draft into a folder."""
     header, _ = tensors.write_header({"wte.weight": ("U8", (len(payload),))})
     config = {"schema_version": 1, "name": "x"}
     tokenizer = {"schema": 1, "kind": "char", "vocabulary": "ab"}
-    fsio.write_bytes(folder / "model.safetensors", header + payload, durable=durable)
-    fsio.write_json(folder / "config.json", config, durable=durable)
-    fsio.write_json(folder / "tokenizer.json", tokenizer, durable=durable)
+    if isinstance(place, Draft):
+        place.write_bytes("model.safetensors", header + payload)
+        place.write_json("config.json", config)
+        place.write_json("tokenizer.json", tokenizer)
+        return
+    fsio.write_bytes(place / "model.safetensors", header + payload, durable=durable)
+    fsio.write_json(place / "config.json", config, durable=durable)
+    fsio.write_json(place / "tokenizer.json", tokenizer, durable=durable)
 
 
 def _finish(draft: Draft, **fields) -> Version:
     """Fill and publish a draft."""
-    _fill(draft.path, bytes([draft.number % 256]) * 64)
-    return draft.finish(**({"parameters": 64, "best_val_loss": 1.5} | fields))
+    _fill(draft, bytes([draft.number % 256]) * 64)
+    return draft.publish(**({"parameters": 64, "best_val_loss": 1.5} | fields))
 
 
 @pytest.fixture
 def fill():
-    """Write the files of a version: fill(folder)."""
+    """Write the files of a version: fill(draft), or fill(folder)."""
     return _fill
 
 
@@ -79,9 +84,9 @@ def trained(registry, model):
         draft = registry.begin(name)
         config = RunConfig(name=name, model=model.config)
         tokenizer = base.load("char").train([], vocabulary=list("abcdefg"))
-        fsio.write_json(draft.path / "config.json", config.to_dict())
-        fsio.write_json(draft.path / "tokenizer.json", tokenizer.to_dict())
-        checkpoint.save_weights(draft.path / "model.safetensors", model, dtype)
-        return draft.finish(parameters=sum(p.numel() for p in model.parameters()))
+        draft.write_json("config.json", config.to_dict())
+        draft.write_json("tokenizer.json", tokenizer.to_dict())
+        draft.write_file("model.safetensors", lambda path: checkpoint.save_weights(path, model, dtype))
+        return draft.publish(parameters=sum(p.numel() for p in model.parameters()))
 
     return ready

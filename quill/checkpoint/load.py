@@ -6,7 +6,7 @@ if its files hash to what was published and its tensors and tokenizer are those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -115,7 +115,6 @@ def save_weights(
     path: Path,
     model: GPT,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    check: Callable[[], object] | None = None,
 ) -> None:
     """Write a model's weights; of tied ones a model has but one tensor, and so has the file.
 
@@ -123,7 +122,6 @@ def save_weights(
         path: The safetensors file.
         model: Whose.
         dtype: How they are kept; they are read back as float32.
-        check: As for `fsio.write_bytes`.
 
     Raises:
         InputError: A weight is too large for the dtype.
@@ -134,7 +132,7 @@ def save_weights(
     refuse_overflow(model.state_dict(), dtype)
     kind: torch.dtype = getattr(torch, dtype)
     weights = {name: t.detach().to(kind) for name, t in model.state_dict().items()}
-    tensors.write(path, weights, check=check)
+    tensors.write(path, weights)
 
 
 def fit_vocabulary(config: RunConfig, tokenizer: Tokenizer, version: Version) -> RunConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from quill import fsio
 from quill.checkpoint import weights as tensors
 from quill.errors import CorruptError, NotFoundError
 from quill.registry import manifest as manifests
-from quill.registry import migrations
 from quill.registry.version import Version
 
 if TYPE_CHECKING:
@@ -40,32 +38,12 @@ def save_state(
     Raises:
         ResourceError: Disk or permission; the states before it are untouched.
     """
-    folder = draft.path / manifests.STATE
-    target = folder / f"step-{step:06d}"
-    with fsio.stage(folder) as staged:
-        fsio.write_json(staged / INFO, dict(info), durable=False)
-        listed = {
-            WEIGHTS: tensors.write(staged / WEIGHTS, values, durable=False),
-            INFO: manifests.describe(staged / INFO),
-        }
-        document = {
-            "schema": migrations.SCHEMA_VERSION,
-            "reference": draft.reference,
-            "step": step,
-            "created": manifests.utc_now(),
-            "files": listed,
-        }
-        fsio.write_json(staged / manifests.FILE, document, durable=False)
-        if os.path.lexists(target):
-            # Left by a run that went back to an earlier state, because this one was damaged.
-            fsio.discard(target, draft.trash)
-        fsio.publish(staged, target)
-    states = _states(folder)
-    # A later step is the future of a run that was given up; it must not count as the newest.
-    outdated = [s for s in states if s > step] + [s for s in states if s <= step][max(keep, 1) :]
-    for old in outdated:
-        fsio.discard(states[old], draft.trash)
-    return target
+
+    def make(folder: Path) -> None:
+        fsio.write_json(folder / INFO, dict(info), durable=False)
+        tensors.write(folder / WEIGHTS, values, durable=False)
+
+    return draft.save_state(step, make, keep)
 
 
 def load_state(draft: Draft) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
@@ -77,7 +55,7 @@ def load_state(draft: Draft) -> tuple[dict[str, Tensor], dict[str, Any], list[st
     Raises:
         CorruptError: There are states, and every one of them is damaged.
     """
-    states = _states(draft.path / manifests.STATE)
+    states = draft.states()
     notes: list[str] = []
     for folder in states.values():
         try:
@@ -96,11 +74,3 @@ def load_state(draft: Draft) -> tuple[dict[str, Tensor], dict[str, Any], list[st
             hint="start it again with --resume never",
         )
     return None
-
-
-def _states(folder: Path) -> dict[int, Path]:
-    """The resume states in a folder by step, the newest first."""
-    with fsio.guard(folder, "read"):
-        names = os.listdir(folder) if folder.is_dir() else []
-    steps = {int(n[5:]): folder / n for n in names if n.startswith("step-") and n[5:].isdecimal()}
-    return dict(sorted(steps.items(), reverse=True))

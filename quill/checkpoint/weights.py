@@ -9,7 +9,7 @@ where a tensor is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -115,7 +115,6 @@ def write(
     values: Mapping[str, torch.Tensor],
     *,
     durable: bool = True,
-    check: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
     """Write tensors as safetensors, one at a time, from wherever they are.
 
@@ -123,7 +122,6 @@ def write(
         path: The file.
         values: By name.
         durable: As for `fsio.write_bytes`.
-        check: As for `fsio.write_bytes`.
 
     Returns:
         What a manifest says of the file: its bytes and sha256.
@@ -138,7 +136,7 @@ def write(
         for name in order:
             yield _bytes_of(values[name])
 
-    return {"bytes": size, "sha256": fsio.write_chunks(path, chunks(), durable=durable, check=check)}
+    return {"bytes": size, "sha256": fsio.write_chunks(path, chunks(), durable=durable)}
 
 
 def views(layout: Mapping[str, Tensor], buffer: bytearray) -> Iterator[tuple[str, torch.Tensor]]:

@@ -145,10 +145,9 @@ def _keep(
     )
     draft = registry.begin(name)
     try:
-        fsio.write_json(draft.path / checkpoint.CONFIG, config.to_dict())
-        tokenizer = strictjson.dumps(incoming.tokenizer.to_dict()).encode()
-        fsio.write_bytes(draft.path / checkpoint.TOKENIZER, tokenizer)
-        tensors.write(draft.path / checkpoint.WEIGHTS, incoming.weights)
+        draft.write_json(checkpoint.CONFIG, config.to_dict())
+        draft.write_json(checkpoint.TOKENIZER, incoming.tokenizer.to_dict())
+        draft.write_file(checkpoint.WEIGHTS, lambda path: tensors.write(path, incoming.weights))
         facts: dict[str, Any] = {
             **incoming.facts,
             "parameters": sum(t.numel() for t in incoming.weights.values()),
@@ -156,8 +155,8 @@ def _keep(
             "imported": {"format": kind, "notes": list(incoming.notes)},
         }
         text = card(draft.reference, config, facts)
-        fsio.write_bytes(draft.path / "README.md", text.encode("utf-8", "replace"))
-        return draft.finish(**facts)
+        draft.write_bytes("README.md", text.encode("utf-8", "replace"))
+        return draft.publish(**facts)
     except BaseException:
         draft.discard()
         raise

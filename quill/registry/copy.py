@@ -50,13 +50,12 @@ def copy(registry: Registry, ref: str, name: str, on_bytes: OnBytes = ignore) ->
     draft = registry.begin(name)
     try:
         for file, entry in listed.items():
-            fsio.make_dir((draft.path / file).parent)
             with source.open_file(file) as reading:
-                written = fsio.write_chunks(draft.path / file, pieces(reading, on_bytes))
+                written = draft.write_chunks(file, pieces(reading, on_bytes))
             if written != entry["sha256"]:
                 why = "it is not what was read of it a moment ago"
                 raise CorruptError(f"'{source.path / file}' changed while it was copied", why=why)
-        return draft.finish(**facts)
+        return draft.publish(**facts)
     except BaseException:
         if not version.is_complete(draft.path):
             with suppress(QuillError):

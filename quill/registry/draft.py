@@ -1,38 +1,39 @@
-"""A version in progress: its number is taken, its files come and go until it is finished."""
+"""A version that is being written: its number is taken, and its files may change until it is published.
+
+Only this class writes into a draft's folder. Every write is staged, checked against the token of the process
+that owns the draft, and renamed into place, so a process that lost its draft cannot damage its successor's.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from quill import fsio
 from quill.errors import CorruptError, LockedError, QuillError, RefusedError
-from quill.registry import aliases as ledger
-from quill.registry import locks
-from quill.registry import manifest as manifests
+from quill.registry import aliases, locks, manifest
 from quill.registry.version import Version
 
 
 class Draft:
-    """A version that is being made.
+    """A version that is being written.
 
     Args:
         root: The registry.
         name: The model's name.
-        number: The version it will be.
+        number: The version that it becomes.
 
     Attributes:
-        path: Its folder; the caller writes config.json, model.safetensors and the rest into it.
-        trash: Where what is removed goes first, on the same filesystem.
+        path: Its folder, for reading only.
     """
 
     def __init__(self, root: Path, name: str, number: int) -> None:
         self.name, self.number = name, number
         self.path = root / name / f"v{number}"
-        self.trash = root / fsio.TRASH
+        self._trash = root / fsio.TRASH
         self._token: str | None = None
 
     def __repr__(self) -> str:
@@ -40,95 +41,206 @@ class Draft:
 
     @property
     def reference(self) -> str:
-        """What it will be found by, "name:vN"."""
+        """The reference that it gets, "name:vN"."""
         return f"{self.name}:v{self.number}"
 
-    def set_status(self, status: Mapping[str, Any]) -> None:
-        """Say how it stands, for whoever lists it: process, host, start, step."""
-        fsio.write_json(self.path / manifests.STATUS, dict(status), durable=False)
+    def has(self, name: str) -> bool:
+        """Whether a file or folder of this name is in its folder."""
+        return (self.path / name).exists()
 
-    def take(self) -> None:
-        """Be the one who works on it, from now on: its status names this process."""
-        self._token = os.urandom(8).hex()
-        self.set_status((self.status() or {}) | locks.me() | {"token": self._token})
-
-    def check_taken(self) -> None:
-        """Hold on to what `take` took, before anything of it is replaced.
-
-        A lock keeps others away; where locks do nothing, whoever came last goes on and the others end here.
+    def read_object(self, name: str) -> dict[str, Any]:
+        """Read one of its files as a JSON object.
 
         Raises:
-            LockedError: Another process has taken it over, or has finished it.
+            FileNotFoundError: There is no such file yet.
+            CorruptError: It is not a JSON object, or not a plain file.
+        """
+        return manifest.read_object(self.path / name)
+
+    def status(self) -> dict[str, Any] | None:
+        """The last recorded status: owner, step and so on; None if there is none or it is unreadable."""
+        try:
+            return self.read_object(manifest.STATUS)
+        except (FileNotFoundError, QuillError):
+            return None
+
+    def states(self) -> dict[int, Path]:
+        """The folders of its resume states by step, the newest first."""
+        folder = self.path / manifest.STATE
+        with fsio.guard(folder, "read"):
+            names = os.listdir(folder) if folder.is_dir() else []
+        steps = {int(n[5:]): folder / n for n in names if n.startswith("step-") and n[5:].isdecimal()}
+        return dict(sorted(steps.items(), reverse=True))
+
+    def take(self) -> None:
+        """Make this process the owner: from now on, every other process's writes to it fail."""
+        self._token = os.urandom(8).hex()
+        status = (self.status() or {}) | locks.me() | {"token": self._token}
+        fsio.write_json(self.path / manifest.STATUS, status, durable=False)
+
+    def check_owner(self) -> None:
+        """Raise unless this process still owns what it took with `take`.
+
+        A lock keeps other processes away. Where locks do nothing, the last process to take the draft wins.
+
+        Raises:
+            LockedError: Another process has taken it over or published it.
         """
         if self._token is None:
             return
         status = self.status() or {}
-        if status.get("token") != self._token or os.path.lexists(self.path / manifests.FILE):
+        if status.get("token") != self._token or self._is_published():
             raise LockedError(
                 f"another process has taken over '{self.reference}'",
-                why=f"pid {status.get('pid', '?')} on {status.get('host', '?')}; locks do nothing here",
+                why=f"pid {status.get('pid', '?')} on {status.get('host', '?')}; file locks do not work here",
                 hint="quill doctor",
             )
 
-    def status(self) -> dict[str, Any] | None:
-        """What was last said of it, or None."""
-        try:
-            return manifests.read_object(self.path / manifests.STATUS)
-        except (FileNotFoundError, QuillError):
-            return None
+    def update_status(self, **facts: Any) -> None:
+        """Add facts to the status that `quill list` and `quill show` read."""
+        status = (self.status() or {}) | facts
+        fsio.write_json(self.path / manifest.STATUS, status, durable=False, check=self.check_owner)
 
-    def finish(self, **fields: Any) -> Version:
-        """Publish it: everything synced and hashed, the manifest written last, the resume state removed.
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one of its files as JSON, replacing it in one step.
+
+        Raises:
+            LockedError: Another process has taken it over; the old file stays, as for every write here.
+            ResourceError: Disk or permission; the old file stays.
+        """
+        fsio.write_json(self.path / name, value, check=self.check_owner)
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write one of its files; raises as `write_json` does."""
+        fsio.write_bytes(self.path / name, data, check=self.check_owner)
+
+    def write_chunks(self, name: str, chunks: Iterable[bytes]) -> str:
+        """Write one of its files from chunks, so that a large one is never in memory whole.
 
         Args:
-            **fields: What the manifest says beyond what is found here: data, parent, seeds, device,
+            name: Relative to its folder; folders in it are made.
+            chunks: Its content.
+
+        Returns:
+            The sha256 of what was written, hex.
+        """
+        path = self.path / name
+        fsio.make_dir(path.parent)
+        return fsio.write_chunks(path, chunks, check=self.check_owner)
+
+    def write_file(self, name: str, make: Callable[[Path], object]) -> None:
+        """Write one of its files with a function or library that needs a path.
+
+        Args:
+            name: Relative to its folder.
+            make: Called with a staged path of that name to write; it need not sync.
+        """
+        self.check_owner()
+        target = self.path / name
+        with fsio.workshop(target) as staged:
+            make(staged)
+            fsio.deliver(staged, target, replace=True, check=self.check_owner)
+
+    def open_log(self, name: str, content: bytes | None = None) -> fsio.Log:
+        """Open a log that lines are appended to.
+
+        Args:
+            name: Relative to its folder.
+            content: Start a new log with this content, which replaces the old one; None to append to the old
+                one. Lines appended after another process started a new log are not part of that.
+        """
+        self.check_owner()
+        return fsio.Log(self.path / name, content, check=self.check_owner)
+
+    def save_state(self, step: int, make: Callable[[Path], object], keep: int = 2) -> Path:
+        """Save a resume state as a whole and remove outdated ones.
+
+        Args:
+            step: Optimizer steps done.
+            make: Called with an empty staged folder to write the state's files into; it need not sync.
+            keep: How many states to keep, this one included.
+
+        Returns:
+            The state's folder.
+
+        Raises:
+            LockedError: Another process has taken the draft over.
+            ResourceError: Disk or permission; the earlier states are untouched.
+        """
+        self.check_owner()
+        folder = self.path / manifest.STATE
+        target = folder / f"step-{step:06d}"
+        with fsio.stage(folder) as staged:
+            make(staged)
+            document = manifest.of_state(staged, self.reference, step)
+            fsio.write_json(staged / manifest.FILE, document, durable=False)
+            if os.path.lexists(target):
+                # Left by a run that resumed from an earlier state because this one was damaged.
+                self.check_owner()
+                fsio.discard(target, self._trash)
+            fsio.publish(staged, target, check=self.check_owner)
+        states = self.states()
+        # A later step belongs to a future that was given up; it must not count as the newest.
+        outdated = [s for s in states if s > step] + [s for s in states if s <= step][max(keep, 1) :]
+        for old in outdated:
+            fsio.discard(states[old], self._trash)
+        return target
+
+    def publish(self, **facts: Any) -> Version:
+        """Make it a version: sync and hash its files, write the manifest last, remove the resume states.
+
+        Args:
+            **facts: What the manifest says beyond what is found here: data, parent, seeds, device,
                 steps, parameters, best_val_loss, seconds.
 
         Raises:
-            CorruptError: A file that every version needs is missing, or one changed meanwhile.
-            RefusedError: It is finished already.
+            CorruptError: A file that every version needs is missing, or one changed while it was published.
+            RefusedError: It is published already.
             LockedError: Another process has taken it over.
-            ResourceError: The disk refused; it is still a draft then.
+            ResourceError: Disk or permission; it is still a draft.
         """
-        path = self.path / manifests.FILE
-        self.check_taken()
-        if os.path.lexists(path):
-            raise RefusedError(f"'{self.reference}' is finished", why="a version never changes")
+        path = self.path / manifest.FILE
+        self.check_owner()
+        if self._is_published():
+            raise RefusedError(f"'{self.reference}' is already published", why="a version never changes")
         with fsio.guard(self.path, "read"):
             leftovers = [Path(e.path) for e in os.scandir(self.path) if e.name.startswith(".")]
         for leftover in leftovers:
-            fsio.discard(leftover, self.trash)
+            fsio.discard(leftover, self._trash)
         fsio.settle(self.path)
-        before = manifests.stamps(self.path)
-        document = manifests.build(self.path, self.reference, fields)
+        before = manifest.stamps(self.path)
+        document = manifest.build(self.path, self.reference, facts)
         ours = False
 
-        def look_again() -> None:
+        def check() -> None:
             nonlocal ours
-            self.check_taken()
+            self.check_owner()
             ours = True
 
         try:
-            fsio.write_json(path, document, check=look_again)
-            if manifests.stamps(self.path) != before:
-                why = "another process wrote into it while it was published"
+            fsio.write_json(path, document, check=check)
+            if manifest.stamps(self.path) != before:
+                why = "another process wrote into its folder"
                 raise CorruptError(f"'{self.reference}' changed while it was published", why=why)
         except BaseException:
-            # Renamed but not known to last: who is told that it failed must not find it published.
+            # The rename may have happened without being synced: a failed publish must not be visible.
             if ours:
                 with suppress(QuillError):
                     fsio.remove_file(path)
             raise
         self._token = None
-        # It is published; what cannot be tidied up now neither undoes that nor is in anybody's way.
+        # It is published; a failure to tidy up neither undoes that nor is in the way.
         with suppress(QuillError):
-            ledger.reserve(self.path.parent, self.number)
-            if (self.path / manifests.STATE).is_dir():
-                fsio.discard(self.path / manifests.STATE, self.trash)
-            fsio.remove_file(self.path / manifests.STATUS)
+            aliases.reserve(self.path.parent, self.number)
+            if (self.path / manifest.STATE).is_dir():
+                fsio.discard(self.path / manifest.STATE, self._trash)
+            fsio.remove_file(self.path / manifest.STATUS)
         return Version(self.name, self.number, self.path, document)
 
     def discard(self) -> None:
-        """Give it up; its number stays taken."""
-        ledger.reserve(self.path.parent, self.number)
-        fsio.discard(self.path, self.trash)
+        """Delete it; its number is never reused."""
+        aliases.reserve(self.path.parent, self.number)
+        fsio.discard(self.path, self._trash)
+
+    def _is_published(self) -> bool:
+        return os.path.lexists(self.path / manifest.FILE)

@@ -111,6 +111,17 @@ def build(folder: Path, reference: str, fields: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def of_state(folder: Path, reference: str, step: int) -> dict[str, Any]:
+    """Make the manifest of a resume state's folder."""
+    return {
+        "schema": migrations.SCHEMA_VERSION,
+        "reference": reference,
+        "step": step,
+        "created": utc_now(),
+        "files": {n: describe(folder / n) for n in sorted(files(folder))},
+    }
+
+
 def config_sha256(config: Any) -> str:
     """The hash of a config as a value: the same however its file is laid out."""
     import hashlib

@@ -12,7 +12,6 @@ from quill.data import prepare
 from quill.data.batches import check_length
 from quill.errors import InputError, NotFoundError
 from quill.formats import importing
-from quill.registry import manifest
 from quill.registry.store import Registry
 from quill.registry.version import Version
 
@@ -86,7 +85,7 @@ def parent_of(
         return importing.ensure(config.train.init_from, registry, notice)
     except NotFoundError:
         draft = registry.unfinished(config.name) if config.name else None
-        if draft is None or not (draft.path / manifest.STATE).is_dir():
+        if draft is None or not draft.states():
             raise
         return Version(draft.name, draft.number, draft.path)
 

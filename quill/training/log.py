@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from quill import fsio
 from quill.evaluation.curves import METRICS, read_metrics
+from quill.registry.draft import Draft
 from quill.registry.manifest import LOG
 from quill.training.events import Evaluated, Event, Finished, Notice, Saved, Started, Stepped
 
@@ -20,23 +18,20 @@ class RunLog:
     appends is in nobody's version then.
 
     Args:
-        folder: The version in progress.
+        draft: The run's draft.
         log_interval: Steps between lines of metrics.
         step: Steps already done; lines beyond belong to work that was lost.
-        check: As for `fsio.write_bytes`.
     """
 
-    def __init__(
-        self, folder: Path, log_interval: int, step: int, check: Callable[[], object] | None = None
-    ) -> None:
-        self._log, self._interval = folder / LOG, log_interval
-        kept = [line for line in read_metrics(folder / METRICS) if line["step"] <= step]
-        fsio.end_line(self._log)
+    def __init__(self, draft: Draft, log_interval: int, step: int) -> None:
+        self._interval = log_interval
+        kept = [line for line in read_metrics(draft.path / METRICS) if line["step"] <= step]
         raw = "".join(json.dumps(line) + "\n" for line in kept).encode()
-        self._metrics = fsio.Log(folder / METRICS, raw, check)
+        self._log, self._metrics = draft.open_log(LOG), draft.open_log(METRICS, raw)
 
     def close(self) -> None:
         """Let go of the files."""
+        self._log.close()
         self._metrics.close()
 
     def __call__(self, event: Event) -> None:
@@ -55,7 +50,7 @@ class RunLog:
             case Evaluated():
                 self._metric({"step": event.step, "val_loss": event.val_loss})
         if text := describe(event):
-            fsio.append_line(self._log, text)
+            self._log.append(text)
 
     def _metric(self, line: dict[str, Any]) -> None:
         self._metrics.append(json.dumps(line))

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from quill import fsio
 from quill.checkpoint import load as checkpoint
 from quill.checkpoint.card import card
 from quill.config.settings import RunConfig, SampleConfig
@@ -85,8 +84,8 @@ def publish(
     curve = chart.draw(course, plain=True)
     text = card(draft.reference, config, facts | {"versions": manifest.versions()}, sample, curve)
     raw = text.encode("utf-8", "replace")
-    fsio.write_bytes(draft.path / "README.md", raw, check=draft.check_taken)
-    return draft.finish(**facts)
+    draft.write_bytes("README.md", raw)
+    return draft.publish(**facts)
 
 
 def _published_loss(

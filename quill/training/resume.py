@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from quill import fsio, strictjson
+from quill import strictjson
 from quill.checkpoint import load as checkpoint
 from quill.config import reading
 from quill.config.differences import differences
@@ -92,18 +92,16 @@ def claim(
                 hint=f"--new-version trains {name}:v{newest.number + 1}, --name another model",
             )
     draft = registry.begin(name)
-    fsio.write_json(draft.path / "config.json", config.to_dict())
-    fsio.write_bytes(
-        draft.path / "tokenizer.json", strictjson.dumps(dataset.tokenizer.to_dict()).encode("utf-8")
-    )
+    draft.write_json("config.json", config.to_dict())
+    draft.write_json("tokenizer.json", dataset.tokenizer.to_dict())
     known = {"reference": parent.reference, "digest": parent.digest} if parent else None
-    draft.set_status(status(0) | {"data_key": dataset.key, "parent": known})
+    draft.update_status(**status(0), data_key=dataset.key, parent=known)
     return draft
 
 
 def _begun(draft: Draft) -> Draft | None:
     """The draft, if it got as far as having settings."""
-    return draft if draft.status() and (draft.path / "config.json").exists() else None
+    return draft if draft.status() and draft.has("config.json") else None
 
 
 def _changes(earlier: Draft | Version, config: RunConfig, dataset: Dataset) -> list[str]:

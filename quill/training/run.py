@@ -147,7 +147,7 @@ class _Run:
         self._clock = clock
         trainer, notes = self._resumed()
         interval = self.config.train.log_interval
-        log = RunLog(self.draft.path, interval, trainer.step, self.draft.check_taken)
+        log = RunLog(self.draft, interval, trainer.step)
         observer = self._watch
 
         def watch(event: Event) -> None:
@@ -160,8 +160,8 @@ class _Run:
         try:
             return self._run(trainer, clock, max_seconds)
         except (CorruptError, RefusedError, ResourceError):
-            # What failed may have failed because another process goes on with it.
-            self.draft.check_taken()
+            # What failed may have failed because another process has taken the draft over.
+            self.draft.check_owner()
             raise
         finally:
             log.close()
@@ -304,16 +304,15 @@ class _Run:
         self._lap = time.monotonic()
 
     def _keep_weights(self, trainer: Trainer) -> None:
-        self.draft.check_taken()
-        path = self.draft.path / checkpoint.WEIGHTS
         kind = self.config.train.weights_dtype
-        checkpoint.save_weights(path, trainer.model, kind, self.draft.check_taken)
+        self.draft.write_file(
+            checkpoint.WEIGHTS, lambda path: checkpoint.save_weights(path, trainer.model, kind)
+        )
 
     def _save(self, trainer: Trainer) -> None:
         reached = (trainer.step, not self._owes_evaluation(trainer))
         if self._saved == reached:
             return
-        self.draft.check_taken()
         tensors, facts = trainer.state()
         device = trainer.device
         info = {
@@ -327,15 +326,14 @@ class _Run:
         }
         keep = self.config.train.keep_states
         path = checkpoint.save_state(self.draft, trainer.step, tensors, info, keep)
-        self.draft.check_taken()
-        self.draft.set_status((self.draft.status() or {}) | status(trainer.step))
+        self.draft.update_status(**status(trainer.step))
         self._saved = reached
         self._watch(Saved(trainer.step, str(path)))
         self._lap = time.monotonic()
 
     def _publish(self, trainer: Trainer, reason: str) -> Version:
         """Make the best weights a version."""
-        if not (self.draft.path / checkpoint.WEIGHTS).exists():
+        if not self.draft.has(checkpoint.WEIGHTS):
             self._keep_weights(trainer)
         version = publish(
             self.config,

@@ -56,7 +56,7 @@ def test_older_states_than_are_kept_go(draft):
     save(draft, 10_000_000, keep=2)
     assert steps(draft) == ["step-002000", "step-10000000"]
     assert load_state(draft)[1]["step"] == 10_000_000
-    assert os.listdir(draft.trash) == []
+    assert os.listdir(draft.path.parent.parent / ".trash") == []
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "state.safetensors"])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from quill import fsio
 from quill.checkpoint import weights as tensors
+from quill.registry.draft import Draft
 from quill.registry.store import Registry
 from quill.registry.version import Version
 
@@ -22,14 +21,14 @@ def publish(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Publish:
 
     def make(name: str, **facts: object) -> Version:
         draft = registry.begin(name)
-        _fill(draft.path)
-        return draft.finish(**({"parameters": 10_788_929, "best_val_loss": 1.4697} | facts))
+        _fill(draft)
+        return draft.publish(**({"parameters": 10_788_929, "best_val_loss": 1.4697} | facts))
 
     return make
 
 
-def _fill(folder: Path) -> None:
+def _fill(draft: Draft) -> None:
     header, _ = tensors.write_header({"wte.weight": ("U8", (64,))})
-    fsio.write_bytes(folder / "model.safetensors", header + bytes(64))
-    fsio.write_json(folder / "config.json", {"schema_version": 1, "name": "x", "model": {"n_layer": 2}})
-    fsio.write_json(folder / "tokenizer.json", {"schema": 1, "kind": "char", "vocabulary": "ab"})
+    draft.write_bytes("model.safetensors", header + bytes(64))
+    draft.write_json("config.json", {"schema_version": 1, "name": "x", "model": {"n_layer": 2}})
+    draft.write_json("tokenizer.json", {"schema": 1, "kind": "char", "vocabulary": "ab"})

@@ -6,9 +6,8 @@ import json
 
 import pytest
 
-from quill import fsio
 from quill.cli.app import main
-from quill.registry.store import Registry
+from quill.registry.draft import Draft
 
 DATA = {
     "name": "sea",
@@ -26,25 +25,24 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 
 
 def with_config(draft, **sections) -> None:
-    fsio.write_json(draft.path / "config.json", {"schema_version": 1, "name": draft.name, **sections})
+    draft.write_json("config.json", {"schema_version": 1, "name": draft.name, **sections})
 
 
 @pytest.fixture
 def pair(publish, registry, monkeypatch):
     """Two finished models, a:v1 and b:v1, of different settings and figures."""
-    finish = Registry.begin(registry, "x").__class__.finish
+    publish_draft = Draft.publish
 
     def publish_with(name: str, config: dict, **facts) -> None:
         with monkeypatch.context() as patched:
 
-            def finish_with_config(draft, **fields):
+            def publish_with_config(draft, **fields):
                 with_config(draft, **config)
-                return finish(draft, **fields)
+                return publish_draft(draft, **fields)
 
-            patched.setattr("quill.registry.draft.Draft.finish", finish_with_config)
+            patched.setattr(Draft, "publish", publish_with_config)
             publish(name, **facts)
 
-    registry.unfinished("x").discard()
     publish_with("a", {"model": {"n_layer": 2}, "train": {"batch_size": 64}}, data=DATA, steps=2000)
     publish_with("b", {"model": {"n_layer": 3}}, data=DATA, steps=1000, best_val_loss=1.25)
 
@@ -81,7 +79,7 @@ def test_a_run_in_progress_compares_too(pair, registry, capsys):
     draft = registry.begin("new")
     with_config(draft, model={"n_layer": 9})
     (draft.path / "metrics.jsonl").write_text('{"step": 5, "val_loss": 2.5}\n{"step": 9, "val_loss": 3.5}\n')
-    draft.set_status({"step": 5})
+    draft.update_status(step=5)
     code, out, _ = run(capsys, "compare", "a", "new")
     assert code == 0
     for words in ("unfinished", "2.5000", "new:v1"):

@@ -78,7 +78,7 @@ def test_a_run_in_progress_is_told_from_one_left_behind(publish, registry, capsy
     (alive.path / "metrics.jsonl").write_text('{"step": 1500, "loss": 2.5}\n{"step": 151')
     # What a status says of a process is no proof that it lives.
     for draft, step in ((alive, 1000), (left, 20)):
-        draft.set_status({"pid": os.getpid(), "host": socket.gethostname(), "step": step})
+        draft.update_status(pid=os.getpid(), host=socket.gethostname(), step=step)
     with locks.hold(registry.root, "a"):
         out = run(capsys, "list")[1]
         rows = {line.split()[0]: line for line in out.splitlines()[1:]}
@@ -92,7 +92,7 @@ def test_a_run_in_progress_is_told_from_one_left_behind(publish, registry, capsy
 def test_of_two_unfinished_runs_of_a_name_the_newer_is_at_work(registry, publish, capsys):
     publish("a")
     for _ in range(2):
-        registry.begin("a").set_status({"step": 1})
+        registry.begin("a").update_status(step=1)
     with locks.hold(registry.root, "a"):
         rows = json.loads(run(capsys, "list", "--json")[1])["models"]
     states = {row["reference"]: row["state"] for row in rows}
@@ -106,7 +106,7 @@ def test_of_two_unfinished_runs_of_a_name_the_newer_is_at_work(registry, publish
 )
 def test_a_senseless_status_says_nothing(status, registry, publish, capsys):
     draft = registry.begin("b")
-    draft.set_status(status)
+    draft.update_status(**status)
     (draft.path / "config.json").write_text('{"train": {"max_iters": -3}}')
     for form in ([], ["--json"], ["-q"]):
         assert run(capsys, "list", *form)[0] == 0

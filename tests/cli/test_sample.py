@@ -193,9 +193,9 @@ def test_f5_weights_that_are_not_finite_exit_6(tiny, tmp_path, capsys, monkeypat
     with torch.no_grad():
         next(iter(loaded.model.parameters())).fill_(float("nan"))
     for name in ("config.json", "tokenizer.json"):
-        (draft.path / name).write_bytes(tiny.read_file(name))
-    checkpoint.save_weights(draft.path / "model.safetensors", loaded.model)
-    draft.finish()
+        draft.write_bytes(name, tiny.read_file(name))
+    draft.write_file("model.safetensors", lambda path: checkpoint.save_weights(path, loaded.model))
+    draft.publish()
     monkeypatch.setenv("QUILL_REGISTRY", str(registry.root))
     assert main(["sample", "nan", "b"]) == 6
     out, err = capsys.readouterr()

@@ -60,10 +60,8 @@ def curved(publish, registry, monkeypatch):
 def unfinished(publish, registry):
     """A run of `new` that is not finished, at step 40 of 100."""
     draft = registry.begin("new")
-    fsio.write_json(
-        draft.path / "config.json", {"name": "new", "model": {"n_layer": 2}, "train": {"max_iters": 100}}
-    )
-    draft.set_status({"step": 20, "updated": "2025-01-01T00:00:00Z", "pid": 1, "host": "x"})
+    draft.write_json("config.json", {"name": "new", "model": {"n_layer": 2}, "train": {"max_iters": 100}})
+    draft.update_status(step=20, updated="2025-01-01T00:00:00Z", pid=1, host="x")
     write_metrics(draft.path)
     return draft
 
@@ -343,8 +341,8 @@ def test_f15_nothing_in_a_manifest_or_a_status_reaches_the_terminal(publish, reg
     publish("a", parent=facts, data={"name": evil, "sha256": evil}, seeds={evil: evil}, device=evil)
     publish("b", copied_from=facts, imported={"format": evil}, git={"commit": evil, "dirty": True})
     draft = registry.begin("c")
-    draft.set_status({"step": 1, "updated": evil, "host": evil})
-    fsio.write_json(draft.path / "config.json", {"model": {"block": evil}, "data": {"source": evil}})
+    draft.update_status(step=1, updated=evil, host=evil)
+    draft.write_json("config.json", {"model": {"block": evil}, "data": {"source": evil}})
     for name in "abc":
         for flags in ([], ["--lineage"]):
             for form in ([], ["--json"], ["-q"]):

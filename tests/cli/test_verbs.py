@@ -445,8 +445,8 @@ class TestDoctor:
 
     def test_what_is_unfinished_and_what_gc_would_free(self, publish, registry, training, capsys):
         publish("a")
-        registry.begin("a").set_status({"step": 1})
-        registry.begin("b").set_status({"step": 1})
+        registry.begin("a").update_status(step=1)
+        registry.begin("b").update_status(step=1)
         training("b")
         trash = registry.root / ".trash" / UNIQUE
         trash.parent.mkdir()

@@ -11,7 +11,6 @@ import pytest
 import torch
 from shapes import SHAPES
 
-from quill import strictjson
 from quill.checkpoint import load as checkpoint
 from quill.config import reading
 from quill.config.settings import RunConfig
@@ -62,9 +61,9 @@ def publish(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> Publish:
                 # Biases and norms too, and large enough that a wrong one shows.
                 p.add_(torch.randn(p.shape, generator=generator) * 0.1)
         draft = registry.begin(name)
-        (draft.path / "config.json").write_text(strictjson.dumps(config.to_dict()))
-        (draft.path / "tokenizer.json").write_text(strictjson.dumps(chosen.to_dict()))
-        checkpoint.save_weights(draft.path / "model.safetensors", network)
-        return draft.finish(parameters=sum(p.numel() for p in network.parameters()))
+        draft.write_json("config.json", config.to_dict())
+        draft.write_json("tokenizer.json", chosen.to_dict())
+        draft.write_file("model.safetensors", lambda path: checkpoint.save_weights(path, network))
+        return draft.publish(parameters=sum(p.numel() for p in network.parameters()))
 
     return make

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from crashing import snapshot
 
 from quill import fsio
 from quill.checkpoint import weights as tensors
@@ -35,15 +36,16 @@ def payload(name: str, writer: int, k: int) -> bytes:
     return (seed * 400)[: 2000 + 37 * writer + k]
 
 
-def publish(registry: Registry, name: str, writer: int, k: int) -> str:
+def publish(registry: Registry, name: str, writer: int, k: int, *, status: bool = True) -> str:
     draft = registry.begin(name)
     body = payload(name, writer, k)
     header, _ = tensors.write_header({"w": ("U8", (len(body),))})
-    fsio.write_bytes(draft.path / "model.safetensors", header + body)
-    fsio.write_json(draft.path / "config.json", {"schema_version": 1, "name": name, "by": [writer, k]})
-    fsio.write_json(draft.path / "tokenizer.json", {"schema": 1, "kind": "char", "vocabulary": "ab"})
-    draft.set_status({"step": k})
-    return draft.finish(parameters=len(body)).reference
+    draft.write_bytes("model.safetensors", header + body)
+    draft.write_json("config.json", {"schema_version": 1, "name": name, "by": [writer, k]})
+    draft.write_json("tokenizer.json", {"schema": 1, "kind": "char", "vocabulary": "ab"})
+    if status:
+        draft.update_status(step=k)
+    return draft.publish(parameters=len(body)).reference
 
 
 def start(work: Callable[[], object], report: Path) -> int:
@@ -143,7 +145,8 @@ def test_f31_removing_old_versions_meanwhile_takes_none_that_is_new(registry, tm
     publish(registry, "shared", 9, 0)
 
     def write(writer: int) -> list[str]:
-        return [publish(registry, "shared", writer, k) for k in range(25)]
+        # As copies do: a draft with a status that holds no lock is a run that was given up.
+        return [publish(registry, "shared", writer, k, status=False) for k in range(25)]
 
     def sweep() -> int:
         removed = 0
@@ -183,20 +186,70 @@ def test_f31_removing_old_versions_meanwhile_takes_none_that_is_new(registry, tm
     assert os.listdir(registry.root / fsio.TRASH) == []
 
 
+WRITES = {
+    "write_json": lambda draft: draft.write_json("config.json", {"new": 1}),
+    "write_bytes": lambda draft: draft.write_bytes("README.md", b"new"),
+    "write_chunks": lambda draft: draft.write_chunks("model.safetensors", [b"ne", b"w"]),
+    "write_file": lambda draft: draft.write_file("model.safetensors", lambda path: path.write_bytes(b"new")),
+    "open_log": lambda draft: draft.open_log("run.log"),
+    "open_log, a new one": lambda draft: draft.open_log("metrics.jsonl", b"new"),
+    "save_state": lambda draft: draft.save_state(9, lambda folder: (folder / "x").write_bytes(b"new")),
+    "update_status": lambda draft: draft.update_status(step=9),
+    "publish": lambda draft: draft.publish(),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_f32_a_draft_that_another_process_took_is_not_written_to(registry, fill, write):
+    """Where locks have no effect, the last process to take a draft owns it."""
+    first = registry.begin("a")
+    fill(first)
+    first.take()
+    registry.unfinished("a").take()
+    before = snapshot(first.path)
+    with pytest.raises(LockedError, match="another process has taken over 'a:v1'"):
+        WRITES[write](first)
+    assert snapshot(first.path) == before
+
+
+@pytest.mark.parametrize("write", sorted(WRITES.keys() - {"open_log", "update_status"}))
+def test_f32_what_is_staged_when_another_process_takes_the_draft_is_dropped(
+    registry, fill, monkeypatch, write
+):
+    first = registry.begin("a")
+    fill(first)
+    first.take()
+    first.save_state(8, lambda folder: (folder / "x").write_bytes(b"old"))
+    synced = os.fsync
+
+    def take_over(fd: int) -> None:
+        monkeypatch.setattr(os, "fsync", synced)
+        registry.unfinished("a").take()
+
+    monkeypatch.setattr(os, "fsync", take_over)
+    before = snapshot(first.path)
+    with pytest.raises(LockedError, match="another process has taken over 'a:v1'"):
+        WRITES[write](first)
+    assert os.fsync is synced, "nothing was synced, so nothing was staged"
+    after = snapshot(first.path)
+    assert after.pop("status.json") != before.pop("status.json")
+    assert after == before
+
+
 def test_f32_a_draft_that_two_work_on_belongs_to_the_last(registry, fill):
-    """Without locks two runs may go on with one draft; the first to notice ends, the other is whole."""
+    """Without locks two runs may resume one draft; the first to notice stops, the other is complete."""
     first = registry.begin("a")
     first.take()
     second = registry.unfinished("a")
     second.take()
     with pytest.raises(LockedError) as caught:
-        first.check_taken()
+        first.check_owner()
     assert caught.value.exit_code == 75
-    fill(second.path)
+    fill(second)
     with pytest.raises(LockedError):
-        first.finish()
+        first.publish()
     with pytest.raises(NotFoundError):
         registry.resolve("a")
-    assert second.finish().reference == "a:v1"
+    assert second.publish().reference == "a:v1"
     with pytest.raises(LockedError):
-        first.check_taken()
+        first.check_owner()

@@ -93,10 +93,10 @@ class TestCopy:
 
     def test_files_in_folders_of_a_version_are_copied(self, registry, fill):
         draft = registry.begin("a")
-        fill(draft.path)
+        fill(draft)
         (draft.path / "extra").mkdir()
         (draft.path / "extra" / "notes.txt").write_text("x")
-        draft.finish()
+        draft.publish()
         assert moves.copy(registry, "a", "b").read_file("extra/notes.txt") == b"x"
 
     def test_f3_a_flipped_bit_is_not_copied_and_leaves_nothing(self, registry, publish):
@@ -160,7 +160,7 @@ class TestMove:
         publish("a")
         publish("a")
         draft = registry.begin("a")
-        draft.set_status({"step": 5})
+        draft.update_status(step=5)
         ledger.set_alias(registry.root / "a", "champion", 1)
         before = {n: raw for n, raw in snapshot(registry.root / "a").items() if n != "model.json"}
         assert moves.move(registry, "a", "b") == ["b:v1", "b:v2", "b:v3"]
@@ -169,8 +169,8 @@ class TestMove:
         assert registry.resolve("b:champion").number == 1
         assert {n: r for n, r in snapshot(registry.root / "b").items() if n != "model.json"} == before
         assert not (registry.root / "a").exists()
-        fill(registry.unfinished("b").path)
-        assert registry.unfinished("b").finish().reference == "b:v3"
+        fill(registry.unfinished("b"))
+        assert registry.unfinished("b").publish().reference == "b:v3"
 
     def test_the_old_name_goes_on_with_its_numbers(self, registry, publish):
         publish("a")
@@ -390,7 +390,7 @@ class TestRemove:
     def test_an_unfinished_run_is_removed_with_its_states(self, registry, publish):
         publish("a")
         draft = registry.begin("a")
-        draft.set_status({"step": 1})
+        draft.update_status(step=1)
         (draft.path / "state" / "step-000100").mkdir(parents=True)
         assert remove(registry, "a:v2") == ["a:v2"]
         assert registry.drafts() == []
@@ -445,15 +445,15 @@ class TestRemove:
         draft = registry.begin("a")
         targets = removal.find(registry, "a", all_versions=True)
         remove(registry, "a:v1")
-        fill(draft.path)
-        draft.finish()
+        fill(draft)
+        draft.publish()
         assert removal.remove(registry, targets) == []
         assert references(registry) == ["a:v2"]
 
     def test_f42_while_the_name_is_held_nothing_is_removed(self, registry, publish):
         for name in ("a", "b", "c"):
             publish(name)
-        registry.begin("b").set_status({"step": 3})
+        registry.begin("b").update_status(step=3)
         with held_elsewhere(registry.root, "b") as pid:
             for refs in (("b:v1",), ("b:v2",), ("a", "b:v1", "c")):
                 with pytest.raises(LockedError) as caught:

@@ -31,8 +31,8 @@ def before(registry, publish, fill):
     publish("a")
     ledger.update(registry.root / "a", lambda held: held | {"aliases": {"champion": 1}, "tags": {"x": "y"}})
     draft = registry.begin("a")
-    fill(draft.path)
-    draft.set_status({"pid": 1})
+    fill(draft)
+    draft.update_status(pid=1)
     save(draft, 100)
     save(draft, 200)
     return registry
@@ -46,7 +46,7 @@ def actions(fill):
         draft = registry.unfinished(name) or registry.begin(name)
         # Not synced yet: that is what finishing must see to.
         fill(draft.path, durable=False)
-        return draft.finish(parameters=64)
+        return draft.publish(parameters=64)
 
     return {
         "publish": (publish_next, {"a:v1", "a:v2"}),

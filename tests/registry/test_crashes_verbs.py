@@ -14,7 +14,6 @@ import pytest
 import torch
 from crashing import WAYS, at_every_operation, invariants, power_loss, snapshot, versions
 
-from quill import fsio
 from quill.checkpoint.load import save_state
 from quill.errors import NotFoundError, RefusedError
 from quill.registry import aliases as ledger
@@ -64,8 +63,8 @@ def before(registry, publish, fill):
     publish("a")
     ledger.set_alias(registry.root / "a", "champion", 1)
     draft = registry.begin("a")
-    fill(draft.path)
-    draft.set_status({"pid": 1})
+    fill(draft)
+    draft.update_status(pid=1)
     (draft.path / "state").mkdir()
     return registry
 
@@ -80,8 +79,8 @@ def untidy(before, publish):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(b"left")
     draft = before.begin("c")
-    fsio.write_json(draft.path / "config.json", {"train": {"keep_states": 1}})
-    draft.set_status({"pid": 1})
+    draft.write_json("config.json", {"train": {"keep_states": 1}})
+    draft.update_status(pid=1)
     for step in (100, 200):
         save_state(draft, step, {"w": torch.full((16,), float(step))}, {"step": step})
     (root / "empty").mkdir()

@@ -221,8 +221,8 @@ def test_the_next_version_is_written_beside_it_and_changes_none(release, tmp_pat
     before = {p: c for p, (c, _, _) in state(root).items() if "/v" in p or p.startswith("by-hand")}
     registry = Registry(root)
     draft = registry.begin("tide")
-    fill(draft.path)
-    assert draft.finish().reference == "tide:v5"
+    fill(draft)
+    assert draft.publish().reference == "tide:v5"
     ledger.update(root / "tide", lambda held: held | {"aliases": held["aliases"] | {"new": 5}})
     after = {p: c for p, (c, _, _) in state(root).items()}
     assert before.items() <= after.items()

@@ -348,8 +348,8 @@ def test_f28_no_content_of_a_small_file_lets_a_version_be_written_over(name, wei
         if draft is not None:
             assert draft.path.name not in there
             attempt(draft.take)
-            fill(draft.path)
-            attempt(draft.finish)
+            fill(draft)
+            attempt(draft.publish)
             shutil.rmtree(draft.path)
         assert all(p.read_bytes() == content for p, content in old.items() if p != weights / name)
 

@@ -254,7 +254,7 @@ class TestLeftovers:
 class TestUnfinished:
     def test_a_run_that_a_later_version_superseded_goes(self, registry, publish, state):
         draft = registry.begin("a")
-        draft.set_status({"step": 9})
+        draft.update_status(step=9)
         state(draft, 9)
         assert clean(registry).things == []
         publish("a")
@@ -266,21 +266,21 @@ class TestUnfinished:
     def test_a_run_that_could_go_on_stays(self, registry, publish, state):
         publish("a")
         draft = registry.begin("a")
-        draft.set_status({"step": 9})
+        draft.update_status(step=9)
         state(draft, 9)
         before = snapshot(draft.path)
         assert clean(registry, older_than=0, keep=1).things == []
         assert snapshot(draft.path) == before
 
     def test_a_damaged_later_version_supersedes_nothing(self, registry, publish):
-        registry.begin("a").set_status({"step": 9})
+        registry.begin("a").update_status(step=9)
         (publish("a").path / "model.safetensors").write_bytes(b"")
         assert clean(registry, older_than=0).things == []
 
     def test_what_never_got_to_be_a_run_goes_once_it_is_old(self, registry, publish, fill):
         """A killed copy or import: nothing ever goes on with it, though no later version is there."""
         publish("a")
-        fill(registry.begin("a").path)
+        fill(registry.begin("a"))
         assert clean(registry).things == []
         assert removed(clean(registry, now=later())) == ["a:v2"]
         assert publish("a").number == 3
@@ -289,13 +289,13 @@ class TestUnfinished:
         draft = registry.begin("a")
         publish("a")
         assert clean(registry).things == []
-        fill(draft.path)
-        assert draft.finish().reference == "a:v1"
+        fill(draft)
+        assert draft.publish().reference == "a:v1"
 
     def test_resume_states_beyond_the_runs_own_number(self, registry, state):
         draft = registry.begin("a")
-        draft.set_status({"step": 400})
-        fsio.write_json(draft.path / "config.json", {"train": {"keep_states": 3}})
+        draft.update_status(step=400)
+        draft.write_json("config.json", {"train": {"keep_states": 3}})
         folders = {step: state(draft, step) for step in (100, 200, 300, 400, 500)}
         (folders[500] / "state.safetensors").write_bytes(b"torn")
         assert removed(clean(registry)) == ["a:v1 step-000100"]
@@ -308,7 +308,7 @@ class TestUnfinished:
     )
     def test_states_of_a_run_whose_config_cannot_be_read_stay(self, registry, state, config):
         draft = registry.begin("a")
-        draft.set_status({})
+        draft.update_status()
         for step in (1, 2, 3, 4):
             state(draft, step)
         if config is not None:
@@ -319,8 +319,8 @@ class TestUnfinished:
 
     def test_without_a_setting_two_states_stay(self, registry, state):
         draft = registry.begin("a")
-        draft.set_status({})
-        fsio.write_json(draft.path / "config.json", {"train": {}})
+        draft.update_status()
+        draft.write_json("config.json", {"train": {}})
         for step in (9, 10, 1000000):
             state(draft, step)
         assert removed(clean(registry)) == ["a:v1 step-000009"]
@@ -420,7 +420,7 @@ class TestPrune:
     def test_the_holder_of_a_name_prunes_it(self, registry, publish):
         for _ in range(4):
             publish("a")
-        registry.begin("a").set_status({"step": 1})
+        registry.begin("a").update_status(step=1)
         ledger.set_alias(registry.root / "a", "champion", 1)
         with locks.hold(registry.root, "a"):
             assert [v.reference for v in prune(registry, "a", 2)] == ["a:v2"]

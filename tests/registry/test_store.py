@@ -105,7 +105,7 @@ def test_finishing_removes_the_resume_state_and_keeps_the_log(registry, finish):
     (draft.path / "state" / "step-000001").mkdir(parents=True)
     (draft.path / "run.log").write_text("log")
     (draft.path / ".tmp-left-by-a-crash").mkdir()
-    draft.set_status({"pid": 1, "step": 5})
+    draft.update_status(pid=1, step=5)
     assert draft.status() == {"pid": 1, "step": 5}
     version = finish(draft)
     assert sorted(os.listdir(version.path)) == [
@@ -132,10 +132,10 @@ def test_more_files_of_a_version_are_kept_and_hashed(registry, finish):
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_draft_without_its_files_is_not_published(registry, missing, fill):
     draft = registry.begin("a")
-    fill(draft.path)
+    fill(draft)
     (draft.path / missing).unlink()
     with pytest.raises(CorruptError, match=missing):
-        draft.finish()
+        draft.publish()
     assert registry.entries() == []
     assert registry.unfinished("a").path == draft.path
 
@@ -152,7 +152,7 @@ def test_a_version_is_finished_once(registry, finish):
 def test_drafts_are_not_versions(registry, publish, fill):
     publish("a")
     draft = registry.begin("a")
-    fill(draft.path)
+    fill(draft)
     assert references(registry, all_versions=True) == ["a:v1"]
     assert registry.resolve("a").number == 1
     assert registry.newest("a").number == 1
@@ -459,9 +459,9 @@ def test_f14_nothing_is_written_or_deleted_through_a_link(registry, publish, tmp
     draft = registry.begin("real")
     assert draft.number == 6
     (draft.path / "run.link").symlink_to(outside)
-    fill(draft.path)
+    fill(draft)
     with pytest.raises(CorruptError):
-        draft.finish()
+        draft.publish()
     draft.discard()
     assert sorted(str(p) for p in outside.rglob("*")) == before
 
