@@ -1,9 +1,9 @@
-"""Byte-level BPE as tokenizer files spell it: printable letters for bytes, and merges instead of ranks.
+"""Byte-level BPE as other libraries spell it: a letter for each byte, merges instead of ranks.
 
-Radford et al. 2019 wrote each byte as a letter of its own, so that a vocabulary is text. tiktoken merges the
-pair of the lowest rank wherever it is; other libraries want the pairs listed. The two agree because what
-happens inside of a token's bytes does not depend on what is around them, as long as nothing reaches across:
-each token arises from one pair alone, which is what is left of its bytes before its own merge.
+Radford et al. 2019 wrote each byte as a printable letter, so that a vocabulary is text. tiktoken merges the
+pair with the lowest rank wherever it stands; other libraries list the pairs. Both give the same ids, because
+the merges inside a token depend on that token's bytes alone: each token is made by one pair, the two parts
+that are left of its bytes before its own merge.
 """
 
 from __future__ import annotations
@@ -14,26 +14,54 @@ from itertools import pairwise
 
 from quill.errors import InputError
 
-# Scanning takes time by the square of a token's length; o200k_base needs a hundredth of this.
+# How published tokenizers split text before pairs are merged, as tiktoken spells it.
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# The same split as later releases of tiktoken write it.
+GPT2_POSSESSIVE = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$"
+    r"|\s*[\r\n]|\s+(?!\S)|\s"
+)
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _CONTRACTION
+    + r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _CONTRACTION
+    + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)  # fmt: skip
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Llama 3's split with possessive quantifiers: that of the tokenizers which quill learns.
+QUILL = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Finding merges takes time quadratic in a token's length; o200k_base needs a hundredth of this.
 _MOST_WORK = 1 << 30
 
 
 @cache
 def letters() -> tuple[str, ...]:
-    """The printable character for each byte: its own where that is one, else the next from U+0100 on."""
+    """The printable character for each byte: the byte's own if it has one, else the next from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
 def spell(token: bytes) -> str:
-    """A token's bytes as letters."""
+    """Write a token's bytes as letters."""
     of = letters()
     return "".join([of[byte] for byte in token])
 
 
 def unspell(text: str) -> bytes:
-    """The bytes that letters stand for.
+    """Read the bytes that letters stand for.
 
     Raises:
         KeyError: A character stands for no byte; it is the argument.
@@ -43,13 +71,13 @@ def unspell(text: str) -> bytes:
 
 
 def merges(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes] | None]:
-    """The pair that makes each token.
+    """Find the pair that makes each token.
 
     Args:
-        tokens: By rank; single bytes among them.
+        tokens: In the order of their ranks, single bytes included.
 
     Returns:
-        One entry a token; None for a single byte, and for what no merging ever makes.
+        One entry for each token: None for a single byte, and for a token that no merge makes.
 
     Raises:
         InputError: The tokens are so long that this would take minutes.

@@ -19,7 +19,7 @@ from quill.config import reading
 from quill.config.settings import ModelConfig, SampleConfig
 from quill.errors import InputError, QuillError
 from quill.formats import base, exporting, importing, plain_gpt2, tokenizer_json
-from quill.formats.tokenizer_json.bpe import QWEN_SPLIT
+from quill.formats.byte_level import QWEN2
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
@@ -358,7 +358,7 @@ def test_a_tokenizer_of_either_kind_may_be_given(char, tmp_path):
 def test_vocabulary_and_merges_do_without_tokenizer_json(tokenizers, tmp_path):
     if "bpe" not in tokenizers:
         pytest.skip("rustbpe is not installed")
-    bpe = base_of(tokenizers["bpe"], QWEN_SPLIT)
+    bpe = base_of(tokenizers["bpe"], QWEN2)
     saved(tmp_path, qwen3_config(vocab_size=bpe.vocab_size), bpe)
     model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
     (tmp_path / "tokenizer.json").unlink()

@@ -1,10 +1,10 @@
 """Tokenizers in a GGUF file, both directions.
 
-llama.cpp's "gpt2" is byte-level BPE: each byte has a printable character of its own, tokens are spelt in
-those, merges join them, and `tokenizer.ggml.pre` names the pattern by which text is split before. A
-vocabulary of characters is one too: the merges join the bytes of each character, none joins two characters,
-and no pattern splits inside of one, so its ids are those of quill for any text. (Its "rwkv" would hold
-characters as they are, but never ends on a byte that begins a known character and goes on as none.)
+llama.cpp's "gpt2" is byte-level BPE: tokens are spelled in GPT-2's letters for bytes, merges join them, and
+`tokenizer.ggml.pre` names the pattern that splits text first. A vocabulary of characters is one too: the
+merges join the bytes of each character, none joins two characters, and no pattern splits inside one, so its
+ids are quill's for any text. (Its "rwkv" could store characters as they are, but never returns on a byte that
+begins a known character and continues as an unknown one.)
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quill.errors import InputError
+from quill.errors import InputError, shorten
 from quill.formats import byte_level
 from quill.formats.byte_level import spell
 from quill.formats.gguf.file import Value
+from quill.formats.tokenizer_json.bpe import installed_gpt2_split
 from quill.tokenizers import base
+from quill.tokenizers._ranks import END_OF_TEXT
 
 if TYPE_CHECKING:
     from quill.formats.gguf.file import File
@@ -26,40 +28,35 @@ if TYPE_CHECKING:
 
 KIND = "quill.tokenizer.kind"
 _PATTERN = "quill.tokenizer.pattern"
-END = "<|endoftext|>"
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
-# How text is split, by llama.cpp's name for it.
+# llama.cpp's name for each split. Of several patterns that split alike, the first is read.
 _SPLITS = {
-    "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "llama-bpe": (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-        r"|\s*[\r\n]|\s+(?!\S)|\s+"
-    ),
-    "qwen2": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
+    byte_level.GPT2: "gpt-2",
+    byte_level.GPT2_POSSESSIVE: "gpt-2",
+    byte_level.QUILL: "llama-bpe",
+    byte_level.LLAMA3: "llama-bpe",
+    byte_level.QWEN2: "qwen2",
 }
-# What else goes by the same pattern.
+# Its other names for the same split.
 _SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "dbrx": "llama-bpe", "smaug-bpe": "llama-bpe"}
-# Of GPT-2's ordinary tokens as the format spells them, with line ends between.
+# Of GPT-2's ordinary tokens as the format spells them, one a line.
 _GPT2_SHA256 = "3a1f1c010d179f036be1992bc14b861e326341438633869c694dc4dccfe153d3"
-_GPT2_SPECIALS = {END: 50256}
+_GPT2_SPECIALS = {END_OF_TEXT: 50256}
 _PUBLISHED = {"gpt2": "gpt-2", "cl100k_base": "llama-bpe"}
-_REMARKS = {
-    "cl100k_base": "a text that ends in white space with a line end in it gets one token more there in "
-    "llama.cpp, where the pattern has no exception for the end of the text",
+_NOTES = {
+    "cl100k_base": "a text that ends in white space with a newline in it may get one more token in "
+    "llama.cpp, whose pattern has no exception for the end of a text",
 }
 
 
 class Tokens(NamedTuple):
-    """A tokenizer as the format has it.
+    """A tokenizer as the format stores it.
 
     Attributes:
         metadata: Its keys.
-        added: Ids that quill's has not, at the end: each needs a row in the embedding.
-        notes: What a person should know of it.
+        added: The number of ids added at the end: each needs a row in the embedding.
+        notes: What the user should know about it.
     """
 
     metadata: dict[str, Value]
@@ -68,28 +65,28 @@ class Tokens(NamedTuple):
 
 
 def refusal(tokenizer: Tokenizer) -> str | None:
-    """Why llama.cpp cannot have a tokenizer, as a clause; None where it can."""
+    """Why llama.cpp cannot use a tokenizer, as a clause; None if it can."""
     if tokenizer.kind == "char" or tokenizer.kind in _PUBLISHED:
         return None
     if tokenizer.kind == "bpe":
         pattern = tokenizer.to_dict()["pattern"]
-        return None if pattern in _SPLITS.values() else f"llama.cpp does not split text by {pattern!r}"
+        return None if pattern in _SPLITS else f"llama.cpp has no split by the pattern {shorten(pattern, 60)}"
     if tokenizer.kind == "o200k_base":
-        return "llama.cpp splits words with letters beyond ASCII otherwise than o200k_base, into other tokens"
-    return f"llama.cpp has nothing like the {tokenizer.kind} tokenizer"
+        return "llama.cpp splits words with letters beyond ASCII differently from o200k_base"
+    return f"llama.cpp has no equivalent of the {tokenizer.kind} tokenizer"
 
 
 def write(tokenizer: Tokenizer) -> Tokens:
-    """A tokenizer's metadata.
+    """Make a tokenizer's metadata.
 
     Args:
-        tokenizer: One that `refusal` lets pass.
+        tokenizer: One that `refusal` accepts.
 
     Raises:
-        InputError: Two of its tokens are spelt alike.
+        InputError: Two of its tokens are spelled alike.
     """
     if tokenizer.kind == "char":
-        # Any pattern will do; with this one llama.cpp does not tidy spaces away when it turns ids into text.
+        # Any pattern will do; with this one llama.cpp does not remove spaces when it turns ids into text.
         pre, pattern, specials = "qwen2", "", {}
         plain = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
         merges = _merges_of_characters(plain)
@@ -97,7 +94,7 @@ def write(tokenizer: Tokenizer) -> Tokens:
         stored = tokenizer.to_dict()
         pattern, specials = stored["pattern"], stored["specials"]
         plain = [base64.b64decode(token) for token in stored["ranks"].split()]
-        pre = _PUBLISHED.get(tokenizer.kind) or next(k for k, v in _SPLITS.items() if v == pattern)
+        pre = _PUBLISHED.get(tokenizer.kind) or _SPLITS[pattern]
         merges = [pair for pair in byte_level.merges(plain) if pair]
     texts = [spell(token) for token in plain]
     texts += [f"[UNUSED{i}]" for i in range(len(plain), tokenizer.vocab_size)]
@@ -105,17 +102,17 @@ def write(tokenizer: Tokenizer) -> Tokens:
     for name, i in specials.items():
         texts[i], types[i] = name, _CONTROL
     never = [i for i, kind in enumerate(types) if kind == _UNUSED]
-    notes = [_REMARKS[tokenizer.kind]] if tokenizer.kind in _REMARKS else []
+    notes = [_NOTES[tokenizer.kind]] if tokenizer.kind in _NOTES else []
     end, added = tokenizer.eot_id, 0
     if end is None:
-        # Without one llama.cpp takes id 11, an ordinary token, and stops at it.
+        # Without one llama.cpp takes id 11, an ordinary token, and stops there.
         end, added = len(texts), 1
-        texts, types, never = [*texts, END], [*types, _CONTROL], [*never, end]
+        texts, types, never = [*texts, END_OF_TEXT], [*types, _CONTROL], [*never, end]
         notes.append(
-            f"llama.cpp needs a token that ends texts: {END} was added, which is never the likeliest"
+            f"llama.cpp needs an end-of-text token: {END_OF_TEXT} was added, and is never the likeliest"
         )
     if len(set(texts)) < len(texts):
-        raise InputError("the tokenizer does not fit gguf", why="two of its tokens are spelt alike")
+        raise InputError("gguf cannot store the tokenizer", why="two of its tokens are spelled alike")
     metadata = {
         "tokenizer.ggml.model": Value("string", "gpt2"),
         "tokenizer.ggml.pre": Value("string", pre),
@@ -136,27 +133,27 @@ def write(tokenizer: Tokenizer) -> Tokens:
 
 
 def read(file: File) -> Tokenizer:
-    """The tokenizer of a file.
+    """Read a file's tokenizer.
 
     Raises:
         CorruptError: Its keys contradict each other.
-        InputError: It is one that quill has not.
+        InputError: quill does not support it.
     """
     if "tokenizer.ggml.model" not in file:
-        raise _foreign("the file holds no tokenizer")
+        raise _unsupported("the file has none")
     model = file.get("tokenizer.ggml.model", str)
     if model != "gpt2":
-        raise _foreign(f"its tokenizer is of the kind {model!a}, quill has byte-level BPE and characters")
+        raise _unsupported(f"its type is {shorten(model)}; quill has byte-level BPE (gpt2)")
     texts = file.get("tokenizer.ggml.tokens", list)
     types = file.get("tokenizer.ggml.token_type", tuple, (_NORMAL,) * len(texts))
     if len(types) != len(texts):
-        raise file.damaged(f"it has {len(texts):,} tokens and the types of {len(types):,}")
+        raise file.damaged(f"it has {len(texts):,} tokens and {len(types):,} token types")
     if len(set(texts)) < len(texts):
-        raise file.damaged("a token is there twice")
+        raise file.damaged("a token occurs twice")
     end = file.get("tokenizer.ggml.eos_token_id", int, -1)
     specials = {t: i for i, t in enumerate(texts) if types[i] in (_CONTROL, _USER_DEFINED)}
-    if 0 <= end < len(texts) and texts[end] == END:
-        specials[END] = end
+    if 0 <= end < len(texts) and texts[end] == END_OF_TEXT:
+        specials[END_OF_TEXT] = end
     plain = _plain(texts, types, set(specials.values()))
     kind = file.get(KIND, str, _published(file, texts, specials))
     data: dict[str, Any] = {"schema": base.SCHEMA_VERSION, "kind": kind}
@@ -164,15 +161,15 @@ def read(file: File) -> Tokenizer:
         try:
             data["vocabulary"] = "".join(token.decode() for token in plain)
         except UnicodeDecodeError:
-            raise file.damaged("a token of its characters is none") from None
+            raise file.damaged("a token of its char tokenizer is not a character") from None
         if len(data["vocabulary"]) != len(plain):
-            raise file.damaged("a token of its characters is more than one")
+            raise file.damaged("a token of its char tokenizer is not one character")
     elif kind == "bpe" or kind in _PUBLISHED:
         _in_order(texts, plain, file.get("tokenizer.ggml.merges", list), file)
         ranks = " ".join(base64.b64encode(token).decode() for token in plain)
         data |= {"pattern": _split_of(file, kind), "specials": specials, "ranks": ranks}
     else:
-        raise file.damaged(f"{KIND} is {kind!a}")
+        raise file.damaged(f"{KIND} is {shorten(kind)}")
     return base.read(data, origin=str(file.path))
 
 
@@ -180,52 +177,49 @@ def _plain(texts: Sequence[str], types: Sequence[int], specials: set[int]) -> li
     """The bytes of the ordinary tokens, which are the first ids."""
     ordinary = [i for i, kind in enumerate(types) if kind == _NORMAL and i not in specials]
     if ordinary != list(range(len(ordinary))):
-        raise _foreign("its ordinary tokens are not its first ids, as those of quill are")
+        raise _unsupported("its ordinary tokens do not have its first ids")
     try:
         return [byte_level.unspell(texts[i]) for i in ordinary]
     except KeyError as e:
-        raise _foreign(f"a token has the character {e.args[0]!a}, which stands for no byte") from None
+        raise _unsupported(f"a token has the character {e.args[0]!a}, which stands for no byte") from None
 
 
 def _in_order(texts: Sequence[str], plain: Sequence[bytes], merges: Sequence[str], file: File) -> None:
-    """Refuse merges in another order than the ids of what they make: quill merges by ids."""
+    """Refuse merges that are not in the order of their tokens' ids, by which quill merges."""
     ids = {text: i for i, text in enumerate(texts[: len(plain)])}
     made = [ids.get(merge.replace(" ", "", 1), -1) for merge in merges]
     if -1 in made:
-        raise file.damaged("a merge makes what is no token")
+        raise file.damaged("a merge makes no token")
     if made != sorted(made):
-        raise _foreign("its tokens are not numbered in the order of their merges, as those of quill are")
+        raise _unsupported("its merges are not in the order of their tokens' ids, by which quill merges")
 
 
 def _published(file: File, texts: Sequence[str], specials: Mapping[str, int]) -> str:
     """The kind of a tokenizer that another program wrote."""
-    named = file.get("tokenizer.ggml.pre", str, "") == _PUBLISHED["gpt2"] and specials == _GPT2_SPECIALS
-    spelt = "\n".join(texts[: _GPT2_SPECIALS[END]]).encode()
-    return "gpt2" if named and hashlib.sha256(spelt).hexdigest() == _GPT2_SHA256 else "bpe"
+    splits = file.get("tokenizer.ggml.pre", str, "") == _PUBLISHED["gpt2"] and specials == _GPT2_SPECIALS
+    spelled = "\n".join(texts[: _GPT2_SPECIALS[END_OF_TEXT]]).encode()
+    return "gpt2" if splits and hashlib.sha256(spelled).hexdigest() == _GPT2_SHA256 else "bpe"
 
 
 def _split_of(file: File, kind: str) -> str:
     if _PATTERN in file:
         return str(file.get(_PATTERN, str))
     if kind == "gpt2":
-        from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
-
-        # As quill's own has it, so that data prepared with one fits models with the other.
-        return str(r50k_pat_str)
+        # As quill's own tokenizer has it, so that data prepared with one fits models with the other.
+        return installed_gpt2_split()
     pre = file.get("tokenizer.ggml.pre", str, "default")
-    pattern = _SPLITS.get(_SAME.get(pre, pre))
-    if pattern is None:
-        raise _foreign(f"it splits text as {pre!a} does; quill knows {', '.join(_SPLITS)}")
-    return pattern
+    for pattern, name in _SPLITS.items():
+        if name == _SAME.get(pre, pre):
+            return pattern
+    known = ", ".join(dict.fromkeys(_SPLITS.values()))
+    raise _unsupported(f"it splits text like {shorten(pre)}; quill knows {known}")
 
 
-def _foreign(why: str) -> InputError:
-    return InputError(
-        "quill has no such tokenizer", why=why, hint="name one that gives the same ids: --tokenizer"
-    )
+def _unsupported(why: str) -> InputError:
+    return InputError("quill does not support the file's tokenizer", why=why, hint="tokenizer=gpt2")
 
 
 def _merges_of_characters(characters: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
-    """Pairs that join the bytes of each character from the left."""
+    """The pairs that join the bytes of each character from the left."""
     pairs = ((c[:n], c[n : n + 1]) for c in characters for n in range(1, len(c)))
     return list(dict.fromkeys(pairs))

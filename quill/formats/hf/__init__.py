@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from quill import fsio, strictjson
 from quill.checkpoint.precision import refuse_overflow
 from quill.errors import CorruptError, InputError, QuillError
-from quill.formats import base, tokenizer_json
+from quill.formats import base, byte_level, tokenizer_json
 from quill.formats.hf import model as models
 from quill.formats.hf.folder import Folder
 from quill.formats.tokenizer_json import bpe
@@ -188,7 +188,7 @@ def _tokenizer(folder: Folder, block: str) -> tuple[Tokenizer, tuple[str, ...]]:
         )
     added = folder.json("added_tokens.json")
     specials = _specials(stated.get("added_tokens_decoder"), added, vocabulary)
-    pattern = bpe.GPT2_SPLIT if block == "gpt2" else bpe.QWEN_SPLIT
+    pattern = byte_level.GPT2 if block == "gpt2" else byte_level.QWEN2
     return bpe.read_files(vocabulary, merges, specials, pattern, "vocab.json"), ()
 
 

@@ -1,7 +1,7 @@
-"""quill's tokenizers as `tokenizer.json` of the tokenizers library, and back, with the same ids for any text.
+"""quill's tokenizers as the `tokenizer.json` of the tokenizers library, with the same ids for any text.
 
-Special tokens are added tokens there. That library finds their names in a text unless it is told otherwise
-(`encode_special_tokens`; `split_special_tokens` to transformers); to quill they are text.
+Special tokens become added tokens. The library finds their names in text unless it is told not to
+(`encode_special_tokens`; `split_special_tokens` in transformers); to quill a name in text is text.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from quill.errors import CorruptError
+from quill.errors import CorruptError, shorten
 from quill.formats.tokenizer_json import bpe, char, fields, word
 from quill.tokenizers.word import UNKNOWN
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 def refusal(tokenizer: Tokenizer) -> str | None:
-    """Why the tokenizers library cannot have a tokenizer, as a clause; None where it can."""
+    """Why the tokenizers library cannot represent a tokenizer, as a clause; None if it can."""
     stored = tokenizer.to_dict()
     if "ranks" in stored:
         return bpe.refusal(stored)
     if tokenizer.kind == "word":
-        return f"its vocabulary holds the word {UNKNOWN!r}" if UNKNOWN in stored["words"] else None
+        return f"its vocabulary has the word {UNKNOWN!r}" if UNKNOWN in stored["words"] else None
     if tokenizer.kind != "char":
-        return f"the tokenizers library has nothing like the {tokenizer.kind} tokenizer"
+        return f"the tokenizers library has no equivalent of the {tokenizer.kind} tokenizer"
     return None
 
 
 def write(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A tokenizer's tokenizer.json.
+    """Make a tokenizer's tokenizer.json.
 
     Args:
-        tokenizer: One that `refusal` lets pass.
+        tokenizer: One that `refusal` accepts.
     """
     stored = tokenizer.to_dict()
     if "ranks" in stored:
@@ -53,18 +53,18 @@ def write(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def settings(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
-    """What tokenizer_config.json says beside the tokenizer.json that `write` makes.
+    """Make the tokenizer_config.json that belongs to the tokenizer.json of `write`.
 
     Args:
-        tokenizer: Any that `refusal` lets pass.
-        context: The model's, in tokens.
+        tokenizer: One that `refusal` accepts.
+        context: The model's context length, in tokens.
     """
     made: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
         "model_max_length": context,
-        # Without this a special token written out in a text would be that token; to quill it is text.
+        # Without this the name of a special token in a text would become that token; to quill it is text.
         "split_special_tokens": True,
     }
     if tokenizer.eot_id is not None:
@@ -74,29 +74,28 @@ def settings(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
 
 
 def read(document: Any, origin: str) -> tuple[Tokenizer, tuple[str, ...]]:
-    """The tokenizer of a tokenizer.json.
+    """Read a tokenizer.json.
 
     Args:
-        document: What it holds.
+        document: Its content.
         origin: Its name, for messages.
 
     Returns:
-        The tokenizer, and what a person should know of the translation.
+        The tokenizer, and notes on what quill leaves out of it.
 
     Raises:
-        CorruptError: It is no tokenizer.json, or contradicts itself.
-        InputError: quill has no such tokenizer.
+        CorruptError: It is not a tokenizer.json, or contradicts itself.
+        InputError: quill does not support the tokenizer.
     """
     model = document.get("model") if isinstance(document, dict) else None
     if not isinstance(model, dict):
-        raise CorruptError(f"'{origin}' is no tokenizer", why="it has no object 'model'")
-    vocabulary = model.get("vocab")
-    # Files of the library's first versions do not say that their models are BPE.
+        raise CorruptError(f"'{origin}' is not a tokenizer", why="it has no object 'model'")
+    # The library's first versions did not name the type of a BPE model.
     kind = model.get("type", "BPE")
     if kind not in ("BPE", "WordLevel"):
-        why = f"its model is {ascii(kind)[:60]}; quill has characters, words and byte-level BPE"
-        raise fields.foreign(origin, why)
-    vocabulary, notes = fields.vocabulary(vocabulary, origin), _remarks(document, origin)
+        why = f"its model is {shorten(kind)}; quill has character, word and byte-level BPE tokenizers"
+        raise fields.unsupported(origin, why)
+    vocabulary, notes = fields.vocabulary(model.get("vocab"), origin), _notes(document, origin)
     if kind == "WordLevel":
         return char.read(document, vocabulary, origin), notes
     if isinstance(model.get("unk_token"), str) and not model.get("merges"):
@@ -104,16 +103,14 @@ def read(document: Any, origin: str) -> tuple[Tokenizer, tuple[str, ...]]:
     return bpe.read(document, vocabulary, origin), notes
 
 
-def _remarks(document: Mapping[str, Any], origin: str) -> tuple[str, ...]:
-    """What of a tokenizer quill leaves out, where it may be left out."""
+def _notes(document: Mapping[str, Any], origin: str) -> tuple[str, ...]:
+    """What quill leaves out, where that is harmless enough."""
     notes = []
     for step in fields.steps(document.get("normalizer"), "normalizers"):
         if step.get("type") != "NFC":
-            why = f"it changes text by {ascii(step.get('type'))[:60]} first, which quill does not"
-            raise fields.foreign(origin, why)
-        notes.append("its tokenizer composes characters first (Unicode's NFC), quill's takes text as it is")
-    if any(
-        step.get("type") != "ByteLevel" for step in fields.steps(document.get("post_processor"), "processors")
-    ):
-        notes.append("its tokenizer puts special tokens around a text, quill's does not")
+            raise fields.unsupported(origin, f"its normalizer is {shorten(step.get('type'))}; quill has none")
+        notes.append("its tokenizer normalizes text to NFC first; quill encodes text as it is")
+    processors = fields.steps(document.get("post_processor"), "processors")
+    if any(step.get("type") != "ByteLevel" for step in processors):
+        notes.append("its tokenizer adds special tokens around a text; quill adds none")
     return tuple(notes)

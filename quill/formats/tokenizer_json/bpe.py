@@ -1,7 +1,7 @@
 """quill's byte-pair tokenizers as BPE models of the tokenizers library, and back.
 
-The vocabulary is spelt in the letters that GPT-2 writes bytes in, the merges are those that the ranks amount
-to. Where a token is made by no merge, pieces are looked up whole first, as tiktoken does with all.
+The vocabulary is spelled in GPT-2's letters for bytes, and the merges are those that the ranks imply. If no
+merge makes some token, the library is told to look up whole words first, as tiktoken always does.
 """
 
 from __future__ import annotations
@@ -11,133 +11,110 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from quill.errors import CorruptError
+from quill.errors import CorruptError, shorten
 from quill.formats import byte_level
 from quill.formats.tokenizer_json import fields
-from quill.formats.tokenizer_json.patterns import UntranslatableError, from_oniguruma, to_oniguruma
+from quill.formats.tokenizer_json.patterns import from_oniguruma, to_oniguruma
 from quill.tokenizers import base
 from quill.tokenizers._ranks import END_OF_TEXT
 
 if TYPE_CHECKING:
     from quill.tokenizers.base import Tokenizer
 
-# GPT-2's split, as the library has it built in, and as tiktoken writes it.
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_GPT2_SPLITS = (
-    GPT2_SPLIT,
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
-)
-# Qwen's split, which a vocabulary and merges alone do not tell.
-QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-# The published ranks, by the sha256 of their tiktoken file, with the special tokens and the pattern.
+# The published ranks: the sha256 of their tiktoken file, the special tokens, and the patterns.
 _PUBLISHED: Mapping[str, tuple[str, Mapping[str, int], tuple[str, ...]]] = {
     "gpt2": (
         "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
         {END_OF_TEXT: 50256},
-        _GPT2_SPLITS,
+        (byte_level.GPT2, byte_level.GPT2_POSSESSIVE),
     ),
     "cl100k_base": (
         "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
         {END_OF_TEXT: 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259,
          "<|fim_suffix|>": 100260, "<|endofprompt|>": 100276},
-        (r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$"
-         r"|\s*[\r\n]|\s+(?!\S)|\s",),
+        (byte_level.CL100K,),
     ),
     "o200k_base": (
         "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
         {END_OF_TEXT: 199999, "<|endofprompt|>": 200018},
-        (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _CONTRACTED
-         + r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _CONTRACTED
-         + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",),
+        (byte_level.O200K,),
     ),
 }  # fmt: skip
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-# What of a BPE model changes ids, beside its vocabulary and merges.
-_ODD = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
-# A bit of everything, to see whether a split leaves any text out.
-_SAMPLE = (
-    "aZ 09 é\u0301ʰ中ก \u1fbc ²Ⅷ½ _-–(]«»\"'!?&@#%*,./:;\\ $€+<=>|~ ^`¨ ©° \u20dd\u0903 \t\n\r\n \x0b\x0c\x85"
-    "\u00a0\u2028\u2029\u3000 \x00\x1b\x7f\u00ad\u200d\ue000\U000e0001\U0010ffff \u0378 😀'll 'S  x"
-)
+# Fields of a BPE model that change ids and that quill has no equivalent of.
+_UNSUPPORTED = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
 
 
 def refusal(stored: Mapping[str, Any]) -> str | None:
-    """Why the library cannot have a byte-pair tokenizer, as a clause; None where it can.
+    """Why the library cannot represent a byte-pair tokenizer, as a clause; None if it can.
 
     Args:
-        stored: Its JSON form.
+        stored: The tokenizer's JSON form.
     """
-    try:
-        to_oniguruma(stored["pattern"])
-    except UntranslatableError as e:
-        return f"the tokenizers library may split text otherwise by {str(e)!r} in its pattern"
-    spelt = {byte_level.spell(token) for token in _ranks(stored)}
-    doubled = next((name for name in stored["specials"] if name in spelt), None)
-    return f"its special token {doubled!r} is spelt like an ordinary one" if doubled else None
+    if to_oniguruma(stored["pattern"]) is None:
+        pattern = shorten(stored["pattern"], 60)
+        return f"it splits text by the pattern {pattern}, which quill cannot translate for other libraries"
+    spelled = {byte_level.spell(token) for token in _ranks(stored)}
+    doubled = next((name for name in stored["specials"] if name in spelled), None)
+    return f"its special token {doubled!r} is spelled like an ordinary one" if doubled else None
 
 
 def write(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The model, the added tokens, the split and the decoder of a byte-pair tokenizer.
+    """Make the model, the added tokens, the split and the decoder of a byte-pair tokenizer.
 
     Args:
-        stored: Its JSON form, one that `refusal` lets pass.
+        stored: The tokenizer's JSON form, which `refusal` accepts.
     """
     ranks = _ranks(stored)
     pairs = byte_level.merges(ranks)
     vocabulary = {byte_level.spell(token): i for i, token in enumerate(ranks)}
     specials = sorted(stored["specials"].items(), key=lambda item: item[1])
     if [i for _, i in specials] != list(range(len(ranks), len(ranks) + len(specials))):
-        # Added tokens are numbered on from the vocabulary, whatever id they state, unless they are in it.
+        # The library numbers added tokens after the vocabulary, whatever their ids, unless they are in it.
         vocabulary.update(specials)
     unmade = any(len(token) > 1 and pair is None for token, pair in zip(ranks, pairs, strict=True))
     merges = [" ".join(map(byte_level.spell, pair)) for pair in pairs if pair]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
         "added_tokens": [{"id": i, "content": name, **plain} for name, i in specials],
-        "pre_tokenizer": _pre_tokenizer(stored["pattern"]),
+        "pre_tokenizer": _pre_tokenizer(stored),
         "decoder": {**_BYTE_LEVEL, "use_regex": True},
-        "model": {**fields.PLAIN_BPE, "ignore_merges": unmade, "vocab": vocabulary, "merges": merges},
+        "model": {**fields.BPE_DEFAULTS, "ignore_merges": unmade, "vocab": vocabulary, "merges": merges},
     }
 
 
 def read(document: Mapping[str, Any], vocabulary: Mapping[str, int], origin: str) -> Tokenizer:
-    """A byte-pair tokenizer of a BPE model.
+    """Read a BPE model as a byte-pair tokenizer.
 
     Raises:
         CorruptError: The document contradicts itself.
-        InputError: quill has no such tokenizer.
+        InputError: quill does not support the tokenizer.
     """
     pattern = _split(document, origin)
     model = document["model"]
-    if odd := next((k for k in _ODD if model.get(k)), None):
-        raise fields.foreign(
-            origin, f"its {odd} is {ascii(model[odd])[:60]}, quill's byte-level BPE has none"
-        )
-    specials = fields.added(document.get("added_tokens"), origin)
-    pairs = fields.pairs(model.get("merges"), origin)
-    whole = bool(model.get("ignore_merges"))
-    return _tokenizer(vocabulary, pairs, specials, pattern, origin, whole_pieces=whole)
+    if found := next((k for k in _UNSUPPORTED if model.get(k)), None):
+        raise fields.unsupported(origin, f"its {found} is {shorten(model[found])}; quill's BPE has none")
+    specials = fields.added_tokens(document.get("added_tokens"), origin)
+    merges = fields.merges(model.get("merges"), origin)
+    whole_words = bool(model.get("ignore_merges"))
+    return _tokenizer(vocabulary, merges, specials, pattern, origin, whole_words=whole_words)
 
 
 def read_files(
     vocabulary: Any, merges: bytes, specials: Mapping[str, int], pattern: str, origin: str
 ) -> Tokenizer:
-    """The tokenizer of a vocab.json and a merges.txt, which leave the split and special tokens unsaid.
+    """Read a vocab.json and a merges.txt, which state neither the split nor the special tokens.
 
     Args:
-        vocabulary: What vocab.json holds.
-        merges: What merges.txt holds.
+        vocabulary: The content of vocab.json.
+        merges: The content of merges.txt.
         specials: Ids of special tokens.
-        pattern: How text is split before, as tiktoken has it.
-        origin: The name of the first, for messages.
+        pattern: The split, as tiktoken spells it.
+        origin: The name of the vocabulary's file, for messages.
 
     Raises:
         CorruptError: They are damaged.
-        InputError: quill has no such tokenizer.
+        InputError: quill does not support the tokenizer.
     """
     try:
         lines = merges.decode().split("\n")
@@ -145,35 +122,35 @@ def read_files(
         why = f"byte {e.start} is {merges[e.start]:#04x}"
         raise CorruptError("'merges.txt' is not UTF-8", why=why) from None
     kept = [line.rstrip("\r") for line in lines[lines[0].startswith("#version") :] if line.strip()]
-    pairs = fields.pairs(kept, "merges.txt")
+    pairs = fields.merges(kept, "merges.txt")
     return _tokenizer(fields.vocabulary(vocabulary, origin), pairs, specials, pattern, origin)
 
 
 def _tokenizer(
     vocabulary: Mapping[str, int],
-    pairs: Sequence[tuple[str, str]],
+    merges: Sequence[tuple[str, str]],
     specials: Mapping[str, int],
     pattern: str,
     origin: str,
     *,
-    whole_pieces: bool = False,
+    whole_words: bool = False,
 ) -> Tokenizer:
-    """A tokenizer of a vocabulary and merges, once its ids are known to amount to just these merges."""
+    """Make the tokenizer of a vocabulary, after checking that its ids imply exactly these merges."""
     plain = {text: i for text, i in vocabulary.items() if specials.get(text) != i}
     if not plain:
-        raise fields.foreign(origin, "all its tokens are special")
-    texts = fields.in_order(plain, origin)
+        raise fields.unsupported(origin, "all its tokens are special")
+    texts = fields.by_id(plain, origin)
     try:
         ranks = [byte_level.unspell(text) for text in texts]
     except KeyError as e:
         why = f"a token has the character {e.args[0]!a}, which stands for no byte"
-        raise fields.foreign(origin, why) from None
+        raise fields.unsupported(origin, why) from None
     made = [pair for pair in byte_level.merges(ranks) if pair]
-    if list(pairs) != [(byte_level.spell(a), byte_level.spell(b)) for a, b in made]:
-        why = "its merges are not those that its ids amount to: quill merges in the order of ids"
-        raise fields.foreign(origin, why)
-    if not whole_pieces and len(made) < sum(len(token) > 1 for token in ranks):
-        raise fields.foreign(origin, "it has tokens that none of its merges makes")
+    if list(merges) != [(byte_level.spell(a), byte_level.spell(b)) for a, b in made]:
+        why = "its merges are not in the order of their tokens' ids, by which quill merges"
+        raise fields.unsupported(origin, why)
+    if not whole_words and len(made) < sum(len(token) > 1 for token in ranks):
+        raise fields.unsupported(origin, "it has tokens that no merge makes")
     kind, pattern = _published(ranks, specials, pattern)
     data = {
         "schema": base.SCHEMA_VERSION,
@@ -182,38 +159,39 @@ def _tokenizer(
         "specials": dict(specials),
         "ranks": " ".join(base64.b64encode(token).decode() for token in ranks),
     }
-    tokenizer = base.read(data, origin=origin)
-    if tokenizer.decode(tokenizer.encode(_SAMPLE)) != _SAMPLE:
-        raise fields.foreign(origin, "its pattern leaves some text out")
-    return tokenizer
+    return base.read(data, origin=origin)
 
 
-def _pre_tokenizer(pattern: str) -> dict[str, Any]:
-    if pattern in _GPT2_SPLITS:
+def _pre_tokenizer(stored: Mapping[str, Any]) -> dict[str, Any]:
+    if stored["kind"] == "gpt2" or stored["pattern"] == byte_level.GPT2:
+        # The library has this split built in.
         return {**_BYTE_LEVEL, "use_regex": True}
-    steps = [fields.split(to_oniguruma(pattern)), {**_BYTE_LEVEL, "use_regex": False}]
+    theirs = to_oniguruma(stored["pattern"])
+    assert theirs is not None
+    steps = [fields.split_step(theirs), {**_BYTE_LEVEL, "use_regex": False}]
     return {"type": "Sequence", "pretokenizers": steps}
 
 
 def _split(document: Mapping[str, Any], origin: str) -> str:
-    """How a byte-level tokenizer splits text, as tiktoken has it."""
+    """The pattern by which a byte-level tokenizer splits text, as tiktoken spells it."""
     steps = fields.steps(document.get("pre_tokenizer"), "pretokenizers")
     names = [step.get("type") for step in steps]
     if not steps or names[-1] != "ByteLevel" or len(steps) > 2:
-        why = f"its text is prepared by {ascii(names)[:80]}; quill's BPE is byte-level, after one split"
-        raise fields.foreign(origin, why)
+        why = f"its pre-tokenizer is {shorten(names)}; quill's BPE is byte-level, after one split"
+        raise fields.unsupported(origin, why)
     if steps[-1].get("add_prefix_space"):
-        raise fields.foreign(origin, "it puts a space before every text")
+        raise fields.unsupported(origin, "it puts a space before every text")
     built_in = steps[-1].get("use_regex", True)
     if len(steps) == 1 and built_in:
-        return GPT2_SPLIT
-    pattern = fields.split_of(steps[0])
+        return byte_level.GPT2
+    pattern = fields.split_pattern(steps[0])
     if pattern is None or built_in:
-        raise fields.foreign(origin, "its text is split otherwise than once, by one pattern")
-    try:
-        return from_oniguruma(pattern)
-    except UntranslatableError as e:
-        raise fields.foreign(origin, f"its pattern has {str(e)!a}, which quill may take otherwise") from None
+        raise fields.unsupported(origin, "it does not split text once, by one pattern")
+    ours = from_oniguruma(pattern)
+    if ours is None:
+        known = "that of GPT-2, GPT-4, GPT-4o, Llama 3 or Qwen"
+        raise fields.unsupported(origin, f"its pattern {shorten(pattern, 60)} is not {known}")
+    return ours
 
 
 def _ranks(stored: Mapping[str, Any]) -> list[bytes]:
@@ -221,17 +199,17 @@ def _ranks(stored: Mapping[str, Any]) -> list[bytes]:
 
 
 def _published(ranks: Sequence[bytes], specials: Mapping[str, int], pattern: str) -> tuple[str, str]:
-    """The kind of byte-pair tokenizer this is, and its pattern as that kind has it."""
+    """The kind of a byte-pair tokenizer, and its pattern as quill's own tokenizer of that kind has it."""
     lines = "".join(f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(ranks))
     digest = hashlib.sha256(lines.encode()).hexdigest()
     for kind, (sha256, theirs, patterns) in _PUBLISHED.items():
         if digest == sha256 and dict(specials) == dict(theirs) and pattern in patterns:
-            return kind, _installed_split() if kind == "gpt2" else pattern
+            return kind, installed_gpt2_split() if kind == "gpt2" else pattern
     return "bpe", pattern
 
 
-def _installed_split() -> str:
-    """GPT-2's pattern as tiktoken writes it here: quill's own tokenizer of that name has the same."""
+def installed_gpt2_split() -> str:
+    """GPT-2's pattern as the installed tiktoken spells it, and so quill's own gpt2 tokenizer."""
     from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
-    return str(getattr(openai_public, "r50k_pat_str", GPT2_SPLIT))
+    return str(getattr(openai_public, "r50k_pat_str", byte_level.GPT2))

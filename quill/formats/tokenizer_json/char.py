@@ -1,7 +1,7 @@
 """quill's char tokenizer as a WordLevel model of the tokenizers library, and back.
 
-The model stands over a split into single characters. It has no unknown token, so a character that it does not
-know is refused there too.
+Text is split into single characters. The model has no unknown token, so the library refuses a character that
+it does not know, as quill does.
 """
 
 from __future__ import annotations
@@ -17,32 +17,33 @@ if TYPE_CHECKING:
     from quill.tokenizers.base import Tokenizer
 
 _ANY = r"[\s\S]"
+# The same by others.
 _ANY_TOO = (_ANY, "(?m).", r".|\n")
 
 
 def write(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The model, the split and the decoder of a char tokenizer.
+    """Make the model, the split and the decoder of a char tokenizer.
 
     Args:
-        stored: Its JSON form.
+        stored: The tokenizer's JSON form.
     """
     vocabulary = {character: i for i, character in enumerate(stored["vocabulary"])}
     model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN}
-    return {"pre_tokenizer": fields.split(_ANY), "decoder": {"type": "Fuse"}, "model": model}
+    return {"pre_tokenizer": fields.split_step(_ANY), "decoder": {"type": "Fuse"}, "model": model}
 
 
 def read(document: Mapping[str, Any], vocabulary: Mapping[str, int], origin: str) -> Tokenizer:
-    """A char tokenizer of a WordLevel model.
+    """Read a WordLevel model as a char tokenizer.
 
     Raises:
         InputError: Its words are not characters.
     """
     steps = fields.steps(document.get("pre_tokenizer"), "pretokenizers")
-    if len(steps) != 1 or fields.split_of(steps[0]) not in _ANY_TOO:
-        raise fields.foreign(origin, "its words are not single characters")
+    if len(steps) != 1 or fields.split_pattern(steps[0]) not in _ANY_TOO:
+        raise fields.unsupported(origin, "its words are not single characters")
     if document.get("added_tokens"):
-        raise fields.foreign(origin, "it has special tokens; quill's char tokenizer has none")
-    characters = fields.in_order(vocabulary, origin)
+        raise fields.unsupported(origin, "it has special tokens; quill's char tokenizer has none")
+    characters = fields.by_id(vocabulary, origin)
     if any(len(c) != 1 for c in characters):
-        raise fields.foreign(origin, "a token is more than one character")
+        raise fields.unsupported(origin, "a token is more than one character")
     return base.read({"schema": 1, "kind": "char", "vocabulary": "".join(characters)}, origin=origin)

@@ -1,7 +1,7 @@
-"""The parts that a `tokenizer.json` is put together from, made and looked at.
+"""The fields of a `tokenizer.json`, written and checked.
 
-Format: https://huggingface.co/docs/tokenizers/api/models and the pages beside it. What a file holds is
-anything, so each part is held to its type before it is used.
+Format: https://huggingface.co/docs/tokenizers/api/models and the pages next to it. A file may contain
+anything, so each field's type is checked before it is used.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from quill.errors import CorruptError, InputError
 
-# What a BPE model says of itself beside its vocabulary, where it says nothing special.
-PLAIN_BPE: Mapping[str, Any] = {
+# The fields of a BPE model besides its vocabulary and merges, with their defaults.
+BPE_DEFAULTS: Mapping[str, Any] = {
     "type": "BPE",
     "dropout": None,
     "unk_token": None,
@@ -24,13 +24,13 @@ PLAIN_BPE: Mapping[str, Any] = {
 }
 
 
-def split(pattern: str) -> dict[str, Any]:
-    """A split into the matches of a pattern."""
+def split_step(pattern: str) -> dict[str, Any]:
+    """Split text into the matches of a pattern."""
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def split_of(step: Mapping[str, Any]) -> str | None:
-    """The pattern of a split into its matches; None for any other step."""
+def split_pattern(step: Mapping[str, Any]) -> str | None:
+    """The pattern of a step that splits text into its matches; None for any other step."""
     pattern = step.get("pattern")
     found = pattern.get("Regex") if isinstance(pattern, dict) else None
     kept = (step.get("behavior"), step.get("invert", False)) in (("Isolated", False), ("Removed", True))
@@ -38,83 +38,80 @@ def split_of(step: Mapping[str, Any]) -> str | None:
 
 
 def steps(step: Any, key: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or post-processor, flat.
+    """The steps of a normalizer, pre-tokenizer or post-processor, as a flat list.
 
     Args:
-        step: The part of the document.
-        key: What a sequence calls its steps.
+        step: The field of the document.
+        key: The name under which a sequence lists its steps.
     """
-    strange = {"type": None}
+    unknown = {"type": None}
     if step is None:
         return []
     if not isinstance(step, dict):
-        return [strange]
+        return [unknown]
     if step.get("type") != "Sequence":
         return [step]
     inner = step.get(key)
-    return [s if isinstance(s, dict) else strange for s in inner] if isinstance(inner, list) else [strange]
+    return [s if isinstance(s, dict) else unknown for s in inner] if isinstance(inner, list) else [unknown]
 
 
 def vocabulary(found: Any, origin: str) -> dict[str, int]:
-    """A vocabulary of tokens to ids, each id once.
+    """Check that a vocabulary maps tokens to distinct ids.
 
     Raises:
-        CorruptError: It is none.
+        CorruptError: It does not.
     """
     if not isinstance(found, dict) or not found:
-        raise CorruptError(f"'{origin}' is no tokenizer", why="it has no vocabulary")
+        raise CorruptError(f"'{origin}' is not a tokenizer", why="it has no vocabulary")
     ids = list(found.values())
     if any(type(i) is not int or i < 0 for i in ids) or len(set(ids)) < len(ids):
-        why = "in its vocabulary an id is no number, or is there twice"
+        why = "an id in its vocabulary is not a number, or occurs twice"
         raise CorruptError(f"'{origin}' is damaged", why=why)
     return found
 
 
-def in_order(tokens: Mapping[str, int], origin: str) -> list[str]:
-    """The tokens by id.
+def by_id(tokens: Mapping[str, int], origin: str) -> list[str]:
+    """The tokens in the order of their ids.
 
     Raises:
         InputError: The ids have gaps.
     """
     ordered = sorted(tokens, key=tokens.__getitem__)
     if tokens[ordered[-1]] != len(ordered) - 1:
-        raise foreign(origin, "its ids have gaps")
+        raise unsupported(origin, "its ids have gaps")
     return ordered
 
 
-def pairs(merges: Any, origin: str) -> list[tuple[str, str]]:
-    """Merges, written as two strings or as one with a space between.
+def merges(found: Any, origin: str) -> list[tuple[str, str]]:
+    """Read merges, each written as two strings or as one with a space between.
 
     Raises:
         CorruptError: They are not pairs.
     """
-    found = merges if isinstance(merges, list) else [None]
     made: list[tuple[str, str]] = []
-    for merge in found:
+    for merge in found if isinstance(found, list) else [None]:
         halves = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(halves, list) or len(halves) != 2 or not all(isinstance(h, str) for h in halves):
-            raise CorruptError(f"'{origin}' is damaged", why="its merges are no list of pairs")
+            raise CorruptError(f"'{origin}' is damaged", why="its merges are not a list of pairs")
         made.append((halves[0], halves[1]))
     return made
 
 
-def added(found: Any, origin: str) -> dict[str, int]:
-    """Added tokens and their ids.
+def added_tokens(found: Any, origin: str) -> dict[str, int]:
+    """Read the ids of the tokens that are added to a model's vocabulary.
 
     Raises:
-        CorruptError: They are no such list.
+        CorruptError: They are not a list of tokens with ids.
     """
     entries = [] if found is None else found
     if not isinstance(entries, list) or not all(
         isinstance(e, dict) and isinstance(e.get("content"), str) and type(e.get("id")) is int
         for e in entries
     ):
-        raise CorruptError(f"'{origin}' is damaged", why="its added_tokens are no list of tokens with ids")
+        raise CorruptError(f"'{origin}' is damaged", why="its added_tokens are not a list of tokens with ids")
     return {e["content"]: e["id"] for e in entries}
 
 
-def foreign(origin: str, why: str) -> InputError:
-    """The refusal of a tokenizer that is sound and none of quill's."""
-    return InputError(
-        f"quill has no such tokenizer as '{origin}'", why=why, hint="--tokenizer FILE, or --tokenizer gpt2"
-    )
+def unsupported(origin: str, why: str) -> InputError:
+    """The refusal of a tokenizer that is sound, but unlike any of quill's."""
+    return InputError(f"quill does not support the tokenizer in '{origin}'", why=why, hint="tokenizer=gpt2")

@@ -1,8 +1,8 @@
 """quill's word tokenizer as a BPE model of the tokenizers library, and back.
 
-The model has no merges and looks words up whole first, which is what quill's does: a known word is one token,
-any other is spelt in characters, and those unknown are `<unk>`. The split writes out which characters Python
-takes for letters and blanks.
+The model has no merges and looks up whole words first, as quill does: a known word is one token, any other is
+spelled in characters, and an unknown character is `<unk>`. The split lists the characters that Python takes
+for letters and white space.
 """
 
 from __future__ import annotations
@@ -24,61 +24,46 @@ _LONGEST_CLASS = 1 << 17
 
 
 def write(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The model, the split and the decoder of a word tokenizer.
+    """Make the model, the split and the decoder of a word tokenizer.
 
     Args:
-        stored: Its JSON form.
+        stored: The tokenizer's JSON form.
     """
-    pieces = [UNKNOWN, *stored["characters"], *stored["words"]]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokens = [UNKNOWN, *stored["characters"], *stored["words"]]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     own = {"unk_token": UNKNOWN, "ignore_merges": True, "vocab": vocabulary, "merges": []}
     return {
-        "pre_tokenizer": fields.split(_word_split()),
+        "pre_tokenizer": fields.split_step(_word_split()),
         "decoder": {"type": "Fuse"},
-        "model": {**fields.PLAIN_BPE, **own},
+        "model": {**fields.BPE_DEFAULTS, **own},
     }
 
 
 def read(document: Mapping[str, Any], vocabulary: Mapping[str, int], origin: str) -> Tokenizer:
-    """A word tokenizer of a BPE model that looks pieces up whole and merges nothing.
+    """Read a BPE model that looks up whole words and merges nothing as a word tokenizer.
 
     Raises:
-        InputError: It makes other words of a text.
+        InputError: It splits text into other words.
     """
     model = document["model"]
     steps = fields.steps(document.get("pre_tokenizer"), "pretokenizers")
-    pieces = fields.in_order(vocabulary, origin)
-    n = next((i for i, piece in enumerate(pieces) if i and len(piece) != 1), len(pieces))
-    characters, words = pieces[1:n], pieces[n:]
-    if document.get("added_tokens") or model["unk_token"] != pieces[0] or model.get("fuse_unk"):
-        raise fields.foreign(origin, "its unknown token is not its first, or it has special ones")
+    tokens = fields.by_id(vocabulary, origin)
+    n = next((i for i, token in enumerate(tokens) if i and len(token) != 1), len(tokens))
+    characters, words = tokens[1:n], tokens[n:]
+    if document.get("added_tokens") or model["unk_token"] != tokens[0] or model.get("fuse_unk"):
+        raise fields.unsupported(origin, "its unknown token is not its first, or it has special tokens")
     if not model.get("ignore_merges"):
-        raise fields.foreign(origin, "it has words that it never makes")
+        raise fields.unsupported(origin, "it has words that it never makes")
     if any(len(word) < 2 for word in words):
-        raise fields.foreign(origin, "its single characters are not before its words")
-    if len(steps) != 1 or not _splits_words(fields.split_of(steps[0]) or "", characters):
-        raise fields.foreign(origin, "it splits text into words otherwise than quill")
+        raise fields.unsupported(origin, "its single characters are not before its words")
+    if len(steps) != 1 or not _splits_words(fields.split_pattern(steps[0]) or "", characters):
+        raise fields.unsupported(origin, "it splits text into words by another pattern than quill")
     data = {"schema": 1, "kind": "word", "characters": "".join(characters), "words": words}
     return base.read(data, origin=origin)
 
 
-def _is_letter(character: str) -> bool:
-    """Whether it is in Python's `\\w`."""
-    return character.isalnum() or character == "_"
-
-
-@cache
-def _word_split() -> str:
-    """The split of quill's word tokenizer, with every character that Python takes for a letter or a blank."""
-    return _words_of(_class(_is_letter), _class(str.isspace))
-
-
-def _words_of(letters: str, blanks: str) -> str:
-    return f"[{letters}]+(?:['’][{letters}]+)*|[{blanks}]+|[^{letters}{blanks}]+"
-
-
-def _class(belongs: Callable[[str], bool]) -> str:
-    """The inside of a character class, in ranges."""
+def character_class(belongs: Callable[[str], bool]) -> str:
+    """Write the inside of a character class, in ranges."""
     found: list[str] = []
     start = None
     for point in range(sys.maxunicode + 2):
@@ -92,12 +77,27 @@ def _class(belongs: Callable[[str], bool]) -> str:
     return "".join(found)
 
 
+def _is_letter(character: str) -> bool:
+    """Whether Python's `\\w` matches it."""
+    return character.isalnum() or character == "_"
+
+
+@cache
+def _word_split() -> str:
+    """The split of quill's word tokenizer, with every character that Python takes for a letter or a space."""
+    return _words_of(character_class(_is_letter), character_class(str.isspace))
+
+
+def _words_of(letters: str, blanks: str) -> str:
+    return f"[{letters}]+(?:['’][{letters}]+)*|[{blanks}]+|[^{letters}{blanks}]+"
+
+
 def _literal(point: int) -> str:
     return f"\\{chr(point)}" if chr(point) in "\\]^-[&~|" else chr(point)
 
 
 def _splits_words(pattern: str, characters: Sequence[str]) -> bool:
-    """Whether a pattern splits text of these characters as quill does; another Python knows other letters."""
+    """Whether a pattern splits text of these characters as quill does; each Python knows other letters."""
     if pattern == _word_split():
         return True
     letters, between, _ = pattern.removeprefix("[").partition("]+(?:['’][")
