@@ -8,7 +8,7 @@ from typing import Any
 
 from quill import discovery, fsio
 from quill.errors import CorruptError, InputError, NotFoundError
-from quill.formats.torch_files.torch_file import read_plain
+from quill.formats.torch_files.sandbox import read_plain
 from quill.tokenizers import base
 from quill.tokenizers.char import CharTokenizer
 

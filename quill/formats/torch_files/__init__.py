@@ -1,0 +1,1 @@
+"""The `.pt` and `.pth` files of torch.save, and pickled vocabularies, read without running a pickle."""
