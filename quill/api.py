@@ -82,7 +82,7 @@ def train(
     Args:
         config: A config file, its content, or a RunConfig.
         registry: Where the model is kept.
-        **options: As of `quill.training.run.train`: observer, resume, new_version, max_seconds, stop.
+        **options: As of `quill.training.run.train`: observer, resume, new_version, max_seconds, poll.
 
     Returns:
         The version; None where max_seconds ended the call first.

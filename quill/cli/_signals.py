@@ -6,6 +6,8 @@ import signal
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from quill.errors import InterruptedRun
+
 if TYPE_CHECKING:
     from quill.training.events import Event
 
@@ -53,9 +55,10 @@ class Signals:
 
         self._stepping = self._stepping or isinstance(event, Started)
 
-    def poll(self) -> int | None:
-        """The signal that came, or None."""
-        return self._received
+    def poll(self) -> None:
+        """Raise InterruptedRun once a signal has arrived."""
+        if self._received is not None:
+            raise InterruptedRun("interrupted", signum=self._received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = number

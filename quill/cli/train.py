@@ -99,7 +99,7 @@ def command(
                 keep=keep,
                 observer=observe,
                 on_data=on_data,
-                stop=signals.poll,
+                poll=signals.poll,
             )
     manifest = outcome.version.manifest if outcome.version else None
     output.event(

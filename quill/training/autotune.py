@@ -26,14 +26,14 @@ _COMPILE_PAYS_AFTER_SECONDS = 600.0
 def choose(
     model: GPT, config: RunConfig, dataset: Dataset, device: str, earlier: dict[str, Any] | None
 ) -> Device:
-    """Precision and compilation for a run, by timing its own first step.
+    """Choose precision and compilation by timing the run's own first step.
 
     Args:
         model: On the device; its weights do not change.
         config: The run.
         dataset: Its data.
         device: Where it runs.
-        earlier: What an interrupted run had chosen: to go on bit for bit is to keep to it.
+        earlier: The choice of the interrupted run, kept so that it resumes bit for bit.
     """
     c = config.train
     if earlier is not None and earlier["device"].partition(":")[0] == device.partition(":")[0]:
@@ -68,7 +68,9 @@ def choose(
     except Exception as e:  # torch's compiler fails in as many ways as there are toolchains
         if c.compile == "on":
             raise InputError(
-                "torch.compile does not work here", why=str(e).splitlines()[0][:200], hint="--compile off"
+                "torch.compile does not work here",
+                why=str(e).splitlines()[0][:200],
+                hint="set train.compile=off",
             ) from e
         torch.compiler.reset()
         return plain
@@ -76,17 +78,17 @@ def choose(
 
 
 def candidates(device: str, config: TrainConfig) -> list[str]:
-    """Precisions worth timing on a device, the plainest first.
+    """Precisions worth timing on a device, float32 first.
 
     Raises:
-        InputError: The setting asks for one the device does not do.
+        InputError: The device cannot train in the precision that is set.
     """
     kind = device.partition(":")[0]
     if config.dtype == "float16" and kind == "cpu":
         raise InputError(
             "'train.dtype' = 'float16' does not train on a CPU",
-            why="its gradients underflow without a scaler, which runs on CUDA alone",
-            hint="--dtype bfloat16, float32 or auto",
+            why="its gradients underflow without loss scaling, which needs CUDA",
+            hint="set train.dtype=auto",
         )
     if config.dtype != "auto":
         return [config.dtype]
@@ -98,15 +100,12 @@ def candidates(device: str, config: TrainConfig) -> list[str]:
 
 
 def fastest(choices: list[str], step: Callable[[str], None], repeats: int = 3) -> tuple[str, float]:
-    """The choice whose step takes least time.
+    """The fastest choice and the seconds of its step.
 
     Args:
-        choices: What to compare, the one to prefer first.
+        choices: What to compare, the preferred one first; a later one must win by a tenth, which is noise.
         step: Runs one step of a choice.
-        repeats: Timed steps each, after one to warm up; the best counts, as noise only adds.
-
-    Returns:
-        The choice, and its seconds. A later choice must win by a tenth: less is noise.
+        repeats: Timed steps per choice after a warm-up step; the fastest counts, as noise only adds.
     """
     best, best_seconds = choices[0], float("inf")
     for choice in choices:
@@ -124,7 +123,7 @@ def fastest(choices: list[str], step: Callable[[str], None], repeats: int = 3) -
 
 
 def can_compile(device: str) -> bool:
-    """Whether torch.compile has what it needs here: a C++ compiler for a CPU, Triton for CUDA."""
+    """Whether torch.compile can run here: it needs a C++ compiler for the CPU, Triton for CUDA."""
     if sys.platform == "win32" or sys.platform == "darwin":
         return False
     if device.startswith("cuda"):

@@ -31,7 +31,7 @@ class Device:
 
     @property
     def kind(self) -> str:
-        """The device without its number."""
+        """The device without its index."""
         return self.name.partition(":")[0]
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -41,7 +41,7 @@ class Device:
         return torch.autocast(self.kind, dtype=getattr(torch, self.dtype))
 
     def synchronize(self) -> None:
-        """Wait for the device, so that a clock read now means something."""
+        """Wait until the device is idle, before reading a clock."""
         if self.kind == "cuda":
             torch.cuda.synchronize()
         elif self.kind == "mps":
@@ -49,13 +49,13 @@ class Device:
 
 
 def find_device(wanted: str) -> str:
-    """The device a setting means.
+    """The device that a setting means.
 
     Args:
         wanted: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        ResourceError: This machine has no such device.
+        ResourceError: There is no such device here.
     """
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if wanted == "auto":
@@ -68,7 +68,7 @@ def find_device(wanted: str) -> str:
         raise ResourceError(
             f"no device '{wanted}'",
             why=f"torch {torch.__version__} sees {_devices(has_cuda, has_mps)}",
-            hint="--device auto",
+            hint="set train.device=auto",
         )
     return wanted
 

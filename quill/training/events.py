@@ -1,6 +1,6 @@
-"""What a run tells whoever watches it; the terminal and the log are observers of these.
+"""The events of a run. The terminal and the run's log are observers of them.
 
-The trainer itself never prints. Durations are seconds of a monotonic clock, losses nats per token.
+Durations are seconds of a monotonic clock; losses are nats per token.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Started:
-    """The first step is about to run; `step` is above 0 when an earlier run is continued."""
+    """The first step is about to run; `step` is above 0 when the run is resumed."""
 
     reference: str
     parameters: int
@@ -27,13 +27,13 @@ class Started:
 
     @property
     def resumed(self) -> bool:
-        """Whether an earlier run goes on."""
+        """Whether an interrupted run is resumed."""
         return self.step > 0
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """So many optimizer steps are done; loss and rate are of the last one."""
+    """An optimizer step is done; loss, rate and norm are those of this step."""
 
     step: int
     max_iters: int
@@ -46,7 +46,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The validation loss after a step."""
+    """The validation loss was measured."""
 
     step: int
     val_loss: float
@@ -66,7 +66,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The run is over and its model published; `reason` says why it ended."""
+    """The model is published; `reason` is why the run ended."""
 
     reference: str
     step: int
@@ -78,7 +78,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something a person should know, in one sentence."""
+    """One sentence the user should read."""
 
     message: str
 
@@ -88,4 +88,4 @@ Observer = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The observer that nobody watches."""
+    """No-op observer."""

@@ -1,4 +1,4 @@
-"""Settings and data that fit each other: the text prepared, the vocabulary filled in, lengths checked."""
+"""What a run works on: its parent, its dataset, and the settings that follow from both."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 def settle(
     config: RunConfig, data_root: Path, parent: Version | None, on_data: prepare.Observer | None = None
 ) -> tuple[RunConfig, Dataset]:
-    """Settings and data that fit each other: the dataset prepared, the vocabulary filled in.
+    """Prepare the dataset and complete the settings that depend on it.
 
     Args:
-        config: What was asked for.
+        config: The run as typed.
         data_root: Where prepared datasets are.
-        parent: The model to start from; its shape and tokenizer are taken over.
-        on_data: Told of progress while data is prepared.
+        parent: The model to start from, which gives shape and tokenizer.
+        on_data: Receives the progress of preparing the data.
+
+    Returns:
+        The settled config, with vocabulary size and tokenizer, and the dataset.
 
     Raises:
         InputError: The data is too short for the context, or does not fit the parent.
@@ -41,9 +44,9 @@ def settle(
         model = checkpoint.read_config(parent).model.model_copy(update={"dropout": model.dropout})
         if data.tokenizer not in (None, known.kind):
             raise InputError(
-                f"'data.tokenizer' = '{data.tokenizer}' is not {parent.reference}'s",
-                why=f"its weights know the tokens of its own {known.kind} tokenizer",
-                hint="leave the tokenizer out",
+                f"'data.tokenizer' = '{data.tokenizer}' is not the tokenizer of {parent.reference}",
+                why=f"its weights belong to its own {known.kind} tokenizer",
+                hint="leave data.tokenizer unset",
             )
         data = _with_tokenizer_of(data, known)
     dataset = prepare.ensure(data, data_root, on_data, tokenizer=known)
@@ -54,7 +57,7 @@ def settle(
         raise InputError(
             f"'model.vocab_size' = {model.vocab_size} is too small",
             why=f"the tokenizer of '{dataset.name}' has {tokens:,} tokens",
-            hint="leave it unset",
+            hint="leave model.vocab_size unset",
         )
     check_length(dataset.count("train"), model.block_size, "train", dataset=dataset.name)
     if data.val_fraction and dataset.count("train"):
@@ -66,15 +69,18 @@ def settle(
 def parent_of(
     config: RunConfig, registry: Registry, notice: Callable[[str], None] = lambda message: None
 ) -> Version | None:
-    """The model that a run starts from, fetched first where it is on the Hub; None where it starts afresh.
+    """The model that a run starts from, downloaded first if it is on the Hub.
 
-    A run that has a state no longer needs its parent: where that is gone, the run itself has the same
-    shape and tokenizer.
+    A run with a resume state no longer needs its parent. If that is gone, the draft stands in for it: it has
+    the same shape and tokenizer.
 
     Args:
         config: The run.
         registry: Where models are.
-        notice: Told what takes long.
+        notice: Receives a sentence before a download.
+
+    Returns:
+        None if the run starts from random weights.
 
     Raises:
         NotFoundError: There is no such model.
@@ -91,7 +97,7 @@ def parent_of(
 
 
 def _with_tokenizer_of(data: DataConfig, known: Tokenizer) -> DataConfig:
-    """The settings of a text that is encoded as the parent's was."""
+    """Data settings that encode a text with the parent's tokenizer."""
     own: dict[str, Any] = {"tokenizer": known.kind, "vocab_size": None, "vocabulary": None}
     if known.learns == "characters":
         own["vocabulary"] = list(known.to_dict()["vocabulary"])

@@ -1,4 +1,4 @@
-"""A run's own record beside its weights: metrics.jsonl for programs, run.log for people."""
+"""The record of a run: metrics.jsonl for programs, run.log for people."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from quill.training.events import Evaluated, Event, Finished, Notice, Saved, Sta
 
 
 class RunLog:
-    """Observer that writes a run's record, and forgets what a resumed run will do again.
+    """Observer that writes a run's record.
 
-    The metrics are a file of this run's own, also where another takes the run over: what this one still
-    appends is in nobody's version then.
+    metrics.jsonl is replaced by a file that only this process has open: if another process takes the run
+    over, lines that this one still appends go to no version.
 
     Args:
         draft: The run's draft.
         log_interval: Steps between lines of metrics.
-        step: Steps already done; lines beyond belong to work that was lost.
+        step: Steps already done; later lines are dropped, as a resumed run repeats those steps.
     """
 
     def __init__(self, draft: Draft, log_interval: int, step: int) -> None:
@@ -30,7 +30,7 @@ class RunLog:
         self._log, self._metrics = draft.open_log(LOG), draft.open_log(METRICS, raw)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._log.close()
         self._metrics.close()
 
@@ -57,22 +57,22 @@ class RunLog:
 
 
 def describe(event: Event) -> str:
-    """One line for people, or nothing for the events that come too often to be read."""
+    """One line for people; empty for a Stepped event."""
     match event:
         case Started():
-            how = f"goes on at step {event.step:,}" if event.resumed else "starts"
+            how = f"resuming at step {event.step:,} of" if event.resumed else "training for"
             compiled = ", compiled" if event.compiled else ""
             return (
-                f"{event.reference} {how}, {event.max_iters:,} steps in all; "
+                f"{event.reference}: {how} {event.max_iters:,} steps; "
                 f"{event.parameters:,} parameters, "
-                f"{event.tokens_per_step:,} tokens a step, {event.device} {event.dtype}{compiled}; "
+                f"{event.tokens_per_step:,} tokens per step, {event.device} {event.dtype}{compiled}; "
                 f"data {event.dataset}: {event.train_tokens:,} + {event.val_tokens:,} tokens"
             )
         case Evaluated():
             mark = "best" if event.best else f"best {event.best_val_loss:.4f} at step {event.best_step:,}"
             return f"step {event.step:,}: val loss {event.val_loss:.4f} ({mark})"
         case Saved():
-            return f"step {event.step:,}: state saved"
+            return f"step {event.step:,}: resume state saved"
         case Finished():
             return (
                 f"{event.reference}: {event.reason} after {event.step:,} steps; val loss {event.val_loss:.4f}"

@@ -1,4 +1,4 @@
-"""Before the first step: which precision a run takes, and what time and memory, measured on this machine."""
+"""The dry run: the time and memory that a run would take, estimated from a step or two."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from quill.training.device import find_device, keep_memory
 from quill.training.inputs import parent_of, settle
 from quill.training.trainer import Trainer
 
-# One timed pass of a large model may take minutes; its share of a batch is timed instead.
+# A pass of a large model may take minutes, so only a share of its batch is timed.
 _TRIAL_FLOPS = 2e11
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do and take.
+    """What a run would do, and the time and memory it would take.
 
     Attributes:
-        config: The settled settings.
-        parameters: How many numbers are trained.
-        tokens_per_step: Tokens that one optimizer step sees.
-        memory_bytes: Weights, gradients, optimizer and what a forward pass keeps for the backward one.
-        memory_present: Bytes that the device has.
-        seconds_per_step: Timed on a step, or on a share of one.
-        seconds_total: All steps and evaluations.
-        measured_on: How much of a step was timed, "2 steps" or "1/32 of a step".
-        device: Where.
-        dtype: In what precision.
-        compiled: Whether through torch.compile.
-        dataset: The prepared data's name.
+        config: The settled config.
+        parameters: Number of parameters.
+        tokens_per_step: Tokens in one optimizer step.
+        memory_bytes: Weights, gradients, optimizer state and activations.
+        memory_present: Memory of the device.
+        seconds_per_step: Seconds of one step.
+        seconds_total: Seconds of all steps and evaluations.
+        measured_on: What was timed, "2 steps" or "1/32 of a step".
+        device: The device.
+        dtype: Precision of the arithmetic.
+        compiled: Whether torch.compile is used.
+        dataset: Name of the dataset.
         train_tokens: Tokens of the training split.
         val_tokens: Tokens of the validation split.
-        epochs: How often a training token is seen on average.
+        epochs: How many times a training token is seen on average.
     """
 
     config: dict[str, Any]
@@ -64,16 +64,16 @@ class Plan:
 def plan(
     config: RunConfig, registry: Registry, data_root: Path, on_data: prepare.Observer | None = None
 ) -> Plan:
-    """Say what a run would take, by running a step or two of it and keeping nothing.
+    """Estimate a run by taking a step or two of it; nothing is kept.
 
     Args:
         config: The run.
         registry: Where `init_from` is looked up.
         data_root: Where prepared datasets are.
-        on_data: Told of progress while data is prepared.
+        on_data: Receives the progress of preparing the data.
 
     Raises:
-        InputError: Settings do not fit each other, the data or the machine.
+        InputError: The settings do not fit the data, the parent or the device.
     """
     parent = parent_of(config, registry)
     config, dataset = settle(config, data_root, parent, on_data)
@@ -119,7 +119,7 @@ def plan(
 
 
 def _bytes_kept(trainer: Trainer) -> int:
-    """Bytes that a forward pass keeps for the backward one, each storage once, weights apart."""
+    """Bytes of activations that a forward pass keeps for the backward pass."""
     weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
     seen: dict[int, int] = {}
 
@@ -136,7 +136,7 @@ def _bytes_kept(trainer: Trainer) -> int:
 
 
 def _time_step(trainer: Trainer) -> tuple[float, float]:
-    """Seconds of forward and backward, and of the optimizer's update, the faster of two each."""
+    """Seconds of forward and backward, and of the optimizer's update: the faster of two each."""
     times: list[tuple[float, float]] = []
     for _ in range(3):
         start = time.perf_counter()
@@ -154,6 +154,6 @@ def _time_step(trainer: Trainer) -> tuple[float, float]:
 
 
 def tokens_per_step(config: RunConfig) -> int:
-    """Tokens that one optimizer step sees."""
+    """Tokens in one optimizer step."""
     t = config.train
     return t.batch_size * t.gradient_accumulation_steps * config.model.block_size

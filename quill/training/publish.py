@@ -1,4 +1,4 @@
-"""The end of a run: its best weights measured, described, and made a version."""
+"""The end of a run: measure its best weights, write the model card, publish the version."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from quill.training.device import Device
 if TYPE_CHECKING:
     from quill.data.store import Dataset
 
-# Tokens of the sample in the card.
-_SAMPLE = 300
+_SAMPLE_TOKENS = 300
 
 
 def publish(
@@ -34,29 +33,29 @@ def publish(
     best_step: int,
     best_loss: float | None,
     elapsed: Callable[[], float],
-    between: Callable[[], None],
+    poll: Callable[[], None],
 ) -> Version:
-    """Publish the weights that lie in a draft.
+    """Publish the weights in a draft.
 
     Args:
         config: The run as it ran.
         dataset: Its data.
-        draft: Holds config, tokenizer, metrics and the best weights.
+        draft: With config, tokenizer, metrics and the best weights.
         device: Where it ran.
         steps: Optimizer steps done.
         best_step: The step of the best weights.
-        best_loss: Their validation loss as it was estimated on the way, nats per token; None without one.
-        elapsed: Seconds of the run so far.
-        between: Called wherever publishing can be broken off; what it raises ends it.
+        best_loss: Their validation loss as estimated during the run, in nats per token; None without one.
+        elapsed: Returns the seconds of the run so far.
+        poll: Called wherever publishing can be interrupted; what it raises passes through.
 
     Raises:
         CorruptError: The weights are damaged.
-        LockedError: Another process has taken the draft over.
-        ResourceError: The disk refused; it is still a draft then.
+        LockedError: Another process has taken over the draft.
+        ResourceError: The disk refused; the draft is unchanged.
     """
-    held = Version(draft.name, draft.number, draft.path)
-    best = checkpoint.load(held, device.name)
-    loss = _published_loss(best.model, config, dataset, best_loss, between)
+    unpublished = Version(draft.name, draft.number, draft.path)
+    best = checkpoint.load(unpublished, device.name)
+    loss = _published_loss(best.model, config, dataset, best_loss, poll)
     facts: dict[str, Any] = {
         "parameters": sum(p.numel() for p in best.model.parameters()),
         "data": {
@@ -78,10 +77,10 @@ def publish(
         "bits_per_byte": _bits_per_byte(loss, dataset),
         "seconds": round(elapsed(), 1),
     }
-    sample = _sample(Generator(best.model, best.tokenizer), config.train.seed, between)
-    course = curves.curves(curves.read_metrics(draft.path / curves.METRICS))
-    # Browsers draw the finer characters at other widths than their letters.
-    curve = chart.draw(course, plain=True)
+    sample = _sample(Generator(best.model, best.tokenizer), config.train.seed, poll)
+    losses = curves.curves(curves.read_metrics(draft.path / curves.METRICS))
+    # Browsers draw the finer block characters at a different width from letters.
+    curve = chart.draw(losses, plain=True)
     text = card(draft.reference, config, facts | {"versions": manifest.versions()}, sample, curve)
     raw = text.encode("utf-8", "replace")
     draft.write_bytes("README.md", raw)
@@ -93,26 +92,26 @@ def _published_loss(
     config: RunConfig,
     dataset: Dataset,
     estimate: float | None,
-    between: Callable[[], None],
+    poll: Callable[[], None],
 ) -> float | None:
-    """The whole split's loss of the weights as they are read back, whatever was estimated on the way."""
+    """The loss on the whole split, measured on the weights as written unless it is known exactly."""
     c = config.train
     if estimate is None or (c.eval_iters is None and c.weights_dtype == "float32"):
         return estimate
     n_bytes = dataset.count("val", "bytes")
-    return float(measure.evaluate(model, dataset.val, n_bytes=n_bytes, between=between).loss)
+    return float(measure.evaluate(model, dataset.val, n_bytes=n_bytes, between=poll).loss)
 
 
 def _bits_per_byte(loss: float | None, dataset: Dataset) -> float | None:
-    """What a loss in nats per token is for the validation split's text, whatever its tokens are."""
+    """A loss in nats per token as bits per byte of the validation text."""
     targets, n_bytes = dataset.count("val") - 1, dataset.count("val", "bytes")
     return None if loss is None or not n_bytes else loss * targets / math.log(2) / n_bytes
 
 
-def _sample(generator: Generator, seed: int, between: Callable[[], None]) -> str:
-    """Text for the card."""
-    pieces: list[str] = []
-    for piece in generator.stream("", SampleConfig(max_new_tokens=_SAMPLE, seed=seed)):
-        between()
-        pieces.append(piece)
-    return "".join(pieces)
+def _sample(generator: Generator, seed: int, poll: Callable[[], None]) -> str:
+    """Text for the model card."""
+    text = ""
+    for chunk in generator.stream("", SampleConfig(max_new_tokens=_SAMPLE_TOKENS, seed=seed)):
+        poll()
+        text += chunk
+    return text

@@ -1,7 +1,7 @@
-"""What a repeated command finds under its name: nothing, a run to go on with, or a model that is done.
+"""What a repeated command finds under its name: an unfinished run, a finished model, or nothing.
 
-Repeating a run is always safe: an unfinished run of the same settings goes on, a finished one is
-found, and other settings under the same name are refused.
+Repeating a command is always safe. An unfinished run with the same settings resumes, a finished one is
+left alone, and a run with other settings is refused.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from quill import strictjson
 from quill.checkpoint import load as checkpoint
 from quill.config import reading
 from quill.config.differences import differences
@@ -24,110 +23,116 @@ if TYPE_CHECKING:
 
 Resume = Literal["auto", "never", "must"]
 
-# Where a run computes may differ from one repetition to the next without making it another run.
-_OF_THE_MACHINE = frozenset({"train.device", "train.dtype", "train.compile", "train.keep_states"})
-_OF_THE_FILE = frozenset({"name", "$schema", "schema_version", "train.log_interval"})
-# What stands for "the data" is its content, compared apart; where it was read from may change.
-_OF_THE_DATA = frozenset({"data.source", "data.encoding", "data.text_field"})
+# Settings that may differ between two calls of the same run: where it computes, what it logs and keeps, and
+# where the text was read from (the text itself is compared by its key).
+_FREE = frozenset({
+    "name", "$schema", "schema_version", "data.source", "data.encoding", "data.text_field",
+    "train.device", "train.dtype", "train.compile", "train.keep_states", "train.log_interval",
+})  # fmt: skip
 
 
-def changes(ran: RunConfig, asked: RunConfig) -> list[str]:
-    """Settings that make one run another, as "train.batch_size 32 -> 64"."""
-    aside = _OF_THE_MACHINE | _OF_THE_FILE | _OF_THE_DATA
-    found = differences(ran.to_dict(), asked.to_dict(), aside)
-    return [f"{name} {before!r} -> {after!r}" for name, (before, after) in found.items()]
-
-
-def claim(
+def find(
     config: RunConfig,
     dataset: Dataset,
     registry: Registry,
     resume: Resume,
     new_version: bool,
     parent: Version | None = None,
-) -> Draft | Version:
-    """The draft to work on, or the finished version that makes work needless.
+) -> Draft | Version | None:
+    """Find the draft to resume or the finished version; discard a draft that is given up.
 
     Args:
         config: The run, settled.
         dataset: Its data.
-        registry: Where the name is looked up, and a new version begun.
-        resume: Go on with an unfinished run if there is one (auto), never, or only then (must).
-        new_version: Begin beside a finished version of other settings instead of refusing.
-        parent: The model that a new run starts from.
+        registry: Where the name is looked up.
+        resume: Resume an unfinished run if there is one (auto), never, or fail without one (must).
+        new_version: Accept a finished version with other settings instead of refusing.
+        parent: The model that the run starts from.
+
+    Returns:
+        None if a new run is to begin.
 
     Raises:
-        RefusedError: The name holds a run of other settings or data.
-        NotFoundError: There is nothing to resume, and `resume` asks for it.
+        RefusedError: The name belongs to a run with other settings or data.
+        NotFoundError: There is no unfinished run and `resume` is "must".
     """
     name = config.name or ""
     newest, draft = registry.newest(name), registry.unfinished(name)
     if draft is not None and newest is not None and draft.number < newest.number:
-        draft = None  # given up for a later run; gc removes it
+        draft = None  # superseded by a later run; gc removes it
     if draft is not None:
-        begun = _begun(draft)
-        changed = _changes(begun, config, dataset) if begun else []
-        if begun and not changed and resume != "never":
+        has_settings = bool(draft.status()) and draft.has("config.json")
+        changed = _changes_of_draft(draft, config, dataset) if has_settings else []
+        if has_settings and not changed and resume != "never":
             return draft
         if resume == "must" or (changed and resume == "auto" and not new_version):
-            raise RefusedError(
-                f"{draft.reference} is unfinished and was begun with other settings",
-                why="; ".join(changed) or "its settings cannot be read",
-                hint=f"--name another, or start {name} over with --resume never",
-            )
-        if not new_version or not begun:
+            raise refuse(draft, changed or ["its settings cannot be read"])
+        if not new_version or not has_settings:
             draft.discard()
     if resume == "must":
         raise NotFoundError(
-            f"no unfinished run of '{name}'", why="--resume must asks for one", hint="--resume auto"
+            f"no unfinished run of '{name}'", why='resume="must" requires one', hint='pass resume="auto"'
         )
     if newest is not None and not newest.damaged:
-        changed = _changes(newest, config, dataset) + _other_parent(newest, parent)
+        changed = _changes_of_version(newest, config, dataset, parent)
         if not changed and not (new_version and newest.manifest is None):
             return newest
         if not new_version:
-            raise RefusedError(
-                f"{newest.reference} was trained with other settings",
-                why="; ".join(changed),
-                hint=f"--new-version trains {name}:v{newest.number + 1}, --name another model",
-            )
-    draft = registry.begin(name)
+            raise refuse(newest, changed)
+    return None
+
+
+def refuse(earlier: Draft | Version, changed: list[str]) -> RefusedError:
+    """The error for a name that belongs to a run with other settings."""
+    why = "; ".join(changed)
+    if isinstance(earlier, Draft):
+        return RefusedError(
+            f"{earlier.reference} is unfinished and was started with other settings",
+            why=why,
+            hint='pass resume="never" to start over, or another name=',
+        )
+    return RefusedError(
+        f"{earlier.reference} was trained with other settings",
+        why=why,
+        hint=f"pass new_version=True to train {earlier.name}:v{earlier.number + 1}, or another name=",
+    )
+
+
+def begin(config: RunConfig, dataset: Dataset, registry: Registry, parent: Version | None) -> Draft:
+    """Begin a version: its settings, its tokenizer, and the model it starts from."""
+    draft = registry.begin(config.name or "")
     draft.write_json("config.json", config.to_dict())
     draft.write_json("tokenizer.json", dataset.tokenizer.to_dict())
-    known = {"reference": parent.reference, "digest": parent.digest} if parent else None
-    draft.update_status(**status(0), data_key=dataset.key, parent=known)
+    origin = {"reference": parent.reference, "digest": parent.digest} if parent else None
+    draft.update_status(**progress(0), data_key=dataset.key, parent=origin)
     return draft
 
 
-def _begun(draft: Draft) -> Draft | None:
-    """The draft, if it got as far as having settings."""
-    return draft if draft.status() and draft.has("config.json") else None
+def progress(step: int) -> dict[str, Any]:
+    """The fields of status.json that change as a run proceeds."""
+    return {"updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "step": step}
 
 
-def _changes(earlier: Draft | Version, config: RunConfig, dataset: Dataset) -> list[str]:
-    if isinstance(earlier, Version):
-        ran = checkpoint.read_config(earlier)
-        key = ((earlier.manifest or {}).get("data") or {}).get("key")
-    else:
-        ran = reading.parse(strictjson.read(earlier.path / "config.json"), origin=earlier.reference)
-        key = (earlier.status() or {}).get("data_key")
-    changed = changes(ran, config)
-    if key is not None and key != dataset.key:
-        changed.append(f"the text or its preparation: {key[:12]} -> {dataset.key[:12]}")
+def _changes_of_draft(draft: Draft, config: RunConfig, dataset: Dataset) -> list[str]:
+    ran = reading.parse(draft.read_object("config.json"), origin=draft.reference)
+    return _changes(ran, config, (draft.status() or {}).get("data_key"), dataset)
+
+
+def _changes_of_version(
+    version: Version, config: RunConfig, dataset: Dataset, parent: Version | None
+) -> list[str]:
+    facts: dict[str, Any] = version.manifest or {}
+    changed = _changes(checkpoint.read_config(version), config, (facts.get("data") or {}).get("key"), dataset)
+    before = facts.get("parent") or {}
+    if parent is not None and before.get("digest") not in (None, parent.digest):
+        changed.append(f"the model it starts from: {before.get('reference')} -> {parent.reference}")
     return changed
 
 
-def _other_parent(finished: Version, parent: Version | None) -> list[str]:
-    """What is said of a model that started from another one than its reference means by now."""
-    before = (finished.manifest or {}).get("parent") or {}
-    if parent is None or before.get("digest") in (None, parent.digest):
-        return []
-    return [f"the model it starts from: {before.get('reference')} -> {parent.reference}"]
-
-
-def status(step: int) -> dict[str, Any]:
-    """What status.json says of a run at a step, beside who is at it."""
-    return {
-        "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "step": step,
-    }
+def _changes(ran: RunConfig, asked: RunConfig, key: str | None, dataset: Dataset) -> list[str]:
+    """What differs between two runs, as "train.batch_size 32 -> 64"."""
+    found = differences(ran.to_dict(), asked.to_dict(), _FREE)
+    changed = [f"{name} {before!r} -> {after!r}" for name, (before, after) in found.items()]
+    if key is not None and key != dataset.key:
+        changed.append(f"the text or its preparation: {key[:12]} -> {dataset.key[:12]}")
+    return changed

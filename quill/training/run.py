@@ -1,4 +1,4 @@
-"""A whole run: from settings to a published version, continued where an earlier one stopped."""
+"""A run: from settings to a published version, resumed where an earlier call stopped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from quill import fsio
 from quill.checkpoint import load as checkpoint
@@ -15,8 +16,7 @@ from quill.config.settings import RunConfig
 from quill.data import prepare
 from quill.errors import CorruptError, InputError, InterruptedRun, RefusedError, ResourceError
 from quill.model.gpt import GPT
-from quill.registry import gc as cleaning
-from quill.registry import locks
+from quill.registry import gc, locks
 from quill.registry.draft import Draft
 from quill.registry.names import check_name
 from quill.registry.store import Registry
@@ -38,7 +38,7 @@ from quill.training.inputs import parent_of, settle
 from quill.training.log import RunLog
 from quill.training.plan import tokens_per_step
 from quill.training.publish import publish
-from quill.training.resume import Resume, claim, status
+from quill.training.resume import Resume, begin, find, progress
 from quill.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Outcome:
     """How a call of `train` ended.
 
     Attributes:
-        reference: The version that was trained, or that is still in progress when paused.
-        version: The published version; None when paused.
+        reference: The version that was trained, or that is unfinished if the run paused.
+        version: The published version; None if the run paused.
         reason: "trained", "already trained", or "paused" at the time limit with its state saved.
     """
 
@@ -72,57 +72,75 @@ def train(
     keep: int | None = None,
     observer: Observer = ignore,
     on_data: prepare.Observer | None = None,
-    stop: Callable[[], int | None] = lambda: None,
+    poll: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Train a model and publish it, or go on with a run that was interrupted.
+    """Train a model and publish it, or resume a run that was interrupted.
 
     Args:
         config: The run; its name is the model's.
-        registry: Where the model is kept.
+        registry: Where the model is stored.
         data_root: Where prepared datasets are.
-        resume: Go on with an unfinished run if there is one (auto), never, or only then (must).
-        new_version: Train beside a finished version of the same name instead of refusing.
-        max_seconds: Stop with the state saved after so long.
-        wait: Seconds to wait for another process that is at work on the name.
-        keep: Once there is a finished version, remove all but this many of the newest; aliased ones stay.
-        observer: Told what happens.
-        on_data: Told of progress while data is prepared on first use.
-        stop: Asked between forward passes; the number of the signal to end for, or None.
+        resume: Resume an unfinished run if there is one (auto), never, or fail without one (must).
+        new_version: Train another version next to a finished one with other settings instead of refusing.
+        max_seconds: Save the state and pause after this time.
+        wait: Seconds to wait for another process that is training this name.
+        keep: After training, remove all but this many of the newest versions; aliased ones stay.
+        observer: Receives the run's events.
+        on_data: Receives the progress of preparing the data.
+        poll: Called between forward passes; raises InterruptedRun to save the state and stop.
 
     Raises:
-        RefusedError: The name holds a run of other settings or data.
-        LockedError: Another process is at work on the name.
-        InterruptedRun: `stop` gave a signal; the state is saved.
-        DivergedError: Loss or gradient stopped being finite; the last state is kept.
-        InputError: Settings and data do not fit each other or the machine.
+        RefusedError: The name belongs to a run with other settings or data.
+        LockedError: Another process is training this name.
+        InterruptedRun: `poll` raised it; the state is saved.
+        DivergedError: The loss or the gradient is not finite; the last saved state is kept.
+        InputError: The settings do not fit the data, the parent or the device.
     """
     if not config.name:
-        raise InputError("the run has no name", why="neither file nor flag gives one", hint="--name my-model")
+        raise InputError("the run has no name", why="the model is stored under it", hint="set name")
     parent = parent_of(config, registry, lambda message: observer(Notice(message)))
     with locks.hold(registry.root, check_name(config.name), wait):
         clock = time.monotonic()
         config, dataset = settle(config, data_root, parent, on_data)
-        # Before a version is begun: what cannot be held leaves nothing behind.
+        # Refused before a version is begun, so that nothing is left behind.
         memory.check(config, find_device(config.train.device))
-        draft = claim(config, dataset, registry, resume, new_version, parent)
-        if isinstance(draft, Version):
-            observer(Notice(f"{draft.reference} is already trained"))
-            outcome = Outcome(draft.reference, draft, "already trained")
+        found = find(config, dataset, registry, resume, new_version, parent)
+        if isinstance(found, Version):
+            observer(Notice(f"{found.reference} is already trained"))
+            outcome = Outcome(found.reference, found, "already trained")
         else:
+            draft = found or begin(config, dataset, registry, parent)
             draft.take()
-            outcome = _Run(config, dataset, draft, parent, observer, stop).go(clock, max_seconds)
+            with Run(config, dataset, draft, parent, observer, poll, clock) as run:
+                try:
+                    run.start()
+                    while not run.is_done and not run.is_late(max_seconds):
+                        run.step()
+                        if run.is_evaluation_due:
+                            run.evaluate()
+                            run.save()
+                    outcome = run.publish() if run.is_done else run.pause()
+                except InterruptedRun as e:
+                    run.save()
+                    raise run.interrupted(e.signum) from None
         if keep is not None and outcome.version is not None:
-            for removed in cleaning.prune(registry, outcome.version.name, keep):
-                observer(Notice(f"{removed.reference} is removed, {keep} are kept"))
+            for removed in gc.prune(registry, outcome.version.name, keep):
+                observer(Notice(f"{removed.reference} was removed; the newest {keep} are kept"))
         return outcome
 
 
-class _Stopped(Exception):
-    """A signal came in the middle of something that can be begun again; its number."""
+class Run:
+    """One draft, from its first or next step to its publication.
 
-
-class _Run:
-    """One draft from its first or next step to its publication."""
+    Args:
+        config: The run, settled.
+        dataset: Its data.
+        draft: Where it is written, taken by this process.
+        parent: The model it starts from.
+        observer: Receives its events.
+        poll: Called wherever work can be interrupted; what it raises passes through.
+        clock: The monotonic time at which this call began, in seconds.
+    """
 
     def __init__(
         self,
@@ -131,104 +149,191 @@ class _Run:
         draft: Draft,
         parent: Version | None,
         observer: Observer,
-        stop: Callable[[], int | None],
+        poll: Callable[[], None],
+        clock: float,
     ) -> None:
         self.config, self.dataset, self.draft, self.parent = config, dataset, draft, parent
-        self._watch, self._stop = observer, stop
-        self.best_loss: float | None = None
-        self.best_step = 0
-        self.bad_evaluations = 0
-        self.seconds_before = 0.0
+        self._observer, self._poll, self._clock = observer, poll, clock
+        self._best_loss: float | None = None
+        self._best_step = 0
+        self._bad_evaluations = 0
+        self._seconds_before = 0.0
         self._evaluated = -1
         self._saved: tuple[int, bool] | None = None
+        self.trainer, self._notes = self._resume()
+        self._first_step = self.trainer.step
+        self._log = RunLog(draft, config.train.log_interval, self.trainer.step)
 
-    def go(self, clock: float, max_seconds: float | None) -> Outcome:
-        """Train to the end, to a signal or to the time limit."""
-        self._clock = clock
-        trainer, notes = self._resumed()
-        interval = self.config.train.log_interval
-        log = RunLog(self.draft, interval, trainer.step)
-        observer = self._watch
+    def __enter__(self) -> Self:
+        return self
 
-        def watch(event: Event) -> None:
-            log(event)
-            observer(event)
-
-        self._watch = watch
-        for note in notes:
-            self._watch(Notice(note))
-        try:
-            return self._run(trainer, clock, max_seconds)
-        except (CorruptError, RefusedError, ResourceError):
-            # What failed may have failed because another process has taken the draft over.
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log.close()
+        if isinstance(error, CorruptError | RefusedError | ResourceError):
+            # It may have failed because another process has taken the draft over; that is the better message.
             self.draft.check_owner()
-            raise
-        finally:
-            log.close()
 
-    def _run(self, trainer: Trainer, clock: float, max_seconds: float | None) -> Outcome:
-        self._announce(trainer)
-        first = trainer.step
-        try:
-            while True:
-                if self._owes_evaluation(trainer):
-                    self._evaluate(trainer)
-                    self._save(trainer)
-                if self._is_done(trainer):
-                    break
-                self._check()
-                # However short the time, each call gets a step further.
-                late = max_seconds is not None and time.monotonic() - clock >= max_seconds
-                if late and trainer.step > first:
-                    self._save(trainer)
-                    self._watch(Notice(f"{self.draft.reference} pauses at step {trainer.step:,}: time is up"))
-                    return Outcome(self.draft.reference, None, "paused")
-                self._step(trainer)
-            early = trainer.step < self.config.train.max_iters
-            reason = f"no better loss in {self.config.train.patience} evaluations" if early else "trained"
-            return Outcome(self.draft.reference, self._publish(trainer, reason), "trained")
-        except _Stopped as e:
-            self._save(trainer)
-            signum = int(e.args[0])
-            raise InterruptedRun(
-                f"{self.draft.reference} was interrupted at step {trainer.step:,}; its state is saved",
-                signum=signum,
-                why=f"signal {signum}",
-                hint="repeat the command to go on",
-            ) from None
+    def start(self) -> None:
+        """Announce the run, and make up for an evaluation that was interrupted."""
+        for note in self._notes:
+            self._emit(Notice(note))
+        config, device = self.config, self.trainer.device
+        self._emit(
+            Started(
+                reference=self.draft.reference,
+                parameters=sum(p.numel() for p in self.trainer.model.parameters()),
+                tokens_per_step=tokens_per_step(config),
+                device=device.name,
+                dtype=device.dtype,
+                compiled=device.compiled,
+                step=self.trainer.step,
+                max_iters=config.train.max_iters,
+                dataset=self.dataset.name,
+                train_tokens=self.dataset.count("train"),
+                val_tokens=self.dataset.count("val"),
+            )
+        )
+        self._lap = time.monotonic()
+        if self.is_evaluation_due:
+            self.evaluate()
+            self.save()
 
-    def _resumed(self) -> tuple[Trainer, list[str]]:
-        """A trainer at the run's last saved step, or at its first; and what to say of damaged states."""
+    def step(self) -> None:
+        """Take one optimizer step."""
+        self._poll()
+        rate = self.trainer.learning_rate
+        loss, norm = self.trainer.advance(self._poll)
+        now = time.monotonic()
+        self._emit(
+            Stepped(
+                step=self.trainer.step,
+                max_iters=self.config.train.max_iters,
+                loss=loss,
+                learning_rate=rate,
+                grad_norm=norm,
+                tokens_per_second=tokens_per_step(self.config) / max(now - self._lap, 1e-9),
+                seconds=self._seconds(),
+            )
+        )
+        self._lap = now
+
+    @property
+    def is_evaluation_due(self) -> bool:
+        """Whether an evaluation follows this step and has not happened yet."""
+        c, step = self.config.train, self.trainer.step
+        due = step > 0 and (step % c.eval_interval == 0 or step == c.max_iters)
+        return due and self._evaluated != step
+
+    @property
+    def is_done(self) -> bool:
+        """Whether only publishing remains."""
+        c = self.config.train
+        exhausted = c.patience is not None and self._bad_evaluations >= c.patience
+        return exhausted or self.trainer.step >= c.max_iters
+
+    def is_late(self, max_seconds: float | None) -> bool:
+        """Whether the time is up; each call takes at least one step."""
+        if max_seconds is None or self.trainer.step == self._first_step:
+            return False
+        return time.monotonic() - self._clock >= max_seconds
+
+    def evaluate(self) -> None:
+        """Measure the validation loss and write the weights if they are the best so far."""
+        start, step = time.monotonic(), self.trainer.step
+        if not self.dataset.count("val"):
+            self._write_weights()
+            self._evaluated = step
+            return
+        n_bytes = self.dataset.count("val", "bytes")
+        loss = self.trainer.evaluate(self.dataset.val, n_bytes, self._poll).loss
+        is_best = self._best_loss is None or loss < self._best_loss
+        if is_best:
+            self._best_loss, self._best_step, self._bad_evaluations = loss, step, 0
+            self._write_weights()
+        else:
+            self._bad_evaluations += 1
+        self._evaluated = step
+        best = self._best_loss if self._best_loss is not None else math.nan
+        self._emit(Evaluated(step, loss, is_best, best, self._best_step, time.monotonic() - start))
+        self._lap = time.monotonic()
+
+    def save(self) -> None:
+        """Write a resume state, unless this step's is on disk."""
+        step, device = self.trainer.step, self.trainer.device
+        reached = (step, not self.is_evaluation_due)
+        if self._saved == reached:
+            return
+        tensors, facts = self.trainer.state()
+        info = {
+            "trainer": facts,
+            "machine": {"device": device.name, "dtype": device.dtype, "compiled": device.compiled},
+            "best_val_loss": self._best_loss,
+            "best_step": self._best_step,
+            "bad_evaluations": self._bad_evaluations,
+            "evaluated": reached[1],
+            "seconds": self._seconds(),
+        }
+        path = checkpoint.save_state(self.draft, step, tensors, info, self.config.train.keep_states)
+        self.draft.update_status(**progress(step))
+        self._saved = reached
+        self._emit(Saved(step, str(path)))
+        self._lap = time.monotonic()
+
+    def pause(self) -> Outcome:
+        """Save the state and leave the rest of the run to the next call."""
+        self.save()
+        self._emit(Notice(f"{self.draft.reference}: paused at step {self.trainer.step:,}, the time is up"))
+        return Outcome(self.draft.reference, None, "paused")
+
+    def publish(self) -> Outcome:
+        """Make the best weights a version."""
+        if not self.draft.has(checkpoint.WEIGHTS):
+            self._write_weights()
+        step = self.trainer.step
+        version = publish(
+            self.config,
+            self.dataset,
+            self.draft,
+            self.trainer.device,
+            steps=step,
+            best_step=self._best_step,
+            best_loss=self._best_loss,
+            elapsed=self._seconds,
+            poll=self._poll,
+        )
+        loss = (version.manifest or {}).get("best_val_loss")
+        loss = math.nan if loss is None else loss
+        stopped = step < self.config.train.max_iters
+        reason = f"no better loss in {self.config.train.patience} evaluations" if stopped else "trained"
+        self._emit(Finished(version.reference, step, loss, self._best_step, self._seconds(), reason))
+        return Outcome(version.reference, version, "trained")
+
+    def interrupted(self, signum: int) -> InterruptedRun:
+        """The error for a run that a signal ended after its state was saved."""
+        return InterruptedRun(
+            f"{self.draft.reference} was interrupted at step {self.trainer.step:,}; its state is saved",
+            signum=signum,
+            why=f"signal {signum}",
+            hint="repeat the command to resume",
+        )
+
+    def _resume(self) -> tuple[Trainer, list[str]]:
+        """A trainer at the last saved step, or at the first; and notes about damaged states."""
         state = checkpoint.load_state(self.draft)
         if state is None:
             return self._trainer({}), []
         tensors, facts, notes = state
         trainer = self._trainer(facts)
         trainer.load_state(tensors, facts["trainer"])
-        self.best_loss, self.best_step = facts["best_val_loss"], facts["best_step"]
-        self.bad_evaluations, self.seconds_before = facts["bad_evaluations"], facts["seconds"]
-        # A run stopped while it was being evaluated is evaluated again.
-        self._evaluated = trainer.step if facts.get("evaluated", True) else -1
-        self._saved = (trainer.step, not self._owes_evaluation(trainer))
+        self._best_loss, self._best_step = facts["best_val_loss"], facts["best_step"]
+        self._bad_evaluations, self._seconds_before = facts["bad_evaluations"], facts["seconds"]
+        # A run interrupted during an evaluation is evaluated again.
+        evaluated = facts.get("evaluated", True)
+        self._evaluated = trainer.step if evaluated else -1
+        self._saved = (trainer.step, evaluated)
         return trainer, notes
-
-    def _check(self) -> None:
-        """Stop for a signal; called wherever what is under way can be begun again."""
-        signum = self._stop()
-        if signum is not None:
-            raise _Stopped(signum)
-
-    def _owes_evaluation(self, trainer: Trainer) -> bool:
-        """Whether this step is one to evaluate after, and that has not been done."""
-        c, step = self.config.train, trainer.step
-        due = step > 0 and (step % c.eval_interval == 0 or step == c.max_iters)
-        return due and self._evaluated != step
-
-    def _is_done(self, trainer: Trainer) -> bool:
-        """Whether nothing is left to do but to publish, also right after resuming."""
-        c = self.config.train
-        tired = c.patience is not None and self.bad_evaluations >= c.patience
-        return tired or trainer.step >= c.max_iters
 
     def _trainer(self, facts: dict[str, Any]) -> Trainer:
         c = self.config
@@ -246,110 +351,13 @@ class _Run:
         chosen = autotune.choose(model, c, self.dataset, device, facts.get("machine"))
         return Trainer(model, c.train, self.dataset.train, chosen)
 
-    def _announce(self, trainer: Trainer) -> None:
-        c, device = self.config, trainer.device
-        self._watch(
-            Started(
-                reference=self.draft.reference,
-                parameters=sum(p.numel() for p in trainer.model.parameters()),
-                tokens_per_step=tokens_per_step(c),
-                device=device.name,
-                dtype=device.dtype,
-                compiled=device.compiled,
-                step=trainer.step,
-                max_iters=c.train.max_iters,
-                dataset=self.dataset.name,
-                train_tokens=self.dataset.count("train"),
-                val_tokens=self.dataset.count("val"),
-            )
-        )
-        self._lap = time.monotonic()
+    def _write_weights(self) -> None:
+        model, dtype = self.trainer.model, self.config.train.weights_dtype
+        self.draft.write_file(checkpoint.WEIGHTS, lambda path: checkpoint.save_weights(path, model, dtype))
 
-    def _step(self, trainer: Trainer) -> None:
-        rate = trainer.learning_rate
-        value, norm = trainer.advance(self._check)
-        now = time.monotonic()
-        self._watch(
-            Stepped(
-                step=trainer.step,
-                max_iters=self.config.train.max_iters,
-                loss=value,
-                learning_rate=rate,
-                grad_norm=norm,
-                tokens_per_second=tokens_per_step(self.config) / max(now - self._lap, 1e-9),
-                seconds=self._seconds(),
-            )
-        )
-        self._lap = now
-
-    def _evaluate(self, trainer: Trainer) -> None:
-        """Measure, and keep the weights if they are the best so far."""
-        start = time.monotonic()
-        if not self.dataset.count("val"):
-            self._keep_weights(trainer)
-            self._evaluated = trainer.step
-            return
-        figures = trainer.evaluate(self.dataset.val, self.dataset.count("val", "bytes"), self._check)
-        loss = figures.loss
-        better = self.best_loss is None or loss < self.best_loss
-        if better:
-            self.best_loss, self.best_step, self.bad_evaluations = loss, trainer.step, 0
-            self._keep_weights(trainer)
-        else:
-            self.bad_evaluations += 1
-        self._evaluated = trainer.step
-        best = self.best_loss if self.best_loss is not None else math.nan
-        now = time.monotonic()
-        self._watch(Evaluated(trainer.step, loss, better, best, self.best_step, now - start))
-        self._lap = time.monotonic()
-
-    def _keep_weights(self, trainer: Trainer) -> None:
-        kind = self.config.train.weights_dtype
-        self.draft.write_file(
-            checkpoint.WEIGHTS, lambda path: checkpoint.save_weights(path, trainer.model, kind)
-        )
-
-    def _save(self, trainer: Trainer) -> None:
-        reached = (trainer.step, not self._owes_evaluation(trainer))
-        if self._saved == reached:
-            return
-        tensors, facts = trainer.state()
-        device = trainer.device
-        info = {
-            "trainer": facts,
-            "machine": {"device": device.name, "dtype": device.dtype, "compiled": device.compiled},
-            "best_val_loss": self.best_loss,
-            "best_step": self.best_step,
-            "bad_evaluations": self.bad_evaluations,
-            "evaluated": reached[1],
-            "seconds": self._seconds(),
-        }
-        keep = self.config.train.keep_states
-        path = checkpoint.save_state(self.draft, trainer.step, tensors, info, keep)
-        self.draft.update_status(**status(trainer.step))
-        self._saved = reached
-        self._watch(Saved(trainer.step, str(path)))
-        self._lap = time.monotonic()
-
-    def _publish(self, trainer: Trainer, reason: str) -> Version:
-        """Make the best weights a version."""
-        if not self.draft.has(checkpoint.WEIGHTS):
-            self._keep_weights(trainer)
-        version = publish(
-            self.config,
-            self.dataset,
-            self.draft,
-            trainer.device,
-            steps=trainer.step,
-            best_step=self.best_step,
-            best_loss=self.best_loss,
-            elapsed=self._seconds,
-            between=self._check,
-        )
-        loss = (version.manifest or {}).get("best_val_loss")
-        loss = math.nan if loss is None else loss
-        self._watch(Finished(version.reference, trainer.step, loss, self.best_step, self._seconds(), reason))
-        return version
+    def _emit(self, event: Event) -> None:
+        self._log(event)
+        self._observer(event)
 
     def _seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self._clock
+        return self._seconds_before + time.monotonic() - self._clock

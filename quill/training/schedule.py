@@ -1,6 +1,6 @@
-"""How the learning rate moves: linear warmup, then a fall to min_lr.
+"""The learning rate schedule: linear warmup, then a decay to min_lr.
 
-Cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, as nanoGPT applies it.
+Cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, as in nanoGPT.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from quill.config.settings import TrainConfig
 
 
 def rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of a step as a share of the peak.
+    """The learning rate of a step as a share of its peak.
 
     Args:
         step: Steps already done.
-        config: Peak, end, shape and length of the schedule.
+        config: Training settings.
 
     Returns:
-        Between min_lr / learning_rate and 1 after warmup; both optimizers scale by it.
+        A factor for the peak rates of both optimizers; between min_lr / learning_rate and 1 after warmup.
     """
     if step < config.warmup_iters:
         return (step + 1) / (config.warmup_iters + 1)

@@ -1,8 +1,8 @@
-"""One optimizer step after another: what is computed, apart from where it is kept and who watches.
+"""The arithmetic of training: batches, gradients, clipping and optimizer steps.
 
-A step is a pure function of the weights, the optimizer's state, the seed and the step's number: the
-batch and the dropout masks come from (seed, step). So a run that was interrupted needs nothing but
-weights and optimizer to go on bit for bit.
+A step is a pure function of the weights, the optimizer's state, the seed and the step number: the batch
+and the dropout masks come from (seed, step). Weights and optimizer state are therefore all that an
+interrupted run needs to resume bit for bit.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _FIRST_SCALE, _GROWTH_STEPS = 2.0**15, 2000
 
 
 class Trainer:
-    """A model, its optimizer and its place in the run.
+    """A model and its optimizer at some step of a run.
 
     Args:
         model: On the device.
-        config: How to fit it.
-        train: Ids of the training split, (n,).
-        device: Device, precision, compilation.
+        config: Training settings.
+        train: Token ids of the training split, (n,).
+        device: Device, precision and compilation.
 
     Attributes:
         step: Optimizer steps done.
@@ -53,25 +53,25 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """AdamW's rate in the coming step."""
+        """AdamW's learning rate for the next step."""
         return self.config.learning_rate * schedule.rate(self.step, self.config)
 
-    def advance(self, between: Callable[[], None] = lambda: None) -> tuple[float, float]:
-        """Do one optimizer step.
+    def advance(self, poll: Callable[[], None] = lambda: None) -> tuple[float, float]:
+        """Take one optimizer step.
 
         Args:
-            between: Called between the step's forward passes; what it raises ends the step, with weights
-                and optimizer as they were before it.
+            poll: Called between the step's forward passes. If it raises, weights and optimizer are
+                unchanged.
 
         Returns:
             The step's mean loss in nats per token, and the gradient's norm before clipping.
 
         Raises:
-            DivergedError: Loss or gradient is not finite; the weights are those before the step.
+            DivergedError: The loss or the gradient is not finite; the weights are unchanged.
         """
         self.model.train()
         try:
-            value = self.gradients(between)
+            value = self.gradients(poll)
         except BaseException:
             self.model.zero_grad(set_to_none=True)
             raise
@@ -85,11 +85,11 @@ class Trainer:
         self.step += 1
         return value, norm
 
-    def gradients(self, between: Callable[[], None] = lambda: None) -> float:
-        """Add up the gradients of one step's batches.
+    def gradients(self, poll: Callable[[], None] = lambda: None) -> float:
+        """Accumulate the gradients of one step's batches.
 
         Args:
-            between: Called before each batch but the first.
+            poll: Called before each batch except the first.
 
         Returns:
             The mean loss in nats per token.
@@ -98,7 +98,7 @@ class Trainer:
         total: Tensor | float = 0.0
         for micro in range(n_micro):
             if micro:
-                between()
+                poll()
             x, y = batch(
                 self.train,
                 seed=c.seed,
@@ -120,36 +120,35 @@ class Trainer:
         return float(total)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and facts from which `load_state` goes on exactly."""
+        """Tensors and facts from which `load_state` restores the run exactly."""
         weights = {f"model/{n}": p.detach() for n, p in self.model.state_dict().items()}
         moments = {f"optimizer/{n}": t for n, t in self.optimizer.state().items()}
         facts = {"step": self.step, "scale": self._scale, "good_steps": self._good_steps}
         return {**weights, **moments}, facts
 
     def load_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take up where `state` was read."""
+        """Restore what `state` returned."""
 
-        def below(prefix: str) -> dict[str, Tensor]:
+        def under(prefix: str) -> dict[str, Tensor]:
             return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-        self.model.load_state_dict(below("model/"))
-        self.optimizer.load_state(below("optimizer/"))
+        self.model.load_state_dict(under("model/"))
+        self.optimizer.load_state(under("optimizer/"))
         self.step, self._scale = facts["step"], facts["scale"]
         self._good_steps = facts["good_steps"]
 
-    def evaluate(
-        self, val: Tokens, n_bytes: int, between: Callable[[], None] = lambda: None
-    ) -> measure.Figures:
+    def evaluate(self, val: Tokens, n_bytes: int, poll: Callable[[], None] = lambda: None) -> measure.Figures:
         """The validation loss: the whole split in float32, or eval_iters batches of it."""
         c = self.config
         return measure.evaluate(
-            self.model, val, n_bytes=n_bytes, iters=c.eval_iters, seed=c.seed, between=between
+            self.model, val, n_bytes=n_bytes, iters=c.eval_iters, seed=c.seed, between=poll
         )
 
     def _clip(self) -> float:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self._scale != 1.0:
-            torch._foreach_mul_(grads, 1.0 / self._scale)
+            for grad in grads:
+                grad.mul_(1.0 / self._scale)
         norm = torch.nn.utils.get_total_norm(grads)
         if self.config.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(
@@ -165,7 +164,7 @@ class Trainer:
         raise DivergedError(
             f"the {bad} is not finite at step {self.step + 1}",
             why=f"loss {value:g}, gradient norm {norm:g}, learning rate {lr:g}; the last saved state is kept",
-            hint=f"a lower rate, such as --learning-rate {lr / 3:.2g}, or a longer --warmup-iters",
+            hint=f"lower train.learning_rate, for example to {lr / 3:.2g}, or raise train.warmup_iters",
         )
 
     def _lower_scale(self) -> None:

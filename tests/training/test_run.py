@@ -69,7 +69,7 @@ def make(text: Path, **overrides: Any) -> RunConfig:
 
 
 def run(config: RunConfig, registry: Registry, *, stop_after: int | None = None, **options: Any) -> Outcome:
-    """Train; `stop_after` so many steps a signal comes."""
+    """Train; after `stop_after` steps a signal arrives."""
     watch, steps = options.pop("observer", lambda event: None), [0]
 
     def observe(event: Event) -> None:
@@ -77,7 +77,12 @@ def run(config: RunConfig, registry: Registry, *, stop_after: int | None = None,
         watch(event)
 
     if stop_after is not None:
-        options["stop"] = lambda: signal.SIGTERM if steps[0] >= stop_after else None
+
+        def poll() -> None:
+            if steps[0] >= stop_after:
+                raise InterruptedRun("interrupted", signum=signal.SIGTERM)
+
+        options["poll"] = poll
     return train(config, registry, registry.root.parent / "data", observer=observe, **options)
 
 
@@ -155,18 +160,19 @@ def test_f34_a_signal_anywhere_saves_and_the_repeated_run_is_the_same(text: Path
     def count() -> None:
         asked[0] += 1
 
-    run(config, whole, stop=count)
+    run(config, whole, poll=count)
     total = asked[0]
     # 4 looks before steps and 4 within, 2 evaluations, and one for each character of the card's sample.
     assert total > 300
     for nth in [*range(1, 13), total // 2, total]:
         registry, left = Registry(tmp_path / str(nth) / "weights"), iter(range(1, 10_000))
 
-        def stop(left: Any = left, nth: int = nth) -> int | None:
-            return signal.SIGHUP if next(left) == nth else None
+        def poll(left: Any = left, nth: int = nth) -> None:
+            if next(left) == nth:
+                raise InterruptedRun("interrupted", signum=signal.SIGHUP)
 
         with pytest.raises(InterruptedRun) as caught:
-            run(config, registry, stop=stop)
+            run(config, registry, poll=poll)
         assert caught.value.exit_code == 129
         assert registry_is_empty(registry)
         assert run(config, registry, resume="must").reason == "trained"
@@ -246,7 +252,7 @@ def test_another_config_under_the_same_name_is_refused(text: Path, registry: Reg
     with pytest.raises(RefusedError) as caught:
         run(make(text, train__learning_rate=0.5), registry)
     assert "train.learning_rate 0.003 -> 0.5" in caught.value.why
-    assert "--new-version" in caught.value.hint
+    assert "new_version=True" in caught.value.hint
     other = make(text, train__learning_rate=0.5)
     assert run(other, registry, new_version=True).reference == "tide:v2"
     assert run(other, registry).reason == "already trained"
@@ -323,7 +329,7 @@ def test_killed_before_publishing_it_publishes_what_it_had(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("quill.training.run._Run._publish", killed)
+        patched.setattr("quill.training.run.Run.publish", killed)
         with pytest.raises(KeyboardInterrupt):
             run(config, registry)
     assert not registry.entries()
@@ -434,7 +440,7 @@ def test_another_text_is_read_with_the_tokenizer_of_the_model_it_starts_from(
         run(odd, registry)
     assert caught.value.hint == f"--data {tmp_path / 'theirs.txt'}"
     odd = tuned.model_copy(update={"data": tuned.data.model_copy(update={"tokenizer": "o200k_base"})})
-    with pytest.raises(InputError, match="is not tide:v1's"):
+    with pytest.raises(InputError, match="is not the tokenizer of tide:v1"):
         run(odd, registry)
 
 
@@ -454,14 +460,12 @@ def test_f11_what_cannot_be_held_is_refused_before_it_is_allocated(
     huge = make(text, **shape, **({"model__n_embd": 1024} if "model__n_layer" in shape else {}))
     with pytest.raises(InputError, match="does not fit") as caught:
         run(huge, registry)
-    assert "TB" in caught.value.why or "PB" in caught.value.why
+    assert "TB" in caught.value.why
     assert not registry.entries() and not registry.drafts()
 
 
 def test_memory_is_that_of_the_machine() -> None:
     assert 10**8 < memory.of_device("cpu") < 10**15
-    assert memory.human(999) == "999 B"
-    assert memory.human(1_500_000_000) == "1.5 GB"
 
 
 def test_a_plan_is_measured_and_leaves_nothing_behind(config: RunConfig, registry: Registry) -> None:

@@ -1,4 +1,4 @@
-"""One step after another: accumulation, resuming, numbers that stop being finite, what decays."""
+"""Optimizer steps: accumulation, resuming, divergence, and which parameters decay."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_going_on_from_a_state_equals_never_having_stopped(block: str, optimizer: str) -> None:
+def test_resuming_from_a_state_equals_an_uninterrupted_run(block: str, optimizer: str) -> None:
     whole = make(block, dropout=0.2, optimizer=optimizer)
     losses = [whole.advance() for _ in range(6)]
 
@@ -45,7 +45,7 @@ def test_going_on_from_a_state_equals_never_having_stopped(block: str, optimizer
     tensors = {n: t.clone() for n, t in tensors.items()}
     second = make(block, dropout=0.2, optimizer=optimizer)
     second.load_state(tensors, facts)
-    torch.manual_seed(99)  # whatever else draws in between must not matter
+    torch.manual_seed(99)  # other draws in the meantime must not matter
     after = [second.advance() for _ in range(3)]
 
     assert before + after == losses
@@ -67,7 +67,7 @@ def test_accumulating_small_batches_equals_one_large_batch(block: str) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_short_text_is_learned_by_heart(block: str, optimizer: str) -> None:
+def test_a_short_text_is_memorized(block: str, optimizer: str) -> None:
     trainer = make(block, optimizer=optimizer, max_iters=200, learning_rate=1e-2, min_lr=0.0)
     trainer.train = np.arange(9, dtype=np.uint16)
     losses = [trainer.advance()[0] for _ in range(120)]
@@ -76,7 +76,7 @@ def test_a_short_text_is_learned_by_heart(block: str, optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_f39_a_number_that_is_not_finite_is_caught_before_the_step(where: str) -> None:
+def test_f39_a_nonfinite_value_is_caught_before_the_step(where: str) -> None:
     trainer = make()
     trainer.advance()
     if where == "loss":
@@ -102,17 +102,17 @@ def test_the_gradient_is_clipped_to_its_norm() -> None:
     assert float(torch.nn.utils.get_total_norm(grads)) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_only_matrices_decay_and_only_those_of_blocks_get_muon() -> None:
+def test_only_matrices_decay_and_only_those_in_blocks_use_muon() -> None:
     trainer = make("gpt2", optimizer="muon")
-    parts: dict[str, list[tuple[float, list[str]]]] = {}
+    groups: dict[str, list[tuple[float, list[str]]]] = {}
     names = {id(p): n for n, p in trainer.model.named_parameters()}
-    for part in Optimizer(trainer.model, trainer.config)._parts:
-        for group in part.param_groups:
-            held = [names[id(p)] for p in group["params"]]
-            parts.setdefault(type(part).__name__, []).append((group["weight_decay"], held))
-    [(_, muon)] = parts["Muon"]
+    for optimizer in Optimizer(trainer.model, trainer.config).optimizers:
+        for group in optimizer.param_groups:
+            members = [names[id(p)] for p in group["params"]]
+            groups.setdefault(type(optimizer).__name__, []).append((group["weight_decay"], members))
+    [(_, muon)] = groups["Muon"]
     assert all(n.startswith("h.") and trainer.model.get_parameter(n).dim() == 2 for n in muon)
-    (decay, tables), (none, vectors) = parts["AdamW"]
+    (decay, tables), (none, vectors) = groups["AdamW"]
     assert decay > 0
     assert set(tables) == {"wte.weight", "wpe.weight"}
     assert none == 0
@@ -120,7 +120,7 @@ def test_only_matrices_decay_and_only_those_of_blocks_get_muon() -> None:
     assert len(muon) + len(tables) + len(vectors) == len(names)
 
 
-def test_the_seed_alone_decides_the_run() -> None:
+def test_the_seed_determines_the_run() -> None:
     a, b, c = make(seed=1), make(seed=1), make(seed=2)
     assert [a.advance() for _ in range(2)] == [b.advance() for _ in range(2)]
     assert a.advance() != c.advance()
