@@ -206,10 +206,10 @@ def test_the_gguf_package_reads_what_is_written(shape, dtype, characters, tmp_pa
 def test_q8_0_is_ggmls_and_off_by_half_a_step(values, scale):
     gguf = pytest.importorskip("gguf")
     row = np.array(values, "f4") * np.float32(scale)
-    packed = tensor_types.quantise(row)
+    packed = tensor_types.quantize(row)
     if np.abs(row).max() / 127 >= np.finfo("f4").tiny:
         assert packed.tobytes() == gguf.quants.quantize(row, gguf.GGMLQuantizationType.Q8_0).tobytes()
-    back = tensor_types.dequantise(np.frombuffer(packed.tobytes(), np.uint8))
+    back = tensor_types.dequantize(np.frombuffer(packed.tobytes(), np.uint8))
     step = np.abs(row).max() / 127
     # The scale itself is a float16, of which the largest value takes 127; its smallest step is 2**-24.
     assert np.abs(back - row).max() <= step * (0.5 + 127 * 2.0**-11) + 127 * 2.0**-25

@@ -1,9 +1,9 @@
-"""The GGUF container, both directions: metadata and tensors in one file, proven sane before it is trusted.
+"""The GGUF container, both directions: metadata and tensors in one file, validated before it is used.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3. A magic, counts,
-metadata as typed key-value pairs, a table of tensors, then their bytes, each at a multiple of the
-alignment. Read by hand because a hostile header must cost neither memory nor time; written by hand because
-a tensor at a time is all that has to be in memory.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3. A magic number, counts,
+metadata as typed key-value pairs, a table of tensors, then their bytes, each at a multiple of the alignment.
+quill has its own reader because a hostile header must cost neither memory nor time, and its own writer so
+that only one tensor is in memory at a time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from quill import fsio
-from quill.errors import CorruptError, InputError
+from quill.errors import CorruptError, InputError, shorten
 from quill.formats.gguf import tensor_types
 from quill.registry.version import refuse
 
@@ -28,7 +28,7 @@ MAGIC = b"GGUF"
 ALIGNMENT = 32
 _VERSION = 3
 _READ = (2, 3)
-# A vocabulary of 260,000 tokens with its merges takes about ten megabytes.
+# A vocabulary of 260,000 tokens with its merges takes about 10 MB.
 MOST_HEADER_BYTES = 64 << 20
 _MOST_ITEMS = 1 << 21
 _MOST_TENSORS = 1 << 16
@@ -36,7 +36,7 @@ _MOST_KEYS = 1 << 12
 _MOST_NAME = 1 << 10
 _MOST_DIMENSIONS = 4
 
-# Number, and how struct spells it, of each type that metadata can have.
+# The number and struct code of each metadata type.
 _SCALARS = {
     "uint8": (0, "B"), "int8": (1, "b"), "uint16": (2, "H"), "int16": (3, "h"), "uint32": (4, "I"),
     "int32": (5, "i"), "float32": (6, "f"), "bool": (7, "?"), "uint64": (10, "Q"), "int64": (11, "q"),
@@ -49,7 +49,7 @@ Kind = Literal["uint32", "int32", "float32", "bool", "string", "strings", "int32
 
 
 class Value(NamedTuple):
-    """One value of metadata to be written: its type, and what it is."""
+    """A metadata value to write, with its type."""
 
     kind: Kind
     value: Any
@@ -57,13 +57,13 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor to be written.
+    """A tensor to write.
 
     Attributes:
         name: Its name in the file.
-        shape: As torch has it, outermost first.
-        dtype: A name of `tensor_types.TYPES`.
-        make: Gives the values, float32, when their turn has come.
+        shape: Outermost dimension first, as in torch.
+        dtype: A key of `tensor_types.TYPES`.
+        make: Makes the float32 values when they are written.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Stored:
 
 
 class Entry(NamedTuple):
-    """A tensor of a file: its type by the name quill has for it, its shape, outermost first, its place."""
+    """A tensor in a file: its type, its shape (outermost dimension first), and its first and last offset."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -82,12 +82,12 @@ class Entry(NamedTuple):
 
 
 def write(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Stored]) -> None:
-    """Write a file, a tensor at a time.
+    """Write a file, one tensor at a time.
 
     Args:
-        path: The file; syncing it is the caller's.
-        metadata: By key.
-        tensors: In the order of their bytes.
+        path: The file. The caller syncs it.
+        metadata: Values by key.
+        tensors: In the order of the file.
 
     Raises:
         InputError: A weight does not fit its type.
@@ -119,17 +119,17 @@ def write(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Stored]) 
 
 
 class File:
-    """An open file, its header checked against it.
+    """An open file with a validated header.
 
     Args:
-        path: The file; a link is followed, as it is the one the person named.
+        path: The file. A link is followed.
 
     Attributes:
-        tensors: Where each is, by name.
+        tensors: Each tensor's type, shape and place, by name.
 
     Raises:
-        CorruptError: It is no GGUF file, or its header does not fit it.
-        InputError: It is of a version or a kind of number that quill does not read.
+        CorruptError: It is not a GGUF file, or its header contradicts its content.
+        InputError: quill does not read its version or a tensor's type.
         ResourceError: It cannot be read.
     """
 
@@ -143,7 +143,7 @@ class File:
         for _ in range(n_keys):
             key = self._name("a key")
             if key in self._metadata:
-                raise self.damaged(f"the key {_shown(key)} is there twice")
+                raise self.damaged(f"the key {shorten(key)} occurs twice")
             self._metadata[key] = self._value(key)
         alignment = self.get("general.alignment", int, ALIGNMENT)
         if alignment < 1 or alignment & (alignment - 1) or alignment > 1 << 20:
@@ -153,16 +153,16 @@ class File:
         self.version = version
 
     def get(self, key: str, type_: type[Any], default: Any = None) -> Any:
-        """One value of the metadata.
+        """Read a metadata value.
 
         Args:
             key: Its key.
-            type_: int, float (an int will do), bool or str; list gives the strings of an array, tuple its
-                numbers.
-            default: What a key that is not there stands for; None: it has to be there.
+            type_: int, float (also accepts an int), bool or str; list for an array of strings, tuple for one
+                of numbers.
+            default: The value of a missing key; None if the key is required.
 
         Raises:
-            CorruptError: It is missing or of another type.
+            CorruptError: It is missing or has another type.
         """
         if key not in self._metadata:
             if default is None:
@@ -177,33 +177,33 @@ class File:
         if type_ is float and type(value) in (int, float):
             return float(value)
         if type(value) is not type_ or kind in ("strings", "numbers"):
-            raise self.damaged(f"{key} is of another type than {type_.__name__}")
+            raise self.damaged(f"{key} does not have the type {type_.__name__}")
         return value
 
     def __contains__(self, key: str) -> bool:
         return key in self._metadata
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor's values: a view of the file where its type is one of torch's, else unpacked."""
+        """A tensor's values: a view of the file if torch has its type, else unpacked to float32."""
         entry = self.tensors[name]
         return tensor_types.decode(self._bytes, entry.dtype, entry.shape, entry.start)
 
     def damaged(self, why: str) -> CorruptError:
-        """The refusal of this file."""
+        """The error for this file."""
         return CorruptError(f"'{self.path}' is damaged", why=why)
 
     def _head(self) -> tuple[int, int, int]:
         head = bytes(self._bytes[:512])
         if head[:4] != MAGIC:
-            refuse(self.path, head, self._size, f"it is no GGUF file: it begins with {head[:4]!a}")
+            refuse(self.path, head, self._size, f"it is not a GGUF file: it begins with {head[:4]!a}")
         self._at = 4
         version, n_tensors, n_keys = self._unpack("IQQ")
         if version not in _READ:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in _READ
-            why = "it is for big-endian machines" if swapped else f"it is version {version} of the format"
-            raise InputError(f"quill does not read '{self.path}'", why=f"{why}; versions 2 and 3 are read")
+            why = "it is big-endian" if swapped else f"it has version {version} of the format"
+            raise InputError(f"quill cannot read '{self.path}'", why=f"{why}; quill reads versions 2 and 3")
         if n_tensors > _MOST_TENSORS or n_keys > _MOST_KEYS:
-            raise self.damaged(f"it would have {n_keys:,} keys and {n_tensors:,} tensors")
+            raise self.damaged(f"it claims {n_keys:,} keys and {n_tensors:,} tensors")
         return version, n_tensors, n_keys
 
     def _unpack(self, codes: str) -> tuple[Any, ...]:
@@ -212,26 +212,26 @@ class File:
         return layout.unpack_from(self._bytes, start)
 
     def _skip(self, length: int) -> int:
-        """Go past some bytes of the header; where they start."""
+        """Skip bytes of the header; return the offset of the first."""
         start = self._at
         if length > self._size - start:
-            raise self.damaged(f"it is cut off in its header, at byte {self._size:,}")
+            raise self.damaged(f"its header is cut off at byte {self._size:,}")
         if start + length > MOST_HEADER_BYTES:
-            raise self.damaged(f"its header takes more than the {MOST_HEADER_BYTES:,} bytes that are read")
+            raise self.damaged(f"its header is larger than {MOST_HEADER_BYTES:,} bytes")
         self._at = start + length
         return start
 
     def _name(self, what: str) -> str:
         (length,) = self._unpack("Q")
         if not 0 < length <= _MOST_NAME:
-            raise self.damaged(f"{what} would have {length:,} bytes")
+            raise self.damaged(f"{what} claims {length:,} bytes")
         return self._decoded(self._skip(length), length)
 
     def _decoded(self, start: int, length: int) -> str:
         try:
             return self._bytes[start : start + length].decode()
         except UnicodeDecodeError:
-            raise self.damaged(f"the text at byte {start:,} is no UTF-8") from None
+            raise self.damaged(f"the text at byte {start:,} is not UTF-8") from None
 
     def _value(self, key: str) -> tuple[str, Any]:
         (number,) = self._unpack("I")
@@ -240,7 +240,7 @@ class File:
             if kind == "bool":
                 (flag,) = self._unpack("B")
                 if flag > 1:
-                    raise self.damaged(f"{_shown(key)} is neither true nor false")
+                    raise self.damaged(f"{shorten(key)} is neither true nor false")
                 return kind, bool(flag)
             return kind, self._unpack(code)[0]
         if number == _STRING:
@@ -248,13 +248,13 @@ class File:
             return "string", self._decoded(self._skip(length), length)
         if number == _ARRAY:
             return self._array(key)
-        raise self.damaged(f"{_shown(key)} is of the unknown type {number}")
+        raise self.damaged(f"{shorten(key)} has the unknown type {number}")
 
     def _array(self, key: str) -> tuple[str, Any]:
         number, count = self._unpack("IQ")
         self._items += count
         if self._items > _MOST_ITEMS:
-            raise self.damaged(f"up to {_shown(key)} it would have {self._items:,} items in arrays")
+            raise self.damaged(f"with {shorten(key)} its arrays claim {self._items:,} items")
         start = self._at
         if number == _STRING:
             for _ in range(count):
@@ -262,7 +262,7 @@ class File:
                 self._skip(length)
             return "strings", (start, count)
         if number not in _BY_NUMBER:
-            raise self.damaged(f"{_shown(key)} is an array of the type {number}")
+            raise self.damaged(f"{shorten(key)} is an array of the unknown type {number}")
         code = _BY_NUMBER[number][1]
         self._skip(count * struct.calcsize("<" + code))
         return "numbers", (code, start, count)
@@ -277,43 +277,43 @@ class File:
         name = self._name("a tensor's name")
         (n,) = self._unpack("I")
         if not 0 < n <= _MOST_DIMENSIONS:
-            raise self.damaged(f"the tensor {_shown(name)} has {n} dimensions")
+            raise self.damaged(f"the tensor {shorten(name)} has {n} dimensions")
         shape = self._unpack(f"{n}Q")[::-1]
         number, offset = self._unpack("IQ")
-        dtype = tensor_types.name_of(number, f"the tensor {_shown(name)} of '{self.path}'")
+        dtype = tensor_types.name_of(number, f"the tensor {shorten(name)} of '{self.path}'")
         if 0 in shape or offset % alignment or shape[-1] % tensor_types.TYPES[dtype].values:
-            raise self.damaged(f"the tensor {_shown(name)} is {dtype} {list(shape)} at byte {offset:,}")
+            raise self.damaged(f"the tensor {shorten(name)} is {dtype} {list(shape)} at byte {offset:,}")
         return name, Entry(dtype, shape, offset, offset + tensor_types.size(dtype, shape))
 
     def _placed(self, found: list[tuple[str, Entry]], payload: int) -> dict[str, Entry]:
-        """The tensors where they are in the file, which none may leave and no two share."""
+        """Turn offsets into places in the file, none of which may overlap or leave it."""
         tensors: dict[str, Entry] = {}
         for name, entry in found:
             if name in tensors:
-                raise self.damaged(f"the tensor {_shown(name)} is there twice")
+                raise self.damaged(f"the tensor {shorten(name)} occurs twice")
             if payload + entry.end > self._size:
                 ends = f"ends at byte {payload + entry.end:,}; the file is cut off at {self._size:,}"
-                raise self.damaged(f"the tensor {_shown(name)} {ends}")
+                raise self.damaged(f"the tensor {shorten(name)} {ends}")
             tensors[name] = entry._replace(start=payload + entry.start, end=payload + entry.end)
         at = 0
         for name, entry in sorted(tensors.items(), key=lambda item: item[1].start):
             if entry.start < at:
-                raise self.damaged(f"the tensor {_shown(name)} overlaps the one before it")
+                raise self.damaged(f"the tensor {shorten(name)} overlaps the one before it")
             at = entry.end
         return tensors
 
 
 def _map(path: Path) -> tuple[mmap.mmap, int]:
-    """A file's bytes, which take memory only while they are looked at."""
+    """Map a file into memory."""
     try:
         file = fsio.open_plain(Path(os.path.realpath(path)))
     except FileNotFoundError:
-        raise CorruptError(f"'{path}' is missing", why="it is gone, or a link to what is gone") from None
+        raise CorruptError(f"'{path}' is missing", why="it was deleted, or links to a deleted file") from None
     with file, fsio.guard(path, "read"):
         size = os.fstat(file.fileno()).st_size
         if not size:
             refuse(path, b"", 0, "")
-        # Private and writable: torch takes no buffer that it must not write to. Nothing writes.
+        # Private and writable, because torch takes no read-only buffer. Nothing is written.
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY), size
 
 
@@ -337,8 +337,3 @@ def _text(text: str) -> bytes:
 
 def _padded(length: int) -> int:
     return -(-length // ALIGNMENT) * ALIGNMENT
-
-
-def _shown(text: str) -> str:
-    shown = ascii(text)
-    return shown if len(shown) <= 60 else shown[:57] + "...'"

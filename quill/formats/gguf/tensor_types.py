@@ -1,7 +1,7 @@
-"""How a GGUF file stores the values of a tensor: as plain floats, or quantised in blocks.
+"""How a GGUF file stores the values of a tensor: as plain floats, or quantized in groups.
 
-Q8_0 is ggml's: 32 values of a row share one float16 scale, the largest magnitude over 127, and are kept as
-signed bytes of it (ggml-quants.c, quantize_row_q8_0_ref).
+Q8_0 is ggml's: 32 values of a row share one float16 scale, the largest magnitude over 127, and are stored as
+signed bytes (ggml-quants.c, quantize_row_q8_0_ref).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 Q8_VALUES = 32
 # Values converted at a time, so that a large embedding is not in memory twice.
-_PIECE = 1 << 20
+_CHUNK = 1 << 20
 
 
 class Type(NamedTuple):
-    """A type of the format: its number, and the values and bytes of one block."""
+    """A tensor type: its number in the format, and the values and bytes of one quantization group."""
 
     number: int
     values: int
@@ -39,7 +39,7 @@ TYPES = {
     "q8_0": Type(8, Q8_VALUES, 2 + Q8_VALUES),
     "bfloat16": Type(30, 1, 2),
 }
-# What else ggml has, so that a model quantised further is told from a damaged one.
+# ggml's other types, to tell a model that is quantized further from a damaged file.
 _OTHERS = {
     2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
     14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
@@ -49,14 +49,14 @@ _OTHERS = {
 
 
 def name_of(number: int, what: str) -> str:
-    """A type by its number.
+    """Look up a type by its number.
 
     Args:
-        number: As the file has it.
-        what: What is of that type, for the refusal.
+        number: The number in the file.
+        what: The tensor of that type, for messages.
 
     Raises:
-        InputError: It is one that quill does not unpack.
+        InputError: quill does not read the type.
         CorruptError: There is no such type.
     """
     for name, known in TYPES.items():
@@ -64,57 +64,57 @@ def name_of(number: int, what: str) -> str:
             return name
     if number in _OTHERS:
         raise InputError(
-            f"{what} is {_OTHERS[number]}",
-            why="quill reads F32, F16, BF16 and Q8_0; what was rounded further is not worth training on",
-            hint="import the model's f16 or q8_0 file",
+            f"{what} has the type {_OTHERS[number]}",
+            why="quill reads F32, F16, BF16 and Q8_0; coarser types are not worth training on",
+            hint="import the model's F16 or Q8_0 file",
         )
-    raise CorruptError(f"{what} is damaged", why=f"it is of the unknown type {number}")
+    raise CorruptError(f"{what} is damaged", why=f"its type {number} is unknown")
 
 
 def size(dtype: str, shape: Sequence[int]) -> int:
-    """Bytes that a tensor takes; its rows are whole blocks."""
+    """The bytes of a tensor whose rows are whole quantization groups."""
     known = TYPES[dtype]
     return prod(shape) // known.values * known.bytes
 
 
 def encode(values: Tensor, dtype: str, name: str) -> Iterator[Any]:
-    """A tensor's bytes, piece by piece.
+    """Convert a tensor to bytes, chunk by chunk.
 
     Args:
         values: Float32, on the CPU.
         dtype: One of "float32", "float16", "q8_0".
-        name: Whose they are, for the refusal.
+        name: The tensor's name, for messages.
 
     Raises:
-        InputError: A value is too large for the type, or none at all.
+        InputError: A value is too large for the type, or is not finite.
     """
     refuse_overflow({name: values}, dtype)
     flat = values.detach().contiguous().reshape(-1)
     if dtype == "float32":
         yield flat.numpy()
         return
-    for start in range(0, len(flat), _PIECE):
-        piece = flat[start : start + _PIECE]
-        if not bool(piece.isfinite().all()):
+    for start in range(0, len(flat), _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        if not bool(chunk.isfinite().all()):
             why = f"'{name}' contains NaN or infinity"
-            raise InputError(f"the weights do not fit {dtype}", why=why, hint="choose float32")
-        yield quantise(piece.numpy()) if dtype == "q8_0" else piece.half().numpy()
+            raise InputError(f"the weights do not fit {dtype}", why=why, hint="dtype=float32")
+        yield quantize(chunk.numpy()) if dtype == "q8_0" else chunk.half().numpy()
 
 
 def decode(buffer: mmap | bytearray, dtype: str, shape: Sequence[int], start: int) -> Tensor:
-    """A tensor from its bytes: a view of them where torch has the type, else float32.
+    """Make a tensor of bytes: a view of them if torch has the type, else float32.
 
     Args:
-        buffer: The file.
-        dtype: A name of `TYPES`.
-        shape: Outermost first.
-        start: Where the bytes begin.
+        buffer: The file's content.
+        dtype: A key of `TYPES`.
+        shape: Outermost dimension first.
+        start: Offset of the first byte.
     """
     import torch
 
     if dtype == "q8_0":
         packed = torch.frombuffer(buffer, dtype=torch.uint8, count=size(dtype, shape), offset=start)
-        return torch.from_numpy(dequantise(packed.numpy())).reshape(tuple(shape))
+        return torch.from_numpy(dequantize(packed.numpy())).reshape(tuple(shape))
     kind: torch.dtype = getattr(torch, dtype)
     if start % kind.itemsize:
         flat = torch.frombuffer(bytearray(buffer[start : start + size(dtype, shape)]), dtype=kind)
@@ -123,34 +123,34 @@ def decode(buffer: mmap | bytearray, dtype: str, shape: Sequence[int], start: in
     return flat.reshape(tuple(shape))
 
 
-def quantise(values: NDArray[np.float32]) -> NDArray[np.void]:
-    """Float32 values, a multiple of 32 of them, as blocks of Q8_0."""
+def quantize(values: NDArray[np.float32]) -> NDArray[np.void]:
+    """Quantize float32 values, a multiple of 32 of them, to Q8_0."""
     import numpy as np
 
     rows = values.reshape(-1, Q8_VALUES)
     scale = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
-    # What is smaller than any normal number has an inverse that is none, and rounds to nothing anyway.
+    # The inverse of a subnormal scale overflows, and its values round to zero anyway.
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > np.finfo("f4").tiny)
     scaled = rows * inverse
     whole = np.floor(np.abs(scaled))
-    # Halves go away from zero, as C's roundf has them; numpy's own rounding takes them to the even side.
+    # Halves round away from zero, as in C's roundf; numpy rounds them to even.
     rounded = whole + (np.abs(scaled) - whole >= 0.5)
-    blocks = np.empty(len(rows), _layout())
-    blocks["scale"] = scale[:, 0]
-    blocks["values"] = np.copysign(rounded, scaled)
-    return blocks
+    groups = np.empty(len(rows), _group())
+    groups["scale"] = scale[:, 0]
+    groups["values"] = np.copysign(rounded, scaled)
+    return groups
 
 
-def dequantise(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The float32 values of blocks of Q8_0."""
+def dequantize(packed: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The float32 values of Q8_0."""
     import numpy as np
 
-    blocks = packed.view(_layout())
-    with np.errstate(invalid="ignore"):  # of a damaged scale, which makes NaN without a word
-        return (blocks["values"] * blocks["scale"].astype(np.float32)[:, None]).reshape(-1)
+    groups = packed.view(_group())
+    with np.errstate(invalid="ignore"):  # a damaged scale gives NaN
+        return (groups["values"] * groups["scale"].astype(np.float32)[:, None]).reshape(-1)
 
 
-def _layout() -> np.dtype[np.void]:
+def _group() -> np.dtype[np.void]:
     import numpy as np
 
     return np.dtype([("scale", "<f2"), ("values", "i1", (Q8_VALUES,))])
