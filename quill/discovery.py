@@ -1,7 +1,7 @@
-"""Which tokenizers, blocks and formats exist: the files and packages in their folders, and nothing else.
+"""Which tokenizers, blocks, formats and commands exist: the files and packages in their folders.
 
-The name of a file or package is its registered name. Names are read from the folder, so asking what
-exists imports nothing; `load` imports the one that is wanted.
+The name of a file or package is its registered name. Listing names imports none of them; `load` imports
+the one requested.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import ModuleType
 
 from quill.errors import InputError
 
-# What the members of a folder share, and so are not members.
+# Files that the members of a folder share.
 _SHARED = {
     "tokenizers": {"base"},
     "formats": {
@@ -36,19 +36,25 @@ def names(package: str) -> tuple[str, ...]:
     Args:
         package: Dotted path below `quill`, such as "model.blocks".
     """
-    folder = Path(__file__).parent.joinpath(*package.split("."))
-    modules = {f.stem for f in folder.glob("*.py")} | {f.parent.name for f in folder.glob("*/__init__.py")}
-    found = {name for name in modules if not name.startswith("_")}
+    folders = [Path(folder) for folder in import_module(f"quill.{package}").__path__]
+    files = {f.stem for folder in folders for f in folder.glob("*.py")}
+    packages = {f.parent.name for folder in folders for f in folder.glob("*/__init__.py")}
+    found = {name for name in files | packages if not name.startswith("_")}
     return tuple(sorted(found - _SHARED.get(package, set())))
 
 
-def load(package: str, name: str) -> ModuleType:
+def load(package: str, name: str, module: str | None = None) -> ModuleType:
     """Import one member of a package by its registered name.
 
+    Args:
+        package: Dotted path below `quill`.
+        name: The registered name.
+        module: A module inside the member, where that is itself a package.
+
     Raises:
-        InputError: Nothing of that name is registered.
+        InputError: Nothing is registered under that name.
     """
     if name not in names(package):
         kind = package.rpartition(".")[2].rstrip("s")
-        raise InputError(f"no {kind} named '{name}'", why=f"there is {', '.join(names(package))}")
-    return import_module(f"quill.{package}.{name}")
+        raise InputError(f"no {kind} named '{name}'", why=f"choose from {', '.join(names(package))}")
+    return import_module(".".join(filter(None, ("quill", package, name, module))))

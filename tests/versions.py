@@ -11,6 +11,8 @@ from quill import fsio
 from quill.checkpoint import weights as tensors
 from quill.registry.store import Draft, Registry, Version
 
+TINY = {"block": "modern", "n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 7}
+
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch):
@@ -69,8 +71,7 @@ def model():
     from quill.config.settings import ModelConfig
     from quill.model.gpt import GPT
 
-    shape = {"block": "modern", "n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 7}
-    return GPT(ModelConfig.model_validate(shape)).eval()
+    return GPT(ModelConfig.model_validate(TINY).shape()).eval()
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def trained(registry, model):
 
     def ready(name: str = "tiny", dtype: str = "float32") -> Version:
         draft = registry.begin(name)
-        config = RunConfig(name=name, model=model.config)
+        config = RunConfig.model_validate({"name": name, "model": TINY})
         tokenizer = base.load("char").train([], vocabulary=list("abcdefg"))
         draft.write_json("config.json", config.to_dict())
         draft.write_json("tokenizer.json", tokenizer.to_dict())

@@ -158,7 +158,7 @@ def blank_model(config: RunConfig, layout: Mapping[str, tensors.Tensor], path: P
         # Each layer has a tensor at least; even without memory, a million of them take minutes.
         why = f"the config has {config.model.n_layer} layers, the file {len(layout)} tensors"
         raise CorruptError(f"'{path}' does not fit its config", why=why)
-    model = outline(config.model)
+    model = outline(config.model.shape())
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     wrong = [f"{n} is missing" for n in wanted if n not in layout]
     wrong += [f"{ascii(n)[1:-1][:60]} is in no such model" for n in layout if n not in wanted]

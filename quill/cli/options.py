@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from quill import discovery
 from quill.cli import _flags
 from quill.cli.output import Form, Output
 
@@ -52,8 +51,6 @@ _COMMON: Mapping[str, tuple[Any, Any]] = {
     "debug": (Debug, False),
 }
 
-# Settings whose values are what discovery finds in a package.
-_REGISTERED = {"tokenizer": "tokenizers", "block": "model.blocks"}
 # Settings whose values are something that a shell can complete.
 _METAVARS = {"init_from": "REF"}
 _WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -156,7 +153,7 @@ def _flag(
     parameter: str, name: str, info: FieldInfo, panel: str, short: str | None
 ) -> tuple[inspect.Parameter, Callable[[Any], Any]]:
     """The parameter that Typer makes a setting's flag from, and what turns its text into a raw value."""
-    from quill.config.reading import plain_type
+    from quill.config.reading import plain_type, union_arms
 
     kind, optional = plain_type(info.annotation)
     flag = _flags.of_setting(name, info.json_schema_extra)
@@ -174,9 +171,9 @@ def _flag(
         metavar = "|".join(map(str, typing.get_args(kind)))
     elif typing.get_origin(kind) is list:
         annotation = list[str] | None
-        convert = _one_or_many if _also_takes_text(info.annotation) else list
-    elif name in _REGISTERED:
-        metavar = "|".join(discovery.names(_REGISTERED[name]))
+        convert = _one_or_many if str in union_arms(info.annotation) else list
+    elif choices := _choices(info):
+        metavar = "|".join(choices)
     spelled = (declared, short) if short else (declared,)
     option = Option(*spelled, metavar=metavar, help=_help(info), rich_help_panel=panel, show_default=False)
     made = inspect.Parameter(
@@ -188,10 +185,17 @@ def _flag(
 def _help(info: FieldInfo) -> str:
     text = info.description or ""
     default = info.default
-    if default is None or default == [] or "unset:" in text:
-        return f"{text}."
+    if default is None or default == []:
+        return text
     shown = ("yes" if default else "no") if isinstance(default, bool) else f"{default}"
-    return f"{text} (default {shown})."
+    return f"{text} [default: {shown}]"
+
+
+def _choices(info: FieldInfo) -> list[str]:
+    """The values that discovery found for a setting; empty for other settings."""
+    extra = info.json_schema_extra
+    found = extra.get("enum") if isinstance(extra, dict) else None
+    return [str(choice) for choice in found if choice is not None] if isinstance(found, list) else []
 
 
 def _bounds(info: FieldInfo) -> str:
@@ -210,10 +214,6 @@ def _constraints(annotation: Any, metadata: list[Any]) -> list[Any]:
         if typing.get_origin(part) is Annotated:
             found += _constraints(None, list(typing.get_args(part)[1:]))
     return [c for f in found for c in (f, *getattr(f, "metadata", ()))]
-
-
-def _also_takes_text(annotation: Any) -> bool:
-    return str in typing.get_args(annotation)
 
 
 def _one_or_many(values: list[str]) -> str | list[str]:

@@ -1,7 +1,6 @@
-"""Config files and overrides into a checked RunConfig, with refusals that name the setting.
+"""Read and validate configs; an error names the setting, its value and the rule.
 
-Order of precedence: flag, environment, file, default. Overrides are merged into the raw document
-before it is checked, so a flag is held to exactly what the file is held to.
+Order of precedence: override (a flag), environment, file, default.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from quill import strictjson
-from quill.config import flat as lineage
+from quill.config import flat
 from quill.config.settings import SECTIONS, RunConfig, Section
-from quill.errors import InputError, QuillError
+from quill.errors import InputError, QuillError, shorten
 
 S = TypeVar("S", bound=Section)
 
@@ -29,11 +28,11 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Read a run's config from a JSON file.
 
     Args:
-        path: The file, in quill's sections or in the flat form of older projects.
+        path: The file: quill's sections, or the flat form of older projects.
         overrides: Values by dotted path, such as {"train.batch_size": 8}; they win over the file.
 
     Raises:
-        InputError: It is not strict JSON, or a setting is unknown or out of bounds.
+        InputError: The file is not strict JSON, or a setting is unknown or invalid.
     """
     document = strictjson.read(path)
     config = parse(document, overrides, origin=str(path), folder=path.parent)
@@ -46,21 +45,26 @@ def parse(
     *,
     origin: str = "config",
     folder: Path | None = None,
+    overrides_origin: str = "the command line",
     error: type[QuillError] = InputError,
 ) -> RunConfig:
-    """Check a config that is already a JSON value.
+    """Validate a config that is already a JSON value.
+
+    Overrides win over the environment, which wins over the document. They are merged before validation, so
+    all three obey the same rules.
 
     Args:
-        document: What the JSON held.
-        overrides: Values by dotted path; they win.
-        origin: Where it came from, for messages.
-        folder: What relative paths of a flat config are relative to.
-        error: What to raise when it does not pass.
+        document: The JSON value.
+        overrides: Values by dotted path.
+        origin: Where the document came from, for messages.
+        folder: Folder that relative paths of a flat config start from.
+        overrides_origin: Where the overrides came from, for messages.
+        error: What to raise if validation fails.
     """
     if not isinstance(document, dict):
-        raise error(f"'{origin}' is not a config", why="a JSON object with sections is needed")
-    if lineage.is_flat(document):
-        document = lineage.to_sections(document, folder)
+        raise error(f"'{origin}' is not a config", why="a config is a JSON object of sections")
+    if flat.is_flat(document):
+        document = flat.to_sections(document, folder)
     merged = {k: dict(v) if k in SECTIONS and isinstance(v, dict) else v for k, v in document.items()}
     given = {**environment(), **(overrides or {})}
     for path, value in given.items():
@@ -68,7 +72,7 @@ def parse(
         target = merged.setdefault(section, {}) if section else merged
         if isinstance(target, dict):
             target[field] = value
-    origins = dict.fromkeys(given, "the environment") | dict.fromkeys(overrides or {}, "the flags")
+    origins = dict.fromkeys(given, "the environment") | dict.fromkeys(overrides or {}, overrides_origin)
     return check(RunConfig, merged, origin=origin, origins=origins, error=error)
 
 
@@ -80,67 +84,92 @@ def check(
     origins: Mapping[str, str] | None = None,
     error: type[QuillError] = InputError,
 ) -> S:
-    """Validate against a settings model, translating a refusal into quill's own words.
+    """Validate settings, reporting the first invalid one in quill's own words.
 
     Args:
-        model: What the value must be.
+        model: The section to validate against.
         value: The settings, nested as in a config file.
         origin: Where they came from, for messages.
-        origins: The same for single settings by dotted path, where that differs.
-        error: What to raise when they do not pass.
+        origins: Where single settings came from, by dotted path, if elsewhere.
+        error: What to raise if validation fails.
 
     Raises:
-        InputError: With the first offending setting's path, its value and its bounds.
+        InputError: A setting is unknown or invalid.
     """
     try:
         return model.model_validate(value)
     except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        others = len({x["loc"][:2] for x in e.errors(include_url=False)}) - 1
-        path = ".".join(str(p) for p in first["loc"][:2])
-        what, why, hint = _explain(model, first, (origins or {}).get(path, origin))
+        errors = e.errors(include_url=False)
+        path = ".".join(str(part) for part in errors[0]["loc"][:2])
+        what, why, hint = _explain(model, errors[0], (origins or {}).get(path, origin))
+        others = len({x["loc"][:2] for x in errors}) - 1
         if others > 0:
-            why += f" ({others} more setting{'s' if others > 1 else ''} refused)"
+            why += f" ({others} more invalid setting{'s' if others > 1 else ''})"
         raise error(what, why=why, hint=hint) from None
 
 
 def environment() -> dict[str, Any]:
-    """Settings given as QUILL_<SETTING> in the environment, by dotted path.
+    """Settings from QUILL_<SETTING> environment variables, by dotted path.
 
-    Only where a machine differs from another: the device, its precision and compilation.
+    Only those that depend on the computer: device, dtype and compile.
     """
     found = {f"train.{k}": os.environ.get(f"QUILL_{k.upper()}") for k in ("device", "dtype", "compile")}
     return {k: v for k, v in found.items() if v}
 
 
 def _explain(model: type[Section], err: Any, origin: str) -> tuple[str, str, str]:
+    """What is wrong, why, and what to do, for one of pydantic's errors."""
     unknown = err["type"] == "extra_forbidden"
-    # What a person wrote comes first, and last where it is a key of no setting, whatever it is called.
-    own = {0, len(err["loc"]) - 1} if unknown else {0}
-    loc = [str(p) for i, p in enumerate(err["loc"]) if i in own or not _is_union_arm(p)]
+    # The keys a user wrote are kept, whatever they are called; the names of union arms are not theirs.
+    written = {0, len(err["loc"]) - 1} if unknown else {0}
+    loc = [str(part) for i, part in enumerate(err["loc"]) if i in written or not _is_union_arm(part)]
     path = ".".join(loc)
     if unknown:
         close = _closest(loc, model)
         return (
-            f"unknown setting '{path if len(path) <= 120 else path[:117] + '...'}' in {origin}",
-            "no setting has that name",
-            f"did you mean '{close}'?" if close else "see: quill config schema",
+            f"unknown setting {shorten(path, 120)} in {origin}",
+            f"did you mean {close}?" if close else "no setting has that name",
+            "quill config table",
         )
+    if not path:
+        what = f"{origin} is invalid"
+    elif isinstance(err["input"], dict):
+        what = f"section '{path}' in {origin} is invalid"
+    else:
+        what = f"{path} = {shorten(err['input'], 60)} in {origin} is invalid"
+    field = _field(model, loc)
+    return what, _rule(err), err.get("ctx", {}).get("hint", "quill config table" if field else "")
+
+
+_KINDS = {
+    "bool_type": "true or false",
+    "dict_type": "a section of settings",
+    "finite_number": "finite",
+    "float_type": "a number",
+    "int_type": "an integer",
+    "list_type": "a list",
+    "model_type": "a section of settings",
+    "string_type": "a string",
+}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+def _rule(err: Any) -> str:
+    """The rule that a value breaks."""
+    kind = err["type"]
+    if kind in _KINDS:
+        return f"it must be {_KINDS[kind]}"
+    if kind == "literal_error":
+        return f"choose {err['ctx']['expected'].replace(chr(39), '').replace(' or ', ', ')}"
+    bounds = [(key, limit) for key in _BOUNDS if (limit := err.get("ctx", {}).get(key)) is not None]
+    if bounds:
+        return "it must be " + " and ".join(f"{_BOUNDS[key]} {limit:,}" for key, limit in bounds)
     message = str(err["msg"]).removeprefix("Value error, ")
-    given = err.get("input")
-    shown = f" = {_short(given)}" if not isinstance(given, dict) else ""
-    bounds = _bounds(model, loc)
-    why = (
-        message[:1].lower()
-        + message[1:]
-        + (f", {bounds}" if err["type"] == "finite_number" and bounds else "")
-    )
-    what = f"'{path}'{shown} in {origin} is refused" if path else f"{origin} is refused"
-    return what, why, _help(model, loc)
+    return message[:1].lower() + message[1:]
 
 
 def _is_union_arm(part: object) -> bool:
-    """Pydantic names the arm of a union in an error's path; a reader of the file has not seen it."""
+    """Pydantic adds the arm of a union to an error's path."""
     return isinstance(part, str) and (
         part in ("int", "str", "float", "bool", "none")
         or part.startswith(("list[", "constrained-", "function-", "literal["))
@@ -148,68 +177,45 @@ def _is_union_arm(part: object) -> bool:
 
 
 def _closest(loc: list[str], model: type[Section]) -> str | None:
-    names = {
-        (f"{section}.{f}" if len(loc) > 1 or model is RunConfig else f): f
-        for section, cls in SECTIONS.items()
-        for f in cls.model_fields
-    }
-    if model is not RunConfig:
+    """The dotted path of the setting that was probably meant."""
+    if model is RunConfig:
+        names = {f"{section}.{f}": f for section, cls in SECTIONS.items() for f in cls.model_fields}
+        if len(loc) == 1:
+            names |= {name: name for name in (*SECTIONS, "name", "schema_version")}
+    else:
         names = {f: f for f in model.model_fields}
-    elif len(loc) == 1:
-        names |= {s: s for s in (*SECTIONS, "name", "schema_version")}
-    own = [p for p, f in names.items() if f == loc[-1]]
-    if own:
-        return own[0]
-    ranked = sorted(
-        names, key=lambda p: -difflib.SequenceMatcher(None, names[p], loc[-1].replace("-", "_")).ratio()
-    )
-    best = ranked[0]
-    ratio = difflib.SequenceMatcher(None, names[best], loc[-1].replace("-", "_")).ratio()
-    return best if ratio > 0.6 else None
+    written = loc[-1].replace("-", "_")
+    ratios = {p: difflib.SequenceMatcher(None, f, written).ratio() for p, f in names.items()}
+    best = max(ratios, key=lambda p: ratios[p])
+    return best if ratios[best] > 0.6 else None
 
 
 def _field(model: type[Section], loc: list[str]) -> FieldInfo | None:
+    """The setting that an error is about; None for a whole section."""
     owner: type[Section] = model
     for part in loc[:-1]:
         owner = SECTIONS.get(part, owner)
     return owner.model_fields.get(loc[-1]) if loc else None
 
 
-def _bounds(model: type[Section], loc: list[str]) -> str:
-    field = _field(model, loc)
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    found = [
-        f"{word} {getattr(limit, key):g}"
-        for limit in (field.metadata if field else ())
-        for key, word in words.items()
-        if hasattr(limit, key)
-    ]
-    return " and ".join(found)
-
-
-def _help(model: type[Section], loc: list[str]) -> str:
-    field = _field(model, loc)
-    if not field or not field.description:
-        return "quill config schema"
-    return f"quill config schema tells all; {loc[-1]} is: {field.description}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def plain_type(annotation: Any) -> tuple[Any, bool]:
-    """The simple type under a field's annotation, and whether it may be unset.
+    """The simple type under a field's annotation, and whether None is accepted.
 
-    `int | None` gives (int, True); `Literal["a", "b"]` gives the Literal; `str | list[str]` gives
+    `int | None` gives (int, True), `Literal["a", "b"]` the Literal and False, `str | list[str]`
     (list[str], False).
     """
     if typing.get_origin(annotation) is typing.Annotated:
         return plain_type(typing.get_args(annotation)[0])
+    arms = union_arms(annotation)
+    if len(arms) == 1:
+        return annotation, False
+    rest = [a for a in arms if a is not type(None)]
+    inner = next((a for a in rest if typing.get_origin(a) is list), rest[0])
+    return plain_type(inner)[0], len(rest) < len(arms)
+
+
+def union_arms(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union; an annotation that is not a union is its own only one."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        arms = typing.get_args(annotation)
-        rest = [a for a in arms if a is not type(None)]
-        inner = next((a for a in rest if typing.get_origin(a) is list), rest[0])
-        return plain_type(inner)[0], len(rest) < len(arms)
-    return annotation, False
+        return typing.get_args(annotation)
+    return (annotation,)

@@ -1,37 +1,47 @@
-"""Every setting of a run, declared once: name, type, default, bounds, unit and help.
+"""Every setting of a run, declared once: name, type, default, bounds and help.
 
-The command line's flags, its `--help`, the JSON Schema and the README's table are made from these
-fields. Names are those that GPT-2 and nanoGPT made standard. Free of torch.
+Command-line flags, `--help`, the JSON Schema and the README's table are generated from these fields.
+Names are those that GPT-2 and nanoGPT made standard. Free of torch.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from quill import discovery
+from quill.config import blocks
+from quill.config.blocks import BlockFacts
+from quill.config.shape import Shape
+from quill.errors import InputError
 
 SCHEMA_VERSION = 1
 
-# Wide enough for any model that can be held, narrow enough that sizes never overflow 64 bits.
+# Wide enough for any model that fits in memory, narrow enough that sizes never overflow 64 bits.
 _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Width = Annotated[int, Field(ge=1, le=2**20)]
-_Share = Annotated[float, Field(ge=0, le=1)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
 _Rate = Annotated[float, Field(ge=0, le=100)]
 _Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
-def setting(default: Any, help: str, *, flag: str | None = None) -> Any:
+def setting(default: Any, help: str, *, flag: str | None = None, choices: Sequence[str] | None = None) -> Any:
     """Declare one setting.
 
     Args:
-        default: Its value when neither file nor flag gives one.
-        help: One line for `--help`, the schema and the README.
-        flag: The flag's name, where it is not the field's.
+        default: Its value when neither the file nor a flag sets it.
+        help: One sentence for `--help`, the schema and the README.
+        flag: Name of its flag, where that differs from the field's.
+        choices: Accepted values, where those are found by discovery instead of listed in the type.
     """
-    extra = {"flag": flag} if flag else None
-    return Field(default, description=help, json_schema_extra=extra)  # type: ignore[arg-type]
+    extra: dict[str, Any] = {"flag": flag} if flag else {}
+    if choices is not None:
+        extra["enum"] = [*choices, None] if default is None else list(choices)
+    return Field(default, description=help, json_schema_extra=extra or None)
 
 
 class Section(BaseModel):
@@ -45,29 +55,31 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which text, and how it becomes tokens."""
+    """The text, and how it is split into tokens."""
 
     title: ClassVar[str] = "Data"
 
     source: str | list[str] = setting(
         "harpoon",
-        "A prepared dataset, a named source (harpoon, shakespeare), or files, folders and globs",
+        "Prepared dataset, named source (harpoon, shakespeare), or files, folders and globs.",
         flag="data",
     )
     tokenizer: str | None = setting(
-        None, "How text becomes tokens; unset: the prepared dataset's own, else char"
+        None,
+        "Tokenizer for the text; defaults to that of the prepared dataset, or char.",
+        choices=discovery.names("tokenizers"),
     )
     vocab_size: Annotated[int, Field(ge=2, le=2**24)] | None = setting(
-        None, "Size of a trained bpe vocabulary, or the cap on a word vocabulary"
+        None, "Vocabulary size of a trained bpe tokenizer, or the maximum for a word tokenizer."
     )
     vocabulary: list[str] | None = setting(
-        None, "The characters of a char tokenizer in the order of their ids; unset: sorted from the text"
+        None, "Characters of a char tokenizer in id order; defaults to the characters of the text, sorted."
     )
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = setting(
-        0.1, "Share of the text, from its end, kept for validation"
+        0.1, "Fraction of the text, taken from its end, to hold out for validation."
     )
-    text_field: str = setting("text", "Field that holds the text in JSON lines")
-    encoding: str = setting("utf-8", "Character encoding of the text files")
+    text_field: str = setting("text", "Field of a JSON Lines record that contains the text.")
+    encoding: str = setting("utf-8", "Character encoding of the text files.")
 
     @field_validator("tokenizer")
     @classmethod
@@ -79,61 +91,81 @@ class DataConfig(Section):
     def _distinct_characters(cls, value: list[str] | None) -> list[str] | None:
         if value is not None:
             if not value or any(len(c) != 1 for c in value):
-                raise ValueError("every entry is one character, and there is at least one")
+                raise ValueError("must be a list of single characters")
             if len(set(value)) != len(value):
-                raise ValueError("a character has two ids")
+                raise ValueError("must not repeat a character")
         return value
 
     @field_validator("source")
     @classmethod
     def _some_source(cls, value: str | list[str]) -> str | list[str]:
         if not value or (isinstance(value, list) and "" in value):
-            raise ValueError("it names no text")
+            raise ValueError("must name at least one source, and no empty one")
         return value
 
 
 class ModelConfig(Section):
-    """The shape of a GPT. Unset sizes are filled in from the others as soon as it is read."""
+    """The sizes of a GPT. Unset ones are derived from the others as soon as a config is read."""
 
     title: ClassVar[str] = "Model"
 
-    block: str = setting("modern", "Block family: gpt2 (GPT-2, nanoGPT, QuillGPT) or modern (Qwen3)")
-    n_layer: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(4, "Blocks; 0 is a bigram model")
-    n_head: Annotated[int, Field(ge=1, le=2**16)] = setting(4, "Attention heads of a block")
+    block: str = setting(
+        "modern", f"Transformer block: {blocks.summaries()}.", choices=discovery.names(blocks.PACKAGE)
+    )
+    n_layer: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(
+        4, "Number of transformer blocks; 0 makes a bigram model."
+    )
+    n_head: Annotated[int, Field(ge=1, le=2**16)] = setting(4, "Number of attention heads per block.")
     n_kv_head: Annotated[int, Field(ge=1, le=2**16)] | None = setting(
-        None, "Heads of keys and values, shared by groups of query heads; unset: n_head (modern)"
+        None,
+        "Number of key and value heads, each shared by a group of query heads; defaults to n_head "
+        f"({blocks.users('n_kv_head')} only).",
     )
-    n_embd: _Width = setting(128, "Width of the residual stream")
-    head_size: _Width | None = setting(None, "Width of one head; unset: n_embd / n_head")
+    n_embd: _Width = setting(128, "Width of the embeddings and of the residual stream.")
+    head_size: _Width | None = setting(None, "Width of one attention head; defaults to n_embd / n_head.")
     mlp_size: Annotated[int, Field(ge=1, le=2**22)] | None = setting(
-        None, "Hidden width of the MLP; unset: 4 n_embd, for swiglu 8/3 n_embd in steps of 32"
+        None,
+        "Hidden width of the MLP; defaults to 4 n_embd, or with swiglu to 8/3 n_embd rounded up to a "
+        "multiple of 32.",
     )
-    block_size: Annotated[int, Field(ge=1, le=2**24)] = setting(128, "Context length, in tokens")
+    block_size: Annotated[int, Field(ge=1, le=2**24)] = setting(128, "Context length in tokens.")
     vocab_size: Annotated[int, Field(ge=1, le=2**24)] | None = setting(
-        None, "Rows of the embedding; unset: the tokenizer's size", flag="model-vocab-size"
+        None, "Rows of the embedding; defaults to the size of the tokenizer.", flag="model-vocab-size"
     )
-    activation: Literal["gelu", "gelu_tanh", "relu", "relu2", "swiglu"] | None = setting(
-        None, "MLP's nonlinearity; unset: gelu (gpt2), swiglu (modern)"
+    activation: str | None = setting(
+        None,
+        f"Activation of the MLP; defaults to {blocks.defaults('activation')}.",
+        choices=blocks.activations(),
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = setting(0.0, "Share of activations dropped in training")
-    bias: bool = setting(False, "Biases in LayerNorms and linear layers (gpt2)")
-    qkv_bias: bool | None = setting(None, "Biases of query, key and value; unset: as bias (gpt2)")
-    head_bias: bool = setting(False, "Bias of an untied output head (gpt2)")
-    tie_embeddings: bool = setting(True, "Output head shares the token embedding's weights")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.0, "Probability of dropping an activation in training."
+    )
+    bias: bool = setting(False, f"Add biases to norms and linear layers ({blocks.users('bias')} only).")
+    qkv_bias: bool | None = setting(
+        None,
+        "Add biases to the query, key and value projections; defaults to bias "
+        f"({blocks.users('qkv_bias')} only).",
+    )
+    head_bias: bool = setting(
+        False, f"Add a bias to the output head, if untied ({blocks.users('head_bias')} only)."
+    )
+    tie_embeddings: bool = setting(True, "Use the token embedding's weights for the output head.")
     attention_scale: Annotated[float, Field(gt=0, le=1e6)] | None = setting(
-        None, "Factor on attention scores; unset: head_size ** -0.5 (gpt2)"
+        None,
+        "Factor on attention scores; defaults to head_size ** -0.5 "
+        f"({blocks.users('attention_scale')} only).",
     )
     rope_theta: Annotated[float, Field(gt=1, le=1e9)] = setting(
-        10000.0, "Base period of the rotary positions (modern)"
+        10000.0, f"Base period of the rotary positions ({blocks.users('rope_theta')} only)."
     )
     norm_eps: Annotated[float, Field(gt=0, le=1)] | None = setting(
-        None, "Epsilon of the norms; unset: 1e-5 (gpt2), 1e-6 (modern)"
+        None, f"Epsilon of the norms; defaults to {blocks.defaults('norm_eps')}."
     )
 
     @field_validator("block")
     @classmethod
     def _known_block(cls, value: str) -> str:
-        return _registered("model.blocks", value)
+        return _registered(blocks.PACKAGE, value)
 
     @model_validator(mode="before")
     @classmethod
@@ -142,124 +174,173 @@ class ModelConfig(Section):
         if not isinstance(data, dict):
             return data
         data = {k: v for k, v in data.items() if v is not None}
-        defaults = {k: f.default for k, f in cls.model_fields.items()}
-        got = {**defaults, **data}
-        gpt2 = got["block"] == "gpt2"
-        width, heads = got["n_embd"], got["n_head"]
-        if not (_whole(width) and _whole(heads)):
+        given = {k: f.default for k, f in cls.model_fields.items()} | data
+        width, heads, block = given["n_embd"], given["n_head"], given["block"]
+        if not (_positive(width) and _positive(heads)) or block not in discovery.names(blocks.PACKAGE):
             return data
-        fill: dict[str, Any] = {
-            "n_kv_head": heads,
-            "activation": "gelu" if gpt2 else "swiglu",
-            "norm_eps": 1e-5 if gpt2 else 1e-6,
-            "qkv_bias": got["bias"],
-        }
-        if width % heads == 0:
-            fill["head_size"] = width // heads
-        elif "head_size" not in data and got["n_layer"] != 0:
-            raise ValueError(
-                f"n_embd {width} is not divisible by n_head {heads}: "
-                f"set head_size (such as {max(1, width // heads)}) or another n_embd"
+        if width % heads and "head_size" not in data and given["n_layer"] != 0:
+            raise _refused(
+                f"model.n_embd = {width} is not divisible by model.n_head = {heads}",
+                f"set model.head_size={max(1, width // heads)}",
             )
-        else:
-            fill["head_size"] = max(1, width // heads)
-        size = 8 * width // 3 if data.get("activation", fill["activation"]) == "swiglu" else 4 * width
-        fill["mlp_size"] = -(-size // 32) * 32 if size != 4 * width else size
-        return {**fill, **data}
+        facts = blocks.facts(block)
+        data = {
+            "n_kv_head": heads,
+            "head_size": max(1, width // heads),
+            "qkv_bias": given["bias"],
+            **facts.defaults,
+            **data,
+        }
+        return {"mlp_size": facts.mlp_size(width, data["activation"]), **data}
 
     @model_validator(mode="after")
     def _fits_its_block(self) -> Self:
+        facts = blocks.facts(self.block)
         if self.n_kv_head and self.n_head % self.n_kv_head:
-            raise ValueError(f"n_head {self.n_head} is not a multiple of n_kv_head {self.n_kv_head}")
+            raise ValueError(
+                f"model.n_head = {self.n_head} is not a multiple of model.n_kv_head = {self.n_kv_head}"
+            )
         if self.head_bias and self.tie_embeddings:
-            raise ValueError("head_bias needs tie_embeddings: false")
-        if self.block == "gpt2":
-            if self.activation == "swiglu":
-                raise ValueError(
-                    "block gpt2 has no swiglu: use block modern, or gelu, gelu_tanh, relu, relu2"
-                )
-            if self.n_kv_head != self.n_head:
-                raise ValueError("block gpt2 has as many key and value heads as n_head")
-        if self.block == "modern":
-            if self.bias or self.qkv_bias or self.head_bias or self.attention_scale:
-                raise ValueError(
-                    "block modern has no bias, qkv_bias, head_bias or attention_scale: use block gpt2"
-                )
-            if self.head_size and self.head_size % 2:
-                raise ValueError(f"rotary positions need an even head_size, not {self.head_size}")
+            raise _refused("model.head_bias requires an untied output head", "set model.tie_embeddings=false")
+        if self.activation not in facts.activations:
+            raise _refused(
+                f"block {self.block} has no activation '{self.activation}': "
+                f"choose {', '.join(facts.activations)}",
+                _other_block(lambda f: self.activation in f.activations),
+            )
+        given = {
+            "n_kv_head": self.n_kv_head != self.n_head,
+            "bias": self.bias,
+            "qkv_bias": bool(self.qkv_bias) and not self.bias,
+            "head_bias": self.head_bias,
+            "attention_scale": self.attention_scale is not None,
+        }
+        unsupported = {name for name, is_given in given.items() if is_given} - facts.settings
+        if unsupported:
+            names = ", ".join(f"model.{name}" for name in given if name in unsupported)
+            raise _refused(
+                f"block {self.block} does not support {names}",
+                _other_block(lambda f: unsupported <= f.settings),
+            )
+        if why := facts.refusal(self):
+            raise ValueError(why)
         return self
+
+    def shape(self, vocab_size: int | None = None) -> Shape:
+        """What these settings build, with nothing left unset.
+
+        Args:
+            vocab_size: Rows of the embedding where the setting is unset: the tokenizer's size.
+
+        Raises:
+            InputError: vocab_size is neither set nor given.
+        """
+        values = self.model_dump()
+        if values["vocab_size"] is None:
+            values["vocab_size"] = vocab_size
+        if values["vocab_size"] is None:
+            raise InputError(
+                "model.vocab_size is unset",
+                why="a model is built for the vocabulary of its tokenizer",
+                hint="set model.vocab_size",
+            )
+        if values["attention_scale"] is None:
+            values["attention_scale"] = 1 / math.sqrt(values["head_size"])
+        return Shape(**values)
 
 
 class TrainConfig(Section):
-    """How the model is fitted: optimizer, schedule, evaluation, machine."""
+    """How a model is trained: batches, optimizer, schedule, evaluation, device."""
 
     title: ClassVar[str] = "Training"
 
-    batch_size: _Count = setting(64, "Sequences in one forward pass")
-    gradient_accumulation_steps: _Count = setting(1, "Forward passes summed into one step")
-    max_iters: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(2000, "Optimizer steps")
+    batch_size: _Count = setting(64, "Number of sequences per forward pass.")
+    gradient_accumulation_steps: _Count = setting(
+        1, "Number of forward passes whose gradients are summed for one optimizer step."
+    )
+    max_iters: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(
+        2000, "Number of optimizer steps to train for."
+    )
     optimizer: Literal["adamw", "muon"] = setting(
-        "muon", "adamw, or muon for the matrices with adamw for the rest"
+        "muon", "Optimizer: adamw, or muon for weight matrices and adamw for the rest."
     )
-    learning_rate: _Rate = setting(3e-3, "Peak rate of adamw")
-    muon_learning_rate: _Rate = setting(0.02, "Peak rate of muon")
-    min_lr: _Rate = setting(0.0, "Rate of adamw at the end; muon's falls in proportion")
-    schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "How the rate falls after warmup")
-    warmup_iters: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(100, "Steps in which the rate rises")
-    lr_decay_iters: _Count | None = setting(None, "Step at which the rate reaches min_lr; unset: max_iters")
-    weight_decay: _Rate = setting(0.1, "Decay of matrices; vectors have none")
-    beta1: Annotated[float, Field(ge=0, lt=1)] = setting(0.9, "AdamW's first momentum")
-    beta2: Annotated[float, Field(ge=0, lt=1)] = setting(0.99, "AdamW's second momentum")
-    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = setting(0.95, "Muon's momentum")
-    grad_clip: _Rate = setting(1.0, "Largest gradient norm; 0 does not clip")
-    eval_interval: _Count = setting(250, "Steps between evaluations; each also saves a resume state")
+    learning_rate: _Rate = setting(3e-3, "Peak learning rate of AdamW.")
+    muon_learning_rate: _Rate = setting(0.02, "Peak learning rate of Muon.")
+    min_lr: _Rate = setting(0.0, "Final learning rate of AdamW; Muon's decays in proportion.")
+    schedule: Literal["cosine", "linear", "constant"] = setting(
+        "cosine", "Decay of the learning rate after warmup."
+    )
+    warmup_iters: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(
+        100, "Number of steps over which the learning rate rises to its peak."
+    )
+    lr_decay_iters: _Count | None = setting(
+        None, "Step at which the learning rate reaches min_lr; defaults to max_iters."
+    )
+    weight_decay: _Rate = setting(0.1, "Weight decay of matrices; vectors are not decayed.")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.9, "AdamW's decay rate for the running mean of gradients."
+    )
+    beta2: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.99, "AdamW's decay rate for the running mean of squared gradients."
+    )
+    muon_momentum: Annotated[float, Field(ge=0, lt=1)] = setting(0.95, "Momentum of Muon.")
+    grad_clip: _Rate = setting(1.0, "Maximum norm of the gradients; 0 turns clipping off.")
+    eval_interval: _Count = setting(
+        250, "Number of steps between evaluations; a resume state is saved at each."
+    )
     eval_iters: _Count | None = setting(
-        None, "Batches of one evaluation; unset: the whole validation split, every token once"
+        None, "Number of batches per evaluation; defaults to the whole validation split."
     )
-    log_interval: _Count = setting(10, "Steps between lines of metrics.jsonl")
+    log_interval: _Count = setting(10, "Number of steps between lines of metrics.jsonl.")
     patience: _Count | None = setting(
-        None, "Evaluations without a better validation loss before stopping; unset: never"
+        None, "Stop after this many evaluations without a better validation loss; defaults to never."
     )
-    keep_states: Annotated[int, Field(ge=2, le=1000)] = setting(2, "Resume states kept")
+    keep_states: Annotated[int, Field(ge=2, le=1000)] = setting(2, "Number of resume states to keep.")
     weights_dtype: Literal["float32", "bfloat16", "float16"] = setting(
-        "float32", "Precision of the published weights"
+        "float32", "Precision of the published weights."
     )
     init_from: str | None = setting(
-        None, "A model to start from: of the registry, or hf:REPOSITORY", flag="from"
+        None, "Model to start from: a reference, or hf:REPOSITORY from the Hugging Face Hub.", flag="from"
     )
-    seed: _Seed = setting(1337, "Seed of weights, batches and dropout")
+    seed: _Seed = setting(1337, "Seed of the initial weights, the batches and dropout.")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = setting(
-        "auto", "auto, cpu, cuda, cuda:N or mps"
+        "auto", "Device to train on: auto, cpu, cuda, cuda:N or mps."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", "Precision of the arithmetic; auto measures, weights stay float32"
+        "auto", "Precision of the computation; auto picks the fastest by measuring. Weights stay float32."
     )
     compile: Literal["auto", "on", "off"] = setting(
-        "auto", "torch.compile; auto tries it in runs long enough to gain, and measures"
+        "auto", "Compile the model with torch.compile; auto tries it in long runs and keeps it if faster."
     )
 
     @model_validator(mode="after")
     def _rates_in_order(self) -> Self:
         if self.min_lr > self.learning_rate:
-            raise ValueError(f"min_lr {self.min_lr} is above learning_rate {self.learning_rate}")
+            raise _refused(
+                f"train.min_lr = {self.min_lr} is above train.learning_rate = {self.learning_rate}",
+                f"set train.min_lr={self.learning_rate / 10:g}",
+            )
         return self
 
 
 class RunConfig(Section):
-    """A whole run: what a config file holds, and what is stored with the model it made."""
+    """A whole run: what a config file contains, and what is stored with the trained model."""
 
-    schema_: str | None = Field(None, alias="$schema", description="Where the JSON Schema of this file is")
-    schema_version: int = Field(SCHEMA_VERSION, description="Version of this layout")
-    name: str | None = Field(None, description="The model's name; unset: the file's name")
-    data: DataConfig = Field(default_factory=DataConfig, description="Which text")
-    model: ModelConfig = Field(default_factory=ModelConfig, description="Which model")
-    train: TrainConfig = Field(default_factory=TrainConfig, description="How it is fitted")
+    schema_: str | None = Field(None, alias="$schema", description="Location of this file's JSON Schema.")
+    schema_version: int = Field(SCHEMA_VERSION, description="Version of this layout.")
+    name: str | None = Field(None, description="Name of the model; defaults to the name of the file.")
+    data: DataConfig = Field(default_factory=DataConfig, description=f"{DataConfig.__doc__}")
+    model: ModelConfig = Field(default_factory=ModelConfig, description="The sizes of the model.")
+    train: TrainConfig = Field(default_factory=TrainConfig, description=f"{TrainConfig.__doc__}")
 
     @field_validator("schema_version")
     @classmethod
     def _known_schema(cls, value: int) -> int:
         if value > SCHEMA_VERSION:
-            raise ValueError(f"a newer quill wrote it; this one reads up to {SCHEMA_VERSION}: upgrade quill")
+            raise _refused(
+                f"it was made by a newer quill; this one reads up to version {SCHEMA_VERSION}",
+                "pip install --upgrade quill-gpt",
+            )
         if value < 1:
             raise ValueError("versions start at 1")
         return value
@@ -270,27 +351,33 @@ class RunConfig(Section):
 
 
 class SampleConfig(Section):
-    """How text is drawn from a model."""
+    """How text is sampled from a model."""
 
     title: ClassVar[str] = "Sampling"
 
-    max_new_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(500, "Tokens to draw at the most")
+    max_new_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(
+        500, "Maximum number of tokens to generate."
+    )
     temperature: Annotated[float, Field(ge=0, le=1000)] = setting(
-        0.8, "Divides the logits; 0 always takes the likeliest token"
+        0.8, "Divisor of the logits: lower is more predictable, 0 always picks the likeliest token."
     )
     top_k: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = setting(
-        None, "Draw from the k likeliest tokens"
+        None, "Sample from the k likeliest tokens."
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = setting(
-        None, "Draw from the fewest tokens with this much probability"
+        None, "Sample from the fewest tokens whose probabilities add up to this."
     )
-    min_p: _Share | None = setting(None, "Drop tokens below this share of the likeliest one's probability")
+    min_p: _Fraction | None = setting(
+        None, "Skip tokens less likely than this fraction of the likeliest token's probability."
+    )
     repetition_penalty: Annotated[float, Field(gt=0, le=1000)] = setting(
-        1.0, "Above 1 makes tokens already in the text less likely"
+        1.0, "Penalty on tokens already in the text; above 1 makes them less likely."
     )
-    num_samples: Annotated[int, Field(ge=1, le=2**20)] = setting(1, "Texts to draw")
-    seed: _Seed | None = setting(None, "Makes the draw repeatable; unset: a fresh one each time")
-    stop: list[str] = setting([], "Texts that end a sample when they appear")
+    num_samples: Annotated[int, Field(ge=1, le=2**20)] = setting(1, "Number of samples to generate.")
+    seed: _Seed | None = setting(None, "Seed of the random numbers; defaults to a different one each time.")
+    stop: list[str] = setting(
+        [], "Text that ends a sample and is left out of it; give several for any of them."
+    )
 
 
 SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
@@ -299,9 +386,20 @@ SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, 
 def _registered(package: str, name: str) -> str:
     known = discovery.names(package)
     if name not in known:
-        raise ValueError(f"there is {', '.join(known)}")
+        raise ValueError(f"choose {', '.join(known)}")
     return name
 
 
-def _whole(value: Any) -> bool:
-    return type(value) is int and value > 0
+def _positive(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _refused(why: str, hint: str) -> PydanticCustomError:
+    """A refusal that comes with what to do about it."""
+    return PydanticCustomError("refused", "{why}", {"why": why, "hint": hint})
+
+
+def _other_block(fits: Callable[[BlockFacts], bool]) -> str:
+    """The setting of a block that fits, or nothing where none does."""
+    found = next((name for name, facts in blocks.all_facts().items() if fits(facts)), None)
+    return f"set model.block={found}" if found else ""

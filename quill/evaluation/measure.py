@@ -80,7 +80,7 @@ def evaluate(
         InputError: There is no target, or not one window to estimate from.
         DivergedError: The loss is not finite.
     """
-    T = min(block_size or model.config.block_size, model.config.block_size)
+    T = min(block_size or model.shape.block_size, model.shape.block_size)
     if len(tokens) < 2 or (iters is not None and len(tokens) <= T):
         needed = 2 if iters is None else T + 1
         raise InputError(
@@ -144,7 +144,7 @@ def _total(
 ) -> tuple[float, int]:
     """Sum of the cross entropy over all targets in nats, and their number."""
     device = model.wte.weight.device
-    at_once = max(1, _LOGITS_AT_ONCE // (model.config.vocab_size or 1))
+    at_once = max(1, _LOGITS_AT_ONCE // (model.shape.vocab_size))
     training = model.training
     model.eval()
     nats, count = 0.0, 0

@@ -169,7 +169,7 @@ def _check(incoming: base.Incoming, source: str) -> None:
     if incoming.model.n_layer > len(incoming.weights):
         why = f"{incoming.model.n_layer} layers, and {len(incoming.weights)} tensors"
         raise CorruptError(f"'{source}' is no whole model", why=why)
-    wanted = {n: tuple(t.shape) for n, t in outline(incoming.model).state_dict().items()}
+    wanted = {n: tuple(t.shape) for n, t in outline(incoming.model.shape()).state_dict().items()}
     wrong = _differences(wanted, incoming.weights)
     if wrong:
         more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""

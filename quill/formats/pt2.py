@@ -113,11 +113,11 @@ def _trace(model: GPT, dtype: torch.dtype) -> ExportedProgram:
         def forward(self, input_ids: Tensor) -> Tensor:
             return self._logits(input_ids).float()
 
-    twin = outline(model.config)
+    twin = outline(model.shape)
     twin.load_state_dict({n: t.detach().to(dtype) for n, t in model.state_dict().items()}, assign=True)
     twin.eval().requires_grad_(False)
-    context = model.config.block_size
-    if model.config.n_layer and not twin.learned_positions:
+    context = model.shape.block_size
+    if model.shape.n_layer and not twin.learned_positions:
         # A table that is there already becomes a constant; one made under way, work of every call.
         twin.rotations()
     dynamic = {0: Dim("batch", min=1)}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -45,16 +46,16 @@ def for_decoding(model: GPT, copied: bool = True) -> GPT:
     Returns:
         A model of its own. Small weights on a CPU are copied, as they are now; others are shared.
     """
-    shared = {id(x): x for x in (model.config, *model.parameters())}
+    shared = {id(x): x for x in (model.shape, *model.parameters())}
     # What the memo holds is taken from there: only the modules are made anew.
     twin = copy.deepcopy(model, dict(shared)).eval()
     size = sum(p.nbytes for p in model.parameters())
     copied &= model.wte.weight.device.type == "cpu" and model.wte.weight.dtype == torch.float32
     copied &= torch.backends.cpu.get_cpu_capability().startswith("AVX") and size <= _COPIED_AT_MOST
     _call_directly(twin, copied)
-    if copied and model.config.n_layer and model.config.tie_embeddings:
+    if copied and model.shape.n_layer and model.shape.tie_embeddings:
         # Rows for reading tokens, columns for the head.
-        twin.config = model.config.model_copy(update={"tie_embeddings": False})
+        twin.shape = replace(model.shape, tie_embeddings=False)
         vars(twin)["lm_head"] = _product(model.wte.weight, None)
     return twin
 
@@ -128,7 +129,7 @@ class Decoder:
     """
 
     def __init__(self, model: GPT, rows: int = 1, stride: int | None = None) -> None:
-        size = model.config.block_size
+        size = model.shape.block_size
         if stride is None:
             stride = int(size * STRIDE)
         self.model = model
@@ -151,7 +152,7 @@ class Decoder:
         Returns:
             Logits of the token after the last, (B, V).
         """
-        size = self.model.config.block_size
+        size = self.model.shape.block_size
         if self.length + idx.shape[1] > size:
             # At first nothing needs to make room for what comes later.
             kept = self._kept if self.length else size

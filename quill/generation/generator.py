@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from quill.config.reading import check
-from quill.config.settings import ModelConfig, SampleConfig
+from quill.config.settings import SampleConfig
+from quill.config.shape import Shape
 from quill.errors import InputError
 from quill.generation.decoding import FEW_TOKENS, Decoder, for_decoding
 from quill.generation.sampling import Sampler
@@ -95,7 +96,7 @@ class Generator:
         rows = [_Row(self.tokenizer, config.stop) for _ in range(config.num_samples)]
         decoder, logits, idx = self._read(prompt, config, unknown)
         if config.max_new_tokens:
-            size = rows_at_once(self.model.config)
+            size = rows_at_once(self.model.shape)
             for first in range(0, len(rows), size):
                 numbers = range(first, min(first + size, len(rows)))
                 sampler = Sampler(config, numbers, idx, self.tokenizer.vocab_size)
@@ -111,7 +112,7 @@ class Generator:
     ) -> tuple[Decoder, Tensor, Tensor]:
         """Feed the prompt; its decoder, the logits of what follows, and its tokens."""
         ids = self.tokenizer.encode(prompt, unknown=unknown) or [self._first_token()]
-        size = self.model.config.block_size
+        size = self.model.shape.block_size
         if len(ids) > size and self._notice is not None:
             self._notice(f"the prompt has {len(ids):,} tokens; the last {size:,}, all the model sees, count")
         idx = torch.tensor([ids], device=self.model.wte.weight.device)
@@ -173,7 +174,7 @@ def generate(
     config = check(SampleConfig, settings, origin="generate")
     if not max_new_tokens:
         return idx
-    rows, vocab_size = idx.shape[0], model.config.vocab_size or 0
+    rows, vocab_size = idx.shape[0], model.shape.vocab_size
     decoder = Decoder(for_decoding(model, copied=max_new_tokens >= FEW_TOKENS), rows=rows)
     sampler = Sampler(config, range(rows), idx, vocab_size)
     drawn = [idx, sampler(decoder.feed(idx))]
@@ -182,17 +183,16 @@ def generate(
     return torch.cat(drawn, 1)
 
 
-def rows_at_once(config: ModelConfig) -> int:
+def rows_at_once(shape: Shape) -> int:
     """How many samples are drawn side by side, by the memory that each takes.
 
     Args:
-        config: The model's shape.
+        shape: The model's.
     """
-    n_kv_head, head_size = config.n_kv_head or config.n_head, config.head_size or 0
-    cached = 2 * config.n_layer * n_kv_head * head_size
+    cached = 2 * shape.n_layer * shape.n_kv_head * shape.head_size
     # When a window moves on, a layer's widest activations stand in memory twice.
-    moving = 2 * max(config.mlp_size or 0, 3 * config.n_head * head_size) if config.n_layer else 0
-    return max(1, min(256, _GROUP_BYTES // max(1, 4 * config.block_size * (cached + moving))))
+    moving = 2 * max(shape.mlp_size, 3 * shape.n_head * shape.head_size) if shape.n_layer else 0
+    return max(1, min(256, _GROUP_BYTES // max(1, 4 * shape.block_size * (cached + moving))))
 
 
 def _draw(decoder: Decoder, logits: Tensor, sampler: Sampler, rows: Sequence[_Row], limit: int) -> None:

@@ -6,6 +6,7 @@ and caches are computed or passed in, so that a checkpoint is exactly the weight
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from quill import discovery
-from quill.config.settings import ModelConfig
-from quill.errors import InputError
+from quill.config import blocks
+from quill.config.shape import Shape
 from quill.model.kv_cache import KVCache
 from quill.model.rope import Rope
 
@@ -26,33 +27,28 @@ class GPT(nn.Module):
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 
     Args:
-        config: The shape; vocab_size must be set.
+        shape: Its sizes, from `ModelConfig.shape`.
         seed: Seed of the initial weights.
-
-    Raises:
-        InputError: vocab_size is unset.
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 1337) -> None:
+    def __init__(self, shape: Shape, seed: int = 1337) -> None:
         super().__init__()
-        if config.vocab_size is None:
-            raise InputError("'model.vocab_size' is unset", why="it comes from the tokenizer of the data")
-        self.config = config
-        V, C = config.vocab_size, config.n_embd
+        self.shape = shape
+        V, C = shape.vocab_size, shape.n_embd
         self._rope: Rope | None = None
-        if config.n_layer == 0:
+        if shape.n_layer == 0:
             # Row i of the table holds the logits of what follows token i.
             self.wte = nn.Embedding(V, V)
         else:
-            family = discovery.load("model.blocks", config.block)
+            family = discovery.load(blocks.PACKAGE, shape.block, "block")
             self.wte = nn.Embedding(V, C)
-            if family.LEARNED_POSITIONS:
-                self.wpe = nn.Embedding(config.block_size, C)
-            self.learned_positions: bool = family.LEARNED_POSITIONS
-            self.h = nn.ModuleList(family.Block(config) for _ in range(config.n_layer))
-            self.ln_f = family.norm(config)
-            if not config.tie_embeddings:
-                self.lm_head = nn.Linear(C, V, bias=config.head_bias)
+            self.learned_positions = blocks.facts(shape.block).positions == "learned"
+            if self.learned_positions:
+                self.wpe = nn.Embedding(shape.block_size, C)
+            self.h = nn.ModuleList(family.Block(shape) for _ in range(shape.n_layer))
+            self.ln_f = family.norm(shape)
+            if not shape.tie_embeddings:
+                self.lm_head = nn.Linear(C, V, bias=shape.head_bias)
         if self.wte.weight.device.type != "meta":
             self.init_weights(seed)
 
@@ -61,16 +57,16 @@ class GPT(nn.Module):
         """Draw the initial weights: N(0, 0.02) outside the blocks, the family's own inside."""
         device = self.wte.weight.device
         generator = torch.Generator(device).manual_seed(seed)
-        if self.config.n_layer == 0:
+        if self.shape.n_layer == 0:
             self.wte.weight.normal_(0.0, 1.0, generator=generator)
             return
         for name, p in self.named_parameters():
             if not name.startswith("h.") and p.dim() == 2:
                 p.normal_(0.0, 0.02, generator=generator)
-        if self.config.head_bias:
+        if self.shape.head_bias:
             nn.init.zeros_(self.lm_head.bias)
         for block in self.h:
-            block.init_weights(self.config.n_layer, generator)  # type: ignore[operator]
+            block.init_weights(self.shape.n_layer, generator)  # type: ignore[operator]
 
     def forward(self, idx: Tensor, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
         """Logits of the token after each position.
@@ -97,7 +93,7 @@ class GPT(nn.Module):
             (B, T, C); with no layers (B, T, V).
         """
         x: Tensor = self.wte(idx)  # (B, T, C)
-        if self.config.n_layer == 0:
+        if self.shape.n_layer == 0:
             return x
         T = idx.shape[1]
         start = cache.length if cache is not None else 0
@@ -106,8 +102,8 @@ class GPT(nn.Module):
             x = x + self.wpe.weight.narrow(0, start, T)
         else:
             rope = self.rotations().span(start, T)
-        if self.training and self.config.dropout:
-            x = F.dropout(x, self.config.dropout)
+        if self.training and self.shape.dropout:
+            x = F.dropout(x, self.shape.dropout)
         if cache is None:
             for block in self.h:
                 x = block(x, rope)
@@ -126,10 +122,10 @@ class GPT(nn.Module):
         Returns:
             (B, T, V).
         """
-        if self.config.n_layer == 0:
+        if self.shape.n_layer == 0:
             return x
         x = self.ln_f(x)
-        if self.config.tie_embeddings:
+        if self.shape.tie_embeddings:
             return F.linear(x, self.wte.weight)
         return cast(Tensor, self.lm_head(x))
 
@@ -137,16 +133,16 @@ class GPT(nn.Module):
         """The rotary table for the whole context, on the device of the weights."""
         device = self.wte.weight.device
         if self._rope is None or self._rope.cos.device != device:
-            c = self.config
+            c = self.shape
             # A table made in inference mode could not be saved for a later backward pass.
             with torch.inference_mode(False):
-                self._rope = Rope.table(c.block_size, c.head_size or 0, c.rope_theta, device)
+                self._rope = Rope.table(c.block_size, c.head_size, c.rope_theta, device)
         return self._rope
 
     def new_cache(self, batch_size: int = 1) -> KVCache:
         """An empty cache for this model, for `batch_size` sequences."""
         weight = self.wte.weight
-        return KVCache(self.config, batch_size, weight.device, weight.dtype)
+        return KVCache(self.shape, batch_size, weight.device, weight.dtype)
 
     @torch.inference_mode()
     def predict(self, idx: Tensor, targets: bool = True) -> Tensor:
@@ -162,7 +158,7 @@ class GPT(nn.Module):
         training = self.training
         self.eval()
         try:
-            logits = self(idx[:, -self.config.block_size :], last_only=not targets)
+            logits = self(idx[:, -self.shape.block_size :], last_only=not targets)
         finally:
             self.train(training)
         return cast(Tensor, logits if targets else logits[:, -1])
@@ -178,14 +174,14 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def outline(config: ModelConfig) -> GPT:
+def outline(shape: Shape) -> GPT:
     """A GPT that has names, shapes and dtypes but no memory, for counting and for loading into.
 
     Drawing initial weights is skipped: on the meta device torch answers a draw through its compiler,
     whose import alone takes longer than building the model.
     """
     with torch.device("meta"), _Undrawn():
-        return GPT(config)
+        return GPT(shape)
 
 
 class _Undrawn(TorchFunctionMode):
@@ -199,17 +195,17 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def n_params(config: ModelConfig) -> int:
+def n_params(shape: Shape) -> int:
     """Exact number of parameters, counted without allocating any.
 
     All layers are alike, so two models of at most one layer tell the rest, however deep.
     """
 
     def count(n_layer: int) -> int:
-        layers = outline(config.model_copy(update={"n_layer": n_layer}))
+        layers = outline(replace(shape, n_layer=n_layer))
         return sum(p.numel() for p in layers.parameters())
 
-    if config.n_layer <= 1:
-        return count(config.n_layer)
+    if shape.n_layer <= 1:
+        return count(shape.n_layer)
     one, two = count(1), count(2)
-    return one + (config.n_layer - 1) * (two - one)
+    return one + (shape.n_layer - 1) * (two - one)

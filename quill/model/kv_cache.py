@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor
 
-from quill.config.settings import ModelConfig
+from quill.config.shape import Shape
 
 
 class LayerCache:
@@ -50,22 +50,20 @@ class KVCache:
     """The caches of all layers.
 
     Args:
-        config: The model's shape.
+        shape: The model's.
         batch_size: Sequences decoded side by side, B.
         device: Where the model is.
         dtype: What its activations are in.
     """
 
-    def __init__(
-        self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        shape = (batch_size, config.n_kv_head or config.n_head, config.block_size, config.head_size or 0)
-        self.block_size = config.block_size
+    def __init__(self, shape: Shape, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        size = (batch_size, shape.n_kv_head, shape.block_size, shape.head_size)
+        self.block_size = shape.block_size
         self.layers = [
             LayerCache(
-                torch.empty(shape, device=device, dtype=dtype), torch.empty(shape, device=device, dtype=dtype)
+                torch.empty(size, device=device, dtype=dtype), torch.empty(size, device=device, dtype=dtype)
             )
-            for _ in range(config.n_layer)
+            for _ in range(shape.n_layer)
         ]
         self.length = 0
 

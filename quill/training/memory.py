@@ -29,7 +29,7 @@ def check(config: RunConfig, device: str) -> int:
     Raises:
         InputError: With the memory it would need and what there is.
     """
-    parameters = n_params(config.model)
+    parameters = n_params(config.model.shape())
     needed, present = parameters * _BYTES_PER_PARAMETER, of_device(device)
     if needed > present:
         raise InputError(

@@ -81,7 +81,7 @@ def plan(
     keep_memory()
     device = find_device(c.device)
     fixed = memory.check(config, device)
-    model = GPT(config.model, c.seed).to(device)
+    model = GPT(config.model.shape(), c.seed).to(device)
     parameters = sum(p.numel() for p in model.parameters())
     flops = 6 * parameters * c.batch_size * config.model.block_size
     share = min(c.batch_size, max(1, int(c.batch_size * _TRIAL_FLOPS / max(flops, 1))))

@@ -339,7 +339,7 @@ class Run:
         c = self.config
         keep_memory()
         device = find_device(c.train.device)
-        model = GPT(c.model, c.train.seed)
+        model = GPT(c.model.shape(), c.train.seed)
         fsio.require_space(
             self.draft.path,
             4 * sum(p.numel() for p in model.parameters()) * (1 + 3 * c.train.keep_states),

@@ -104,13 +104,13 @@ class Trainer:
                 seed=c.seed,
                 step=self.step,
                 batch_size=c.batch_size,
-                block_size=self.model.config.block_size,
+                block_size=self.model.shape.block_size,
                 micro=micro,
                 n_micro=n_micro,
             )
             device = self.device.name
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            if self.model.config.dropout:
+            if self.model.shape.dropout:
                 torch.manual_seed((c.seed * 1_000_003 + self.step * n_micro + micro) % 2**63)
             with self.device.autocast():
                 logits = self._forward(x)

@@ -38,8 +38,8 @@ def test_f07_values_of_the_wrong_kind(value: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["0", "-1", '"8"', "8.0", "true"])
 def test_f07_a_refusal_names_the_path_and_the_setting(value: str, tmp_path: Path) -> None:
     error = refuse(f'{{"train": {{"batch_size": {value}}}}}', tmp_path)
-    assert "train.batch_size" in error.what
-    assert "batch_size is: Sequences" in error.hint
+    assert "train.batch_size = " in error.what
+    assert error.why in ("it must be at least 1", "it must be an integer")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_f07_a_refusal_names_the_path_and_the_setting(value: str, tmp_path: Path
     ],
 )
 def test_f07_an_unknown_key_gets_a_suggestion(document: Any, suggestion: str, tmp_path: Path) -> None:
-    assert f"'{suggestion}'" in refuse(json.dumps(document), tmp_path).hint
+    assert refuse(json.dumps(document), tmp_path).why == f"did you mean {suggestion}?"
 
 
 def test_f08_a_duplicate_key(tmp_path: Path) -> None:
@@ -103,7 +103,8 @@ def test_f11_an_integer_python_will_not_convert(tmp_path: Path) -> None:
 
 def test_f11_a_width_that_heads_do_not_divide(tmp_path: Path) -> None:
     error = refuse('{"model": {"n_embd": 1024, "n_head": 12}}', tmp_path)
-    assert "head_size (such as 85)" in error.why
+    assert error.why == "model.n_embd = 1024 is not divisible by model.n_head = 12"
+    assert error.hint == "set model.head_size=85"
 
 
 @pytest.mark.parametrize("version", ["0", "99", '"1"', "1.5"])
@@ -117,10 +118,10 @@ def test_an_override_is_held_to_what_the_file_is_held_to() -> None:
     assert reading.parse({"train": {"batch_size": 3}}, {"train.batch_size": 5}).train.batch_size == 5
 
 
-def test_a_refusal_names_who_gave_the_value_and_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="the flags") as caught:
+def test_a_refusal_names_who_gave_the_value_and_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="the command line") as caught:
         reading.parse({}, {"train.beta1": float("inf")}, origin="run.json")
-    assert "at least 0 and below 1" in caught.value.why
+    assert caught.value.why == "it must be finite"
     monkeypatch.setenv("QUILL_DTYPE", "int3")
     with pytest.raises(InputError, match="the environment"):
         reading.parse({}, origin="run.json")

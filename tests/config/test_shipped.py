@@ -18,8 +18,8 @@ VOCABULARY = {"gpt2": 50257, "harpoon": 135, "harpoon-small": 135, "quickstart":
 def test_it_builds_on_meta_and_is_named_after_its_file(path: Path) -> None:
     config = reading.load(path)
     assert config.name == path.stem
-    model = config.model.model_copy(update={"vocab_size": VOCABULARY.get(path.stem, 65)})
-    assert sum(p.numel() for p in outline(model).parameters()) == n_params(model)
+    shape = config.model.shape(VOCABULARY.get(path.stem, 65))
+    assert sum(p.numel() for p in outline(shape).parameters()) == n_params(shape)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -39,9 +39,9 @@ def test_it_points_at_the_schema_beside_it(path: Path) -> None:
 )
 def test_parameter_counts_of_the_lineage(name: str, parameters: int) -> None:
     model = reading.load(ROOT / f"configs/{name}.json").model
-    assert n_params(model.model_copy(update={"vocab_size": VOCABULARY.get(name, 65)})) == parameters
+    assert n_params(model.shape(VOCABULARY.get(name, 65))) == parameters
 
 
 def test_quillgpts_shakespeare_has_its_count() -> None:
     flat = {"n_embd": 384, "n_head": 6, "n_layer": 6, "block_size": 256, "vocab_size": 65}
-    assert n_params(reading.parse(flat).model) == 10_788_929
+    assert n_params(reading.parse(flat).model.shape()) == 10_788_929

@@ -21,7 +21,7 @@ BLOCKS = discovery.names("model.blocks")
 
 def make_model(**settings: Any) -> GPT:
     shape = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 29}
-    model = GPT(ModelConfig(**{**shape, **settings}))
+    model = GPT(ModelConfig(**{**shape, **settings}).shape())
     torch.manual_seed(0)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)

@@ -54,7 +54,7 @@ def publish(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> Publish:
         settings = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24, **SHAPES[shape], **model}
         settings.setdefault("vocab_size", chosen.vocab_size)
         config = reading.check(RunConfig, {"name": name, "model": settings}, origin="the tests")
-        network = GPT(config.model, seed=7)
+        network = GPT(config.model.shape(), seed=7)
         generator = torch.Generator().manual_seed(8)
         with torch.no_grad():
             for p in network.parameters():

@@ -61,7 +61,7 @@ def model_of(tokenizer: Tokenizer, name: str = "made", **shape: Any) -> Checkpoi
     """A model of random weights, large enough that a wrong one shows."""
     sizes = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "vocab_size": tokenizer.vocab_size}
     config = ModelConfig(**{**sizes, **shape})
-    network = GPT(config).eval()
+    network = GPT(config.shape()).eval()
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for p in network.parameters():
@@ -75,7 +75,7 @@ def taught(tokenizer: Tokenizer, text: str, **shape: Any) -> Checkpoint:
     used, ids = ids.unique(return_inverse=True)
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 48, "block_size": 256}
     torch.manual_seed(0)
-    small = GPT(ModelConfig(vocab_size=len(used), **sizes, **shape))
+    small = GPT(ModelConfig(vocab_size=len(used), **sizes, **shape).shape())
     steps, window = 160, 256
     optimizer = torch.optim.AdamW(small.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
@@ -87,7 +87,7 @@ def taught(tokenizer: Tokenizer, text: str, **shape: Any) -> Checkpoint:
         optimizer.step()
         schedule.step()
     config = ModelConfig(vocab_size=tokenizer.vocab_size, **sizes, **shape)
-    whole = GPT(config).eval()
+    whole = GPT(config.shape()).eval()
     weights = small.state_dict()
     weights["wte.weight"] = torch.zeros_like(whole.wte.weight).index_copy(0, used, weights["wte.weight"])
     whole.load_state_dict(weights)
@@ -97,7 +97,7 @@ def taught(tokenizer: Tokenizer, text: str, **shape: Any) -> Checkpoint:
 def read(path: Path, tokenizer: str | None = None) -> tuple[GPT, Tokenizer]:
     """A file as a model, every weight looked at."""
     incoming = GGUF.read(path, Beside(tokenizer=tokenizer))
-    network = GPT(incoming.model).eval()
+    network = GPT(incoming.model.shape()).eval()
     network.load_state_dict({name: value.float() for name, value in incoming.weights.items()})
     return network, incoming.tokenizer
 
@@ -249,7 +249,9 @@ def test_what_is_written_reads_back_as_it_was(shape, characters, tmp_path):
     network, tokenizer = read(tmp_path / "m.gguf")
     assert tokenizer.to_dict() == characters.to_dict()
     if shape not in REWRITTEN:
-        assert network.config == config.model_copy(update={"vocab_size": rows, "attention_scale": None})
+        assert (
+            network.shape == config.model_copy(update={"vocab_size": rows, "attention_scale": None}).shape()
+        )
     idx = torch.randint(rows, (2, 60), generator=torch.Generator().manual_seed(1))
     assert (network.predict(idx) - made.model.predict(idx)[..., :rows]).abs().max() < 2e-5
 
@@ -510,7 +512,7 @@ def test_a_gpt2_of_another_program_is_transformers_gpt2(kind, tmp_path):
         GGUF.read(tmp_path / "m.gguf", Beside())
     assert "tokenizer=" in caught.value.hint
     network, tokenizer = read(tmp_path / "m.gguf", str(text))
-    assert tokenizer.vocab_size == 20 and network.config.activation == "gelu_tanh"
+    assert tokenizer.vocab_size == 20 and network.shape.activation == "gelu_tanh"
     idx = torch.randint(20, (1, 30))
     with torch.no_grad():
         expected = theirs(idx).logits

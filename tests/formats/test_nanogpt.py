@@ -118,7 +118,7 @@ def reference(weights: dict[str, Tensor], arguments: dict[str, Any], idx: Tensor
 
 
 def build(incoming: base.Incoming) -> GPT:
-    model = GPT(incoming.model)
+    model = GPT(incoming.model.shape())
     model.load_state_dict(dict(incoming.weights))
     return model
 
@@ -129,7 +129,7 @@ def held(tokenizer: Any = None, steps: int | None = None, **model: Any) -> Check
     shape = {"block": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6, "dropout": 0.25}
     shape |= {"vocab_size": tokenizer.vocab_size, **model}
     config = reading.check(RunConfig, {"name": "held", "model": shape}, origin="a test")
-    network = GPT(config.model).eval()
+    network = GPT(config.model.shape()).eval()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for p in network.parameters():

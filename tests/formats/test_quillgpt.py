@@ -109,7 +109,7 @@ def reference(weights: dict[str, Tensor], shape: dict[str, int], idx: Tensor, ma
 
 
 def build(incoming: base.Incoming) -> GPT:
-    model = GPT(incoming.model)
+    model = GPT(incoming.model.shape())
     model.load_state_dict(dict(incoming.weights))
     return model
 
@@ -122,7 +122,7 @@ def held(characters: str = CHARACTERS, **model: Any) -> Checkpoint:
         "tie_embeddings": False, "head_bias": True, "dropout": 0.25, **model,
     }  # fmt: skip
     config = reading.check(RunConfig, {"name": "held", "model": shape}, origin="a test")
-    network = GPT(config.model).eval()
+    network = GPT(config.model.shape()).eval()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for p in network.parameters():

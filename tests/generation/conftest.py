@@ -52,7 +52,7 @@ def make_model() -> MakeModel:
 
     def make(seed: int = 0, **settings: Any) -> GPT:
         shape = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 29}
-        model = GPT(ModelConfig(**{**shape, **settings}))
+        model = GPT(ModelConfig(**{**shape, **settings}).shape())
         torch.manual_seed(seed)
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.3)
@@ -66,7 +66,7 @@ def reciting() -> Callable[[Sequence[int]], GPT]:
     """`reciting(ids)`: a model of bytes that goes on from the first of these distinct ids to the last."""
 
     def make(ids: Sequence[int]) -> GPT:
-        model = GPT(ModelConfig(n_layer=0, vocab_size=257, block_size=8))
+        model = GPT(ModelConfig(n_layer=0, vocab_size=257, block_size=8).shape())
         with torch.no_grad():
             model.wte.weight.zero_()
             for a, b in pairwise(ids):

@@ -32,7 +32,7 @@ def test_logits_are_those_of_the_uncached_window(
 ) -> None:
     model = make_model(**settings)
     decoder = Decoder(for_decoding(model, copied), stride=stride)
-    size = model.config.block_size
+    size = model.shape.block_size
     fed = torch.randint(0, 29, (1, 60))
     for part in fed.split((min(size, 7), *(1,) * (60 - min(size, 7))), 1):
         logits = decoder.feed(part)
@@ -90,7 +90,7 @@ def test_the_model_given_is_left_alone(make_model: MakeModel, copied: bool) -> N
     assert model.training
     assert list(model.modules()) == modules
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
-    assert model.config.tie_embeddings
+    assert model.shape.tie_embeddings
     F.cross_entropy(model(torch.randint(0, 29, (1, 5)))[0], torch.randint(0, 29, (5,))).backward()
 
 

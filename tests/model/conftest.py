@@ -20,7 +20,7 @@ def make_model() -> MakeModel:
 
     def make(seed: int = 0, **settings: Any) -> GPT:
         shape = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "vocab_size": 29}
-        model = GPT(ModelConfig(**{**shape, **settings}))
+        model = GPT(ModelConfig(**{**shape, **settings}).shape())
         torch.manual_seed(seed)
         for p in model.parameters():
             # The published initialisations start some of them at 0 or 1, where mistakes do not show.

@@ -131,7 +131,7 @@ def test_training_goes_on_after_a_prediction(make_model: MakeModel, block: str) 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_one_batch_is_learnt_by_heart(block: str) -> None:
     config = ModelConfig(block=block, n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=29)
-    model = GPT(config)
+    model = GPT(config.shape())
     torch.manual_seed(0)
     idx = torch.randint(0, 29, (4, 17))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -197,7 +197,7 @@ def test_a_checkpoint_is_the_weights_and_nothing_else(make_model: MakeModel, blo
 
 def test_a_vocabulary_is_needed() -> None:
     with pytest.raises(InputError, match="vocab_size") as e:
-        GPT(ModelConfig())
+        GPT(ModelConfig().shape())
     assert e.value.exit_code == 2
 
 
@@ -243,7 +243,7 @@ FLAT = {"batch_size": 32, "block_size": 256, "dropout": 0.3}
     ],
 )
 def test_parameter_counts_of_the_lineages(settings: dict[str, object], count: int) -> None:
-    assert n_params(reading.parse(settings).model) == count
+    assert n_params(reading.parse(settings).model.shape()) == count
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -251,4 +251,4 @@ def test_parameter_counts_of_the_lineages(settings: dict[str, object], count: in
 @pytest.mark.parametrize("tied", [True, False])
 def test_n_params_is_the_real_count(make_model: MakeModel, block: str, n_layer: int, tied: bool) -> None:
     model = make_model(block=block, n_layer=n_layer, tie_embeddings=tied)
-    assert n_params(model.config) == sum(p.numel() for p in model.parameters())
+    assert n_params(model.shape) == sum(p.numel() for p in model.parameters())

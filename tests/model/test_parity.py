@@ -22,13 +22,13 @@ def randomise(model: Any) -> None:
 
 
 def load(config: ModelConfig, weights: Iterable[tuple[str, Tensor]]) -> GPT:
-    model = GPT(config)
+    model = GPT(config.shape())
     model.load_state_dict(dict(weights))
     return model
 
 
 def check_equal(ours: GPT, theirs: Any, vocab_size: int) -> None:
-    idx = torch.randint(0, vocab_size, (2, ours.config.block_size))
+    idx = torch.randint(0, vocab_size, (2, ours.shape.block_size))
     with torch.inference_mode():
         wanted = theirs.eval()(idx).logits
     assert wanted.std() > 0.1

@@ -26,7 +26,7 @@ def make(block: str = "modern", dropout: float = 0.0, **train: Any) -> Trainer:
         block=block, n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=17, dropout=dropout
     )
     settings = {"batch_size": 8, "warmup_iters": 2, "max_iters": 20, **train}
-    return Trainer(GPT(config), TrainConfig(**settings), TOKENS, CPU)
+    return Trainer(GPT(config.shape()), TrainConfig(**settings), TOKENS, CPU)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:

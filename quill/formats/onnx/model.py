@@ -18,7 +18,7 @@ from quill.formats.onnx.graph import FLOAT, INT64, Graph, WeightsFile
 from quill.model.rope import Rope
 
 if TYPE_CHECKING:
-    from quill.config.settings import ModelConfig
+    from quill.config.shape import Shape
     from quill.model.gpt import GPT
 
 
@@ -33,7 +33,7 @@ class GraphOfGPT:
     """
 
     def __init__(self, model: GPT, file: WeightsFile, dtype: torch.dtype, *, cached: bool) -> None:
-        self.config: ModelConfig = model.config
+        self.shape: Shape = model.shape
         self.weights = model.state_dict()
         self.dtype, self.cached = dtype, cached
         self.g = Graph(file)
@@ -44,8 +44,8 @@ class GraphOfGPT:
         Args:
             producer: The version of quill.
         """
-        g, c = self.g, self.config
-        V, K, D = c.vocab_size or 0, c.n_kv_head or c.n_head, c.head_size or 0
+        g, c = self.g, self.shape
+        V, K, D = c.vocab_size, c.n_kv_head, c.head_size
         inputs = [helper.make_tensor_value_info("input_ids", INT64, ["batch", "length"])]
         outputs = [helper.make_tensor_value_info("logits", FLOAT, ["batch", "length", V])]
         for i in range(c.n_layer if self.cached else 0):
@@ -60,7 +60,7 @@ class GraphOfGPT:
         return g.model("model_with_past" if self.cached else "model", inputs, outputs, producer)
 
     def _layers(self) -> None:
-        g, c = self.g, self.config
+        g, c = self.g, self.shape
         self._position()
         x = g.op("Gather", self._matrix("wte.weight"), "input_ids")  # (B, T, C)
         if c.block == "gpt2":
@@ -76,12 +76,12 @@ class GraphOfGPT:
         flat = g.op(
             "Gemm", g.op("Reshape", x, g.integers(-1, c.n_embd)), self._matrix("wte.weight"), transB=1
         )
-        shape = g.op("Concat", g.op("Shape", "input_ids"), g.integers(c.vocab_size or 0), axis=0)
+        shape = g.op("Concat", g.op("Shape", "input_ids"), g.integers(c.vocab_size), axis=0)
         g.op("Reshape", flat, shape, output="logits")
 
     def _position(self) -> None:
         """What all layers share: positions of the new tokens, what each may see, and rotations."""
-        g, c = self.g, self.config
+        g, c = self.g, self.shape
         zero, one = g.integer(0), g.integer(1)
         total = g.op("Gather", g.op("Shape", "input_ids"), one)
         start = zero
@@ -94,12 +94,12 @@ class GraphOfGPT:
         self.mask = g.op("Where", seen, g.number(0.0), g.number(-math.inf))  # (T, S)
         if c.block == "modern":
             # Rows are looked up, not computed: a position beyond the context is an error, as it should be.
-            table = Rope.table(c.block_size, c.head_size or 0, c.rope_theta, torch.device("cpu"))
+            table = Rope.table(c.block_size, c.head_size, c.rope_theta, torch.device("cpu"))
             self.cos = g.op("Gather", g.weight("rope.cos", table.cos), self.positions)  # (T, D)
             self.sin = g.op("Gather", g.weight("rope.sin", table.sin), self.positions)
 
     def _gpt2_block(self, x: str, i: int) -> str:
-        g, c, h = self.g, self.config, f"h.{i}"
+        g, c, h = self.g, self.shape, f"h.{i}"
         qkv = self._linear(self._norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn")
         q, k, v = (self._heads(part, c.n_head) for part in g.split(qkv, 3))
         q, k, v = (g.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, k, v))  # (B, H, T, D)
@@ -109,9 +109,9 @@ class GraphOfGPT:
         return g.op("Add", x, self._linear(y, f"{h}.mlp.c_proj"))
 
     def _modern_block(self, x: str, i: int) -> str:
-        g, c, h = self.g, self.config, f"h.{i}"
+        g, c, h = self.g, self.shape, f"h.{i}"
         y, attn = self._norm(x, f"{h}.input_layernorm"), f"{h}.self_attn"
-        K = c.n_kv_head or c.n_head
+        K = c.n_kv_head
         q = self._norm(self._heads(self._linear(y, f"{attn}.q_proj"), c.n_head), f"{attn}.q_norm")
         k = self._norm(self._heads(self._linear(y, f"{attn}.k_proj"), K), f"{attn}.k_norm")
         v = self._heads(self._linear(y, f"{attn}.v_proj"), K)
@@ -129,12 +129,12 @@ class GraphOfGPT:
 
     def _attend(self, q: str, k: str, v: str, i: int) -> str:
         """Mix each position with those before it: q (B, H, T, D), k and v (B, K, T, D) to (B, T, HD)."""
-        g, c = self.g, self.config
-        H, K, D = c.n_head, c.n_kv_head or c.n_head, c.head_size or 0
+        g, c = self.g, self.shape
+        H, K, D = c.n_head, c.n_kv_head, c.head_size
         if self.cached:
             k = g.op("Concat", f"past_key_values.{i}.key", k, axis=2, output=f"present.{i}.key")
             v = g.op("Concat", f"past_key_values.{i}.value", v, axis=2, output=f"present.{i}.value")
-        q = g.op("Mul", q, g.number(c.attention_scale or D**-0.5))
+        q = g.op("Mul", q, g.number(c.attention_scale))
         k = g.op("Transpose", k, perm=[0, 1, 3, 2])
         if H != K:
             # The heads of a group get an axis of their own, along which keys and values are broadcast.
@@ -147,7 +147,7 @@ class GraphOfGPT:
         return g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.integers(0, 0, H * D))
 
     def _heads(self, x: str, n: int) -> str:
-        return self.g.op("Reshape", x, self.g.integers(0, 0, n, self.config.head_size or 0))
+        return self.g.op("Reshape", x, self.g.integers(0, 0, n, self.shape.head_size))
 
     def _rotate(self, x: str) -> str:
         g = self.g
@@ -156,18 +156,18 @@ class GraphOfGPT:
         return g.op("Add", g.op("Mul", x, self.cos), g.op("Mul", swapped, self.sin))
 
     def _norm(self, x: str, name: str) -> str:
-        g, c = self.g, self.config
+        g, c = self.g, self.shape
         weight = g.weight(f"{name}.weight", self.weights[f"{name}.weight"])
         if c.block == "gpt2":
             bias = [self._bias(name)] if f"{name}.bias" in self.weights else []
-            return g.op("LayerNormalization", x, weight, *bias, epsilon=c.norm_eps or 1e-5)
+            return g.op("LayerNormalization", x, weight, *bias, epsilon=c.norm_eps)
         mean = g.op("ReduceMean", g.op("Pow", x, g.number(2.0)), g.integers(-1))
-        root = g.op("Sqrt", g.op("Add", mean, g.number(c.norm_eps or 1e-6)))
+        root = g.op("Sqrt", g.op("Add", mean, g.number(c.norm_eps)))
         return g.op("Mul", g.op("Div", x, root), weight)
 
     def _activation(self, x: str) -> str:
         g = self.g
-        match self.config.activation:
+        match self.shape.activation:
             case "relu":
                 return g.op("Relu", x)
             case "relu2":

@@ -11,13 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quill.config.settings import ModelConfig
+from quill.config.shape import Shape
 from quill.errors import InputError
 from quill.model.attention import attend
 from quill.model.kv_cache import LayerCache
 from quill.model.rope import Rope
-
-LEARNED_POSITIONS = False
 
 
 class RMSNorm(nn.RMSNorm):
@@ -28,24 +26,24 @@ class RMSNorm(nn.RMSNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
-def norm(config: ModelConfig) -> nn.Module:
+def norm(shape: Shape) -> nn.Module:
     """The family's norm over the residual stream."""
-    return RMSNorm(config.n_embd, eps=config.norm_eps or 1e-6)
+    return RMSNorm(shape.n_embd, eps=shape.norm_eps)
 
 
 class Attention(nn.Module):
     """Grouped-query causal self-attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        n_kv_head, D = config.n_kv_head or config.n_head, config.head_size or 0
+        n_kv_head, D = shape.n_kv_head, shape.head_size
         self.head_size = D
-        self.q_proj = nn.Linear(config.n_embd, config.n_head * D, bias=False)
-        self.k_proj = nn.Linear(config.n_embd, n_kv_head * D, bias=False)
-        self.v_proj = nn.Linear(config.n_embd, n_kv_head * D, bias=False)
-        self.o_proj = nn.Linear(config.n_head * D, config.n_embd, bias=False)
-        self.q_norm = RMSNorm(D, eps=config.norm_eps or 1e-6)
-        self.k_norm = RMSNorm(D, eps=config.norm_eps or 1e-6)
+        self.q_proj = nn.Linear(shape.n_embd, shape.n_head * D, bias=False)
+        self.k_proj = nn.Linear(shape.n_embd, n_kv_head * D, bias=False)
+        self.v_proj = nn.Linear(shape.n_embd, n_kv_head * D, bias=False)
+        self.o_proj = nn.Linear(shape.n_head * D, shape.n_embd, bias=False)
+        self.q_norm = RMSNorm(D, eps=shape.norm_eps)
+        self.k_norm = RMSNorm(D, eps=shape.norm_eps)
 
     def forward(self, x: Tensor, rope: Rope, cache: LayerCache | None) -> Tensor:
         """Mix each position with those before it; (B, T, C) to (B, T, C)."""
@@ -61,14 +59,14 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Gated (swiglu) or plain (the other activations) feed-forward."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        hidden = config.mlp_size or 4 * config.n_embd
-        self.activation = config.activation
+        hidden = shape.mlp_size
+        self.activation = shape.activation
         if self.activation == "swiglu":
-            self.gate_proj = nn.Linear(config.n_embd, hidden, bias=False)
-        self.up_proj = nn.Linear(config.n_embd, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, config.n_embd, bias=False)
+            self.gate_proj = nn.Linear(shape.n_embd, hidden, bias=False)
+        self.up_proj = nn.Linear(shape.n_embd, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, shape.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C)."""
@@ -94,13 +92,13 @@ class Block(nn.Module):
     where the fused kernels never hold them.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.input_layernorm = norm(config)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = norm(config)
-        self.mlp = MLP(config)
-        self.dropout = config.dropout
+        self.input_layernorm = norm(shape)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = norm(shape)
+        self.mlp = MLP(shape)
+        self.dropout = shape.dropout
 
     def forward(self, x: Tensor, rope: Rope, cache: LayerCache | None = None) -> Tensor:
         """One layer.

@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quill.config.settings import ModelConfig
+from quill.config.shape import Shape
 from quill.model.attention import attend
 from quill.model.kv_cache import LayerCache
 from quill.model.rope import Rope
-
-LEARNED_POSITIONS = True
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -45,21 +43,21 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def norm(config: ModelConfig) -> nn.Module:
+def norm(shape: Shape) -> nn.Module:
     """The family's norm over the residual stream."""
-    return nn.LayerNorm(config.n_embd, eps=config.norm_eps or 1e-5, bias=config.bias)
+    return nn.LayerNorm(shape.n_embd, eps=shape.norm_eps, bias=shape.bias)
 
 
 class Attention(nn.Module):
     """Multi-head causal self-attention."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.n_head, self.head_size = config.n_head, config.head_size or 0
-        self.scale, self.dropout = config.attention_scale, config.dropout
+        self.n_head, self.head_size = shape.n_head, shape.head_size
+        self.scale, self.dropout = shape.attention_scale, shape.dropout
         inner = self.n_head * self.head_size
-        self.c_attn = nn.Linear(config.n_embd, 3 * inner, bias=bool(config.qkv_bias))
-        self.c_proj = nn.Linear(inner, config.n_embd, bias=config.bias)
+        self.c_attn = nn.Linear(shape.n_embd, 3 * inner, bias=shape.qkv_bias)
+        self.c_proj = nn.Linear(inner, shape.n_embd, bias=shape.bias)
 
     def forward(self, x: Tensor, cache: LayerCache | None) -> Tensor:
         """Mix each position with those before it; (B, T, C) to (B, T, C)."""
@@ -73,12 +71,12 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two layers with a pointwise nonlinearity between."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        hidden = config.mlp_size or 4 * config.n_embd
-        self.c_fc = nn.Linear(config.n_embd, hidden, bias=config.bias)
-        self.c_proj = nn.Linear(hidden, config.n_embd, bias=config.bias)
-        self.activation = _ACTIVATIONS[config.activation or "gelu"]
+        hidden = shape.mlp_size
+        self.c_fc = nn.Linear(shape.n_embd, hidden, bias=shape.bias)
+        self.c_proj = nn.Linear(hidden, shape.n_embd, bias=shape.bias)
+        self.activation = _ACTIVATIONS[shape.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C)."""
@@ -88,13 +86,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.ln_1 = norm(config)
-        self.attn = Attention(config)
-        self.ln_2 = norm(config)
-        self.mlp = MLP(config)
-        self.dropout = config.dropout
+        self.ln_1 = norm(shape)
+        self.attn = Attention(shape)
+        self.ln_2 = norm(shape)
+        self.mlp = MLP(shape)
+        self.dropout = shape.dropout
 
     def forward(self, x: Tensor, rope: Rope | None = None, cache: LayerCache | None = None) -> Tensor:
         """One layer.
