@@ -45,7 +45,7 @@ def command(
     if workers is not None and workers < 1:
         raise InputError(f"--workers {workers} is refused", why="it takes at least 1")
     given = {"source": source[0] if len(source) == 1 else source, **session.overrides}
-    config = reading.check(DataConfig, given, origin="the flags")
+    config = reading.check(DataConfig, given, origin="the arguments")
     with watch(session.output) as observer:
         dataset = prepare.prepare(
             config, session.datasets(), name=name, force=force, workers=workers, observer=observer

@@ -48,7 +48,7 @@ def command(
 
     output = session.output
     version = session.registry().resolve(reference)
-    config = reading.check(SampleConfig, dict(session.overrides), origin="the flags")
+    config = reading.check(SampleConfig, dict(session.overrides), origin="the arguments")
     text = _prompt(words, prompt, prompt_file)
 
     from quill.checkpoint import load as checkpoint

@@ -128,7 +128,7 @@ def read_config(session: Session, file: Path | None, name: str | None) -> RunCon
     if file is not None:
         run = reading.load(file, overrides)
     else:
-        run = reading.parse({}, overrides, origin="the flags")
+        run = reading.parse({}, overrides, origin="the arguments")
     if run.name is None:
         source = run.data.source
         if not isinstance(source, str) or "/" in source or "." in source or source == "-":

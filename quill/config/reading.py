@@ -45,7 +45,6 @@ def parse(
     *,
     origin: str = "config",
     folder: Path | None = None,
-    overrides_origin: str = "the command line",
     error: type[QuillError] = InputError,
 ) -> RunConfig:
     """Validate a config that is already a JSON value.
@@ -58,7 +57,6 @@ def parse(
         overrides: Values by dotted path.
         origin: Where the document came from, for messages.
         folder: Folder that relative paths of a flat config start from.
-        overrides_origin: Where the overrides came from, for messages.
         error: What to raise if validation fails.
     """
     if not isinstance(document, dict):
@@ -72,7 +70,7 @@ def parse(
         target = merged.setdefault(section, {}) if section else merged
         if isinstance(target, dict):
             target[field] = value
-    origins = dict.fromkeys(given, "the environment") | dict.fromkeys(overrides or {}, overrides_origin)
+    origins = dict.fromkeys(given, "the environment") | dict.fromkeys(overrides or {}, "the arguments")
     return check(RunConfig, merged, origin=origin, origins=origins, error=error)
 
 
@@ -128,7 +126,7 @@ def _explain(model: type[Section], err: Any, origin: str) -> tuple[str, str, str
         close = _closest(loc, model)
         return (
             f"unknown setting {shorten(path, 120)} in {origin}",
-            f"did you mean {close}?" if close else "no setting has that name",
+            f"did you mean '{close}'?" if close else "no setting has that name",
             "quill config table",
         )
     if not path:
@@ -136,7 +134,7 @@ def _explain(model: type[Section], err: Any, origin: str) -> tuple[str, str, str
     elif isinstance(err["input"], dict):
         what = f"section '{path}' in {origin} is invalid"
     else:
-        what = f"{path} = {shorten(err['input'], 60)} in {origin} is invalid"
+        what = f"'{path}' = {shorten(err['input'], 60)} in {origin} is invalid"
     field = _field(model, loc)
     return what, _rule(err), err.get("ctx", {}).get("hint", "quill config table" if field else "")
 

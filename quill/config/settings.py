@@ -180,7 +180,7 @@ class ModelConfig(Section):
             return data
         if width % heads and "head_size" not in data and given["n_layer"] != 0:
             raise _refused(
-                f"model.n_embd = {width} is not divisible by model.n_head = {heads}",
+                f"'model.n_embd' = {width} is not divisible by 'model.n_head' = {heads}",
                 f"set model.head_size={max(1, width // heads)}",
             )
         facts = blocks.facts(block)
@@ -198,10 +198,10 @@ class ModelConfig(Section):
         facts = blocks.facts(self.block)
         if self.n_kv_head and self.n_head % self.n_kv_head:
             raise ValueError(
-                f"model.n_head = {self.n_head} is not a multiple of model.n_kv_head = {self.n_kv_head}"
+                f"'model.n_head' = {self.n_head} is not a multiple of 'model.n_kv_head' = {self.n_kv_head}"
             )
         if self.head_bias and self.tie_embeddings:
-            raise _refused("model.head_bias requires an untied output head", "set model.tie_embeddings=false")
+            raise _refused("'model.head_bias' requires an untied head", "set model.tie_embeddings=false")
         if self.activation not in facts.activations:
             raise _refused(
                 f"block {self.block} has no activation '{self.activation}': "
@@ -217,7 +217,7 @@ class ModelConfig(Section):
         }
         unsupported = {name for name, is_given in given.items() if is_given} - facts.settings
         if unsupported:
-            names = ", ".join(f"model.{name}" for name in given if name in unsupported)
+            names = ", ".join(f"'model.{name}'" for name in given if name in unsupported)
             raise _refused(
                 f"block {self.block} does not support {names}",
                 _other_block(lambda f: unsupported <= f.settings),
@@ -240,7 +240,7 @@ class ModelConfig(Section):
             values["vocab_size"] = vocab_size
         if values["vocab_size"] is None:
             raise InputError(
-                "model.vocab_size is unset",
+                "'model.vocab_size' is unset",
                 why="a model is built for the vocabulary of its tokenizer",
                 hint="set model.vocab_size",
             )
@@ -317,7 +317,7 @@ class TrainConfig(Section):
     def _rates_in_order(self) -> Self:
         if self.min_lr > self.learning_rate:
             raise _refused(
-                f"train.min_lr = {self.min_lr} is above train.learning_rate = {self.learning_rate}",
+                f"'train.min_lr' = {self.min_lr} is above 'train.learning_rate' = {self.learning_rate}",
                 f"set train.min_lr={self.learning_rate / 10:g}",
             )
         return self

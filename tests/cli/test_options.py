@@ -148,7 +148,7 @@ def test_a_model_is_named_after_its_data_unless_that_has_no_name():
 def test_help_shows_type_default_and_bounds(capsys):
     main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--dropout NUMBER>=0 <1 Share of activations dropped in training (default 0.0)." in text
+    assert "--dropout NUMBER>=0 <1 Probability of dropping an activation in training. [default: 0.0]" in text
     assert "--optimizer adamw|muon" in text
     assert "--block gpt2|modern" in text
     assert "--tie-embeddings / --no-tie-embeddings" in text

@@ -38,7 +38,7 @@ def test_f07_values_of_the_wrong_kind(value: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["0", "-1", '"8"', "8.0", "true"])
 def test_f07_a_refusal_names_the_path_and_the_setting(value: str, tmp_path: Path) -> None:
     error = refuse(f'{{"train": {{"batch_size": {value}}}}}', tmp_path)
-    assert "train.batch_size = " in error.what
+    assert "'train.batch_size' = " in error.what
     assert error.why in ("it must be at least 1", "it must be an integer")
 
 
@@ -53,7 +53,7 @@ def test_f07_a_refusal_names_the_path_and_the_setting(value: str, tmp_path: Path
     ],
 )
 def test_f07_an_unknown_key_gets_a_suggestion(document: Any, suggestion: str, tmp_path: Path) -> None:
-    assert refuse(json.dumps(document), tmp_path).why == f"did you mean {suggestion}?"
+    assert refuse(json.dumps(document), tmp_path).why == f"did you mean '{suggestion}'?"
 
 
 def test_f08_a_duplicate_key(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_f11_an_integer_python_will_not_convert(tmp_path: Path) -> None:
 
 def test_f11_a_width_that_heads_do_not_divide(tmp_path: Path) -> None:
     error = refuse('{"model": {"n_embd": 1024, "n_head": 12}}', tmp_path)
-    assert error.why == "model.n_embd = 1024 is not divisible by model.n_head = 12"
+    assert error.why == "'model.n_embd' = 1024 is not divisible by 'model.n_head' = 12"
     assert error.hint == "set model.head_size=85"
 
 
@@ -119,7 +119,7 @@ def test_an_override_is_held_to_what_the_file_is_held_to() -> None:
 
 
 def test_a_refusal_names_who_gave_the_value_and_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="the command line") as caught:
+    with pytest.raises(InputError, match="the arguments") as caught:
         reading.parse({}, {"train.beta1": float("inf")}, origin="run.json")
     assert caught.value.why == "it must be finite"
     monkeypatch.setenv("QUILL_DTYPE", "int3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,12 +90,12 @@ def test_it_trains_samples_saves_and_loads(
 
     monkeypatch.setenv("QUILL_REGISTRY", str(tmp_path / "weights"))
     (tmp_path / "tide.txt").write_text(tiny_text)
-    flags = (
-        "--n-layer 2 --n-head 2 --n-embd 16 --block-size 16 --batch-size 8 --max-iters 30 --warmup-iters 2 "
-        "--eval-interval 10 --device cpu --dtype float32 --compile off"
-    ).split()
+    settings = {"n-layer": 2, "n-head": 2, "n-embd": 16, "block-size": 16, "batch-size": 8, "max-iters": 30}
+    settings |= {"warmup-iters": 2, "eval-interval": 10}
+    fixed = ["--device=cpu", "--dtype=float32", "--compile=off", "--block=parallel"]
+    flags = [*fixed, *(f"--{name}={value}" for name, value in settings.items())]
     assert main(["prepare", str(tmp_path / "tide.txt"), "--name", "tide", "-q"]) == 0
-    assert main(["train", "tide", "--name", "toy", "--block", "parallel", *flags, "-q"]) == 0
+    assert main(["train", "--data", "tide", "--name", "toy", *flags, "-q"]) == 0
     assert capsys.readouterr().out.split()[-1] == "toy:v1"
     assert main(["sample", "toy", "3 bells", "--max-new-tokens", "10", "--seed", "1"]) == 0
     assert capsys.readouterr().out.startswith("3 bells")
@@ -102,7 +103,7 @@ def test_it_trains_samples_saves_and_loads(
     loaded = quill.load("toy", registry=tmp_path / "weights")
     assert {"h.1.qkv.weight", "h.1.down.weight"} <= set(loaded.model.state_dict())
     figures = quill.evaluate("toy", tiny_text, registry=tmp_path / "weights")
-    assert figures.loss < 3.5 < torch.tensor(loaded.tokenizer.vocab_size).log() + 0.6
+    assert figures.loss < math.log(loaded.tokenizer.vocab_size) - 0.1
 
 
 def test_its_facts_decide_what_settings_it_takes() -> None:
@@ -111,8 +112,8 @@ def test_its_facts_decide_what_settings_it_takes() -> None:
     assert ModelConfig(block="parallel", bias=True, rope_theta=7.0).rope_theta == 7.0
     refused = [
         ({"activation": "gelu"}, "no activation 'gelu'"),
-        ({"attention_scale": 0.1}, "does not support model.attention_scale"),
-        ({"n_kv_head": 2}, "does not support model.n_kv_head"),
+        ({"attention_scale": 0.1}, "does not support 'model.attention_scale'"),
+        ({"n_kv_head": 2}, "does not support 'model.n_kv_head'"),
         ({"n_head": 1}, "heads must be even in number"),
     ]
     for settings, why in refused:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def _refusal(config: ModelConfig) -> str | None:
     if config.head_size and config.head_size % 2:
-        return f"rotary positions require an even model.head_size, not {config.head_size}"
+        return f"rotary positions require an even 'model.head_size', not {config.head_size}"
     return None
 
 
