@@ -104,7 +104,7 @@ def test_transformers_computes_the_same_logits_and_quill_reads_them_back(variant
     theirs, back = theirs_of(folder), ours_of(HF.read(folder, NOTHING))
     assert type(theirs).__module__.startswith("transformers.models.")
     for length in (1, 7, 24):
-        idx = torch.randint(ours.config.vocab_size, (2, length))
+        idx = torch.randint(ours.shape.vocab_size, (2, length))
         with torch.inference_mode():
             logits = theirs(idx).logits
         wanted = ours.predict(idx)
