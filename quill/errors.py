@@ -124,6 +124,21 @@ def shorten(value: Any, limit: int = 80) -> str:
     return f"{shown[: limit - 3 - len(end)]}...{end}"
 
 
+def newer(what: str, schema: int, newest: int) -> InputError:
+    """Return the error for a file that a newer quill wrote.
+
+    Args:
+        what: The file, or what it describes.
+        schema: Its schema version.
+        newest: The newest schema version that this quill reads.
+    """
+    return InputError(
+        f"{what} has schema {schema}",
+        why=f"a newer quill wrote it; this one reads up to schema {newest}",
+        hint="pip install --upgrade quill-gpt",
+    )
+
+
 def _cut(found: re.Match[str]) -> str:
     value = found[1]
     limit = _LONGEST_PATH if "/" in value or "\\" in value else 78

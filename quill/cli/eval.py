@@ -137,7 +137,7 @@ def _of_text(loaded: Checkpoint, path: str, root: Path) -> Measured:
     from quill.data import sources
 
     with sources.find(path, root) as found:
-        text = "".join("\n".join(block) for block in found.blocks("reading"))
+        text = "".join(chunk.joined() for chunk in found.chunks("reading"))
     return Measured(path, _encode(loaded, text, path), len(text.encode()))
 
 

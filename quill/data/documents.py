@@ -1,9 +1,9 @@
-"""One file into documents: decompressed, decoded, cut into stretches, never whole in memory.
+"""One file into documents: decompressed, decoded and read in chunks, never whole in memory.
 
-What is read is text the way Python's own text mode reads it: decoded strictly, line ends made "\\n", a byte
-order mark at the start dropped. Nothing else is changed: no Unicode normalisation, no trimming. A file of
-`.jsonl` holds one document a line; every other file is one document. A NUL is refused in a text file, where
-it tells of another encoding or of no text at all; in a JSON line it was written out on purpose and stays.
+Text is read the way Python's text mode reads it: decoded strictly, line ends turned into "\\n", a byte order
+mark at the start dropped. Nothing else changes: no Unicode normalisation, no trimming. A `.jsonl` file has
+one document on each line; any other file is one document. A NUL is refused in a text file, where it means
+another encoding or a binary file; in a JSON line it was written on purpose and stays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quill.errors import CorruptError, InputError, ResourceError
+from quill.errors import CorruptError, InputError, ResourceError, shorten
 
 # Larger ones only leave the processor's cache.
 BUFFER = 1 << 19
@@ -28,16 +28,17 @@ LONGEST_LINE = 64 << 20
 COMPRESSED = (".gz", ".zst")
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = (".txt", ".md", ".text", *LINES)
+_FIELDS_SHOWN = 8
 
 
-class Stretch(NamedTuple):
-    """A stretch of a file's text.
+class Fragment(NamedTuple):
+    """Text of one document: all of it, or as much as was read at once.
 
     Attributes:
-        begins: Whether a document begins with it.
-        text: Some of a document's text, or all of it.
-        data: The same in UTF-8 where it was read as that, to be spared encoding it again; else empty.
-        position: Tells how many bytes of the file have been read.
+        begins: Whether it is the start of the document.
+        text: The text.
+        data: The same in UTF-8 where the file had it in that form, to save encoding it again; else empty.
+        position: Returns how many bytes of the file have been read.
     """
 
     begins: bool
@@ -46,17 +47,17 @@ class Stretch(NamedTuple):
     position: Callable[[], int]
 
 
-def read(path: Path, *, name: str, encoding: str, text_field: str) -> Iterator[Stretch]:
-    """Read one file; documents without any text are passed over.
+def read(path: Path, *, name: str, encoding: str, text_field: str) -> Iterator[Fragment]:
+    """Read one file, skipping documents without any text.
 
     Args:
-        path: The file; its suffixes tell how it is read.
-        name: What it is called in messages.
-        encoding: Of a text file, as `codec` names it; JSON lines are UTF-8 always.
-        text_field: Where the text is in a JSON line.
+        path: The file; its suffixes decide how it is read.
+        name: What messages call it.
+        encoding: Encoding of a text file, as `codec` returns it; JSON lines are always UTF-8.
+        text_field: Field of a JSON line that contains the text.
 
     Raises:
-        InputError: It is not the text it should be, with the line or byte where it is not.
+        InputError: It is not text of that form; the message gives the line or the byte.
         CorruptError: A compressed file is damaged.
         ResourceError: It cannot be read.
     """
@@ -67,12 +68,12 @@ def read(path: Path, *, name: str, encoding: str, text_field: str) -> Iterator[S
         for starts, text, data in found:
             begins = begins or starts
             if text:
-                yield Stretch(begins, text, data, file.position)
+                yield Fragment(begins, text, data, file.position)
                 begins = False
 
 
 class _File(NamedTuple):
-    """A file being read, perhaps through a decompressor, that knows how far it is on disk."""
+    """An open file, perhaps behind a decompressor, that knows its position on disk."""
 
     read: Callable[[int], bytes]
     readline: Callable[[int], bytes]
@@ -84,7 +85,7 @@ def opened(path: Path) -> Iterator[io.FileIO]:
     """Open a file or a FIFO for reading, unbuffered.
 
     Raises:
-        ResourceError: It cannot be.
+        ResourceError: It cannot be opened.
     """
     try:
         file = open(path, "rb", buffering=0)  # noqa: SIM115
@@ -113,7 +114,7 @@ def _reading(path: Path) -> Iterator[_File]:
 
 
 def _zst_decompressor(path: Path) -> Callable[[], Any]:
-    """What makes a decompressor of one frame. Format: RFC 8878."""
+    """Return a constructor of decompressors for one frame. Format: RFC 8878."""
     try:
         import zstandard
     except ImportError:
@@ -139,10 +140,10 @@ def _zst_decompressor(path: Path) -> Callable[[], Any]:
 class _ZstStream(io.RawIOBase):
     """Decompressed bytes of a .zst file.
 
-    The library's own reader takes a file cut short for one that ends; this one tells.
+    The library's own reader takes a truncated file for a complete one; this one raises EOFError.
     """
 
-    # A frame expands 32768 times at the most, so this bounds what one read can bring.
+    # A frame expands 32768 times at most, so this bounds what one read can return.
     _STEP = 1024
 
     def __init__(self, raw: io.FileIO, frame: Callable[[], Any]) -> None:
@@ -174,7 +175,7 @@ class _ZstStream(io.RawIOBase):
 
 
 def _plain(file: _File, name: str, encoding: str) -> Iterator[tuple[bool, str, bytes]]:
-    """A file that is one document."""
+    """Read a file that is one document."""
     decoder = codecs.getincrementaldecoder(encoding)("strict")
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     offset = 0  # Of the byte that the decoder reads next.
@@ -189,13 +190,13 @@ def _plain(file: _File, name: str, encoding: str) -> Iterator[tuple[bool, str, b
             raise _undecodable(name, encoding, e, offset - held) from None
         if "\0" in text:
             before = text[: text.index("\0")].encode(encoding)
-            # Where encoding writes a byte order mark, only the first stretch has one.
+            # Encoding writes a byte order mark each time; only the first chunk really has one.
             mark = len("".encode(encoding)) if offset > held else 0
             at = offset - held + len(before) - mark
             raise InputError(
                 f"'{name}' is not text: byte {at:,} is a NUL",
-                why="text files hold none; UTF-16 read as something else does, and binary files do",
-                hint="if it is UTF-16: --encoding utf-16",
+                why="text files have none; binary files do, and so does UTF-16 read as something else",
+                hint="set data.encoding=utf-16",
             )
         offset += len(raw)
         mended = newlines.decode(text, not raw)
@@ -217,23 +218,25 @@ def _undecodable(name: str, encoding: str, e: UnicodeDecodeError, base: int) -> 
     utf16 = base == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff")
     return InputError(
         f"'{name}' is not {encoding.upper()}: byte {at:,} is {value}",
-        why=e.reason,
-        hint="it looks like UTF-16: --encoding utf-16"
+        why=e.reason + ("; it looks like UTF-16" if utf16 else ""),
+        hint="set data.encoding=utf-16"
         if utf16
-        else "name its encoding, such as --encoding cp1252",
+        else "set data.encoding=cp1252, or whatever it is written in",
     )
 
 
 def _json_lines(file: _File, name: str, text_field: str) -> Iterator[tuple[bool, str, bytes]]:
-    """A file of one document a line. Format: jsonlines.org, RFC 8259."""
+    """Read a file of one document per line. Format: jsonlines.org, RFC 8259."""
     offset = number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
         where = f"'{name}' line {number:,}"
         if len(line) > LONGEST_LINE:
             raise InputError(f"{where} is longer than {LONGEST_LINE >> 20} MB", why="a line is one document")
+        if number == 1 and line.startswith(codecs.BOM_UTF8):
+            line, offset = line[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
         try:
-            record = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            record = line.decode()
         except UnicodeDecodeError as e:
             raise InputError(
                 f"{where} is not UTF-8: byte {offset + e.start:,} is {line[e.start]:#04x}", why=e.reason
@@ -248,42 +251,54 @@ def _text_of(record: str, where: str, text_field: str) -> str:
         value = json.loads(record)
     except (ValueError, RecursionError) as e:
         raise InputError(f"{where} is not JSON", why=str(e)) from None
-    if not isinstance(value, dict) or text_field not in value:
-        have = ", ".join(map(ascii, value)) if isinstance(value, dict) else "no object"
+    field = shorten(text_field)
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is not a JSON object", why=f"the text is read from its field {field}")
+    if text_field not in value:
+        other = next((k for k, v in value.items() if isinstance(v, str) and k.isidentifier()), None)
         raise InputError(
-            f"{where} has no field '{text_field}'", why=f"it has {have}", hint="--text-field NAME"
+            f"{where} has no field {field}",
+            why=f"it has {_fields(value)}",
+            hint=f"set data.text_field={other}" if other and len(other) <= 40 else "",
         )
     text = value[text_field]
     if not isinstance(text, str):
-        raise InputError(f"{where}: '{text_field}' is not a string", why=f"it is {type(text).__name__}")
+        raise InputError(f"{where}: the field {field} is not a string", why=f"it is {shorten(text)}")
     if not text.isascii() and (lone := re.search("[\ud800-\udfff]", text)):
         raise InputError(
-            f"{where}: '{text_field}' holds U+{ord(lone[0]):04X}", why="a lone surrogate is not a character"
+            f"{where}: the field {field} contains U+{ord(lone[0]):04X}",
+            why="a lone surrogate is not a character",
         )
     return re.sub("\r\n?", "\n", text) if "\r" in text else text
 
 
+def _fields(record: dict[str, Any]) -> str:
+    shown = ", ".join(shorten(key) for key, _ in zip(record, range(_FIELDS_SHOWN), strict=False))
+    more = len(record) - _FIELDS_SHOWN
+    return f"{shown} and {more:,} more" if more > 0 else shown or "none"
+
+
 def codec(encoding: str) -> str:
-    """The name of a text encoding as Python has it.
+    """Return Python's name of a text encoding.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: There is no such encoding.
     """
     try:
         info = codecs.lookup(encoding)
         "a".encode(encoding).decode(encoding)
     except (LookupError, ValueError):
         raise InputError(
-            f"no text encoding is called {encoding!r}",
-            why="any that Python knows will do",
-            hint="--encoding utf-8, utf-16, cp1252, latin-1, shift_jis, gb18030",
+            f"no text encoding is called {shorten(encoding)}",
+            why="Python's encodings are known, such as utf-8, utf-16, cp1252, latin-1, shift_jis, gb18030",
+            hint="set data.encoding=utf-8",
         ) from None
-    # A byte order mark is dropped here anyway, and offsets count from the first byte.
+    # A byte order mark is dropped anyway, and offsets count from the first byte.
     return "utf-8" if info.name == "utf-8-sig" else info.name
 
 
 def suffixes(path: Path) -> tuple[str, str]:
-    """The suffix that tells what a file holds, and that of its compression."""
+    """Return the suffix of a file's content and that of its compression, each possibly empty."""
     suffixes = [s.lower() for s in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSED else ""
     kind = suffixes[-1] if suffixes else ""

@@ -1,4 +1,4 @@
-"""A stream of text into arrays of ids, in order, with a bounded stretch of it in memory at any time."""
+"""A stream of text into arrays of token ids: in order, on several threads, in constant memory."""
 
 from __future__ import annotations
 
@@ -11,116 +11,116 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from quill.data.sources import Block, Text
+from quill.data.sources import Chunk, Text
 from quill.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from quill.tokenizers.base import Ids
 
-# Characters that one thread encodes at a time: enough to be worth handing over, little enough to hold
-# several, and small enough for a processor's cache.
-UNIT = 1 << 18
-# A text with no place to cut is cut here all the same.
+# Characters that one thread encodes at a time: enough to be worth a hand-over, few enough to hold several
+# and for a processor's cache.
+TASK = 1 << 18
+# A text without a boundary is cut after this many characters anyway.
 LONGEST = 1 << 20
 
-# Stretches to encode one by one; None is where one document ends and the next begins.
-Unit = list[str | None]
+# Texts to encode one after the other; None stands between two documents.
+Task = list[str | None]
 
 
 class Reading:
-    """A second reading of a surveyed text, dealt out in two parts and hashed on the way.
+    """A second reading of a surveyed text, split in two and hashed on the way.
 
     Args:
         text: The text.
-        at: Characters of the first part.
+        at: Characters of the first split.
         stage: What the reading is for.
     """
 
     def __init__(self, text: Text, at: int, stage: str) -> None:
-        self._blocks = text.blocks(stage)
+        self._chunks = text.chunks(stage)
         self._left = at
-        self._rest: Block | None = None
+        self._rest: Chunk | None = None
         self._digest = hashlib.sha256()
         self.bytes = [0, 0]
 
     @property
     def sha256(self) -> str:
-        """Of all that was dealt out so far."""
+        """Hash of everything read so far."""
         return self._digest.hexdigest()
 
-    def first(self) -> Iterator[Block]:
-        """The first part."""
-        while self._left > 0 and (block := next(self._blocks, None)) is not None:
-            length = sum(map(len, block)) + len(block) - 1
+    def first(self) -> Iterator[Chunk]:
+        """Read the first split."""
+        while self._left > 0 and (chunk := next(self._chunks, None)) is not None:
+            length = sum(map(len, chunk)) + len(chunk) - 1
             if length > self._left:
-                block, self._rest = _cut(block, self._left)
+                chunk, self._rest = _cut(chunk, self._left)
             self._left -= min(length, self._left)
-            self._note(block, 0)
-            yield block
+            self._note(chunk, 0)
+            yield chunk
 
-    def second(self) -> Iterator[Block]:
-        """What is left; to be asked for once the first part is through."""
+    def second(self) -> Iterator[Chunk]:
+        """Read the rest, after the first split was read to its end."""
         if self._rest is not None:
             self._note(self._rest, 1)
             yield self._rest
-        for block in self._blocks:
-            self._note(block, 1)
-            yield block
+        for chunk in self._chunks:
+            self._note(chunk, 1)
+            yield chunk
 
-    def _note(self, block: Block, part: int) -> None:
-        data = block.utf8()
+    def _note(self, chunk: Chunk, split: int) -> None:
+        data = chunk.utf8()
         self._digest.update(data)
-        self.bytes[part] += len(data)
+        self.bytes[split] += len(data)
 
 
-def units(
-    blocks: Iterable[Block], boundary: Callable[[str], int], *, joined: bool, size: int = UNIT
-) -> Iterator[Unit]:
-    """Cut a stream where its ids do not notice.
+def tasks(
+    chunks: Iterable[Chunk], boundary: Callable[[str], int], *, joined: bool, size: int = TASK
+) -> Iterator[Task]:
+    """Cut a stream into tasks whose ids, put together, are those of the whole.
 
     Args:
-        blocks: The stream.
-        boundary: Where a stretch may be cut, as Tokenizer.boundary tells.
-        joined: Whether documents are joined by a newline; if not, None stands between them.
-        size: Characters in a unit, about.
+        chunks: The stream.
+        boundary: Returns where a text may be cut; see Tokenizer.boundary.
+        joined: Join documents by a newline; otherwise None stands between them.
+        size: Approximate characters in a task.
     """
-    unit: Unit = []
+    task: Task = []
     length = 0
     carry = ""  # The end of a document so far, not yet known to be safe to cut.
-    for block in blocks:
-        for i, piece in enumerate([block.joined()] if joined else block):
+    for chunk in chunks:
+        for i, fragment in enumerate([chunk.joined()] if joined else chunk):
             if i:
-                unit += [carry, None] if carry else [None]
+                task += [carry, None] if carry else [None]
                 length += len(carry) + 1
                 carry = ""
-            carry += piece
+            carry += fragment
             at = 0
             while len(carry) - at > size:
                 end = at + (boundary(carry[at : at + size]) or _far_boundary(carry, at, boundary))
                 if end == at:
                     break
-                yield [*unit, carry[at:end]]
-                unit, length, at = [], 0, end
+                yield [*task, carry[at:end]]
+                task, length, at = [], 0, end
             carry = carry[at:]
             if length >= size:
-                yield unit
-                unit, length = [], 0
+                yield task
+                task, length = [], 0
     if carry:
-        unit.append(carry)
-    if unit:
-        yield unit
+        task.append(carry)
+    if task:
+        yield task
 
 
 def encode(
-    blocks: Iterable[Block], tokenizer: Tokenizer, *, workers: int | None = None, size: int = UNIT
+    chunks: Iterable[Chunk], tokenizer: Tokenizer, *, workers: int | None = None, size: int = TASK
 ) -> Iterator[Ids]:
     """Encode a stream on several threads, in order.
 
     Args:
-        blocks: The stream; documents are joined by the tokenizer's eot_id, or a newline if it has none.
-        tokenizer: Does the encoding; one that leaves Python for it gains from threads.
-        workers: Threads; unset: as many as this process may use processors.
-        size: Characters that a thread takes at a time, about.
+        chunks: The stream; documents are joined by the tokenizer's eot_id, or a newline if it has none.
+        tokenizer: Encodes; threads help where it leaves Python to do so.
+        workers: Threads; None: as many as processors this process may use.
+        size: Approximate characters that a thread encodes at a time.
 
     Yields:
         Ids, little-endian, in the tokenizer's dtype; never an empty array.
@@ -129,17 +129,17 @@ def encode(
     dtype = tokenizer.dtype.newbyteorder("<")
     between = np.array([] if eot is None else [eot], dtype)
 
-    def one(unit: Unit) -> Ids:
-        parts = [between if part is None else tokenizer.encode_array(part) for part in unit]
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def run(task: Task) -> Ids:
+        arrays = [between if text is None else tokenizer.encode_array(text) for text in task]
+        whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return whole.astype(dtype, copy=False)
 
     n = workers or processors()
     waiting: deque[Future[Ids]] = deque()
     with ThreadPoolExecutor(n, thread_name_prefix="encode") as pool:
         try:
-            for unit in units(blocks, tokenizer.boundary, joined=eot is None, size=size):
-                waiting.append(pool.submit(one, unit))
+            for task in tasks(chunks, tokenizer.boundary, joined=eot is None, size=size):
+                waiting.append(pool.submit(run, task))
                 if len(waiting) > 2 * n and len(ids := waiting.popleft().result()):
                     yield ids
             while waiting:
@@ -151,23 +151,23 @@ def encode(
 
 
 def processors() -> int:
-    """Processors this process may use."""
+    """Return the number of processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _far_boundary(text: str, at: int, boundary: Callable[[str], int]) -> int:
-    """Where to cut a text that has no boundary within one unit; 0 to wait for more of it."""
+    """Return where to cut a text without a boundary within one task; 0 to wait for more of it."""
     if len(text) - at < LONGEST:
         return 0
     return boundary(text[at : at + LONGEST]) or LONGEST
 
 
-def _cut(block: Block, at: int) -> tuple[Block, Block]:
-    """A block in two; between its pieces stands one character."""
-    for i, piece in enumerate(block):
-        if at <= len(piece):
-            return Block([*block[:i], piece[:at]]), Block([piece[at:], *block[i + 1 :]])
-        at -= len(piece) + 1
-    raise AssertionError("a cut beyond the block")
+def _cut(chunk: Chunk, at: int) -> tuple[Chunk, Chunk]:
+    """Cut a chunk in two; a newline stands between its fragments."""
+    for i, fragment in enumerate(chunk):
+        if at <= len(fragment):
+            return Chunk([*chunk[:i], fragment[:at]]), Chunk([fragment[at:], *chunk[i + 1 :]])
+        at -= len(fragment) + 1
+    raise AssertionError("the cut lies beyond the chunk")

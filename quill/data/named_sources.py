@@ -1,4 +1,4 @@
-"""Texts known by name: those inside the package, and those fetched from their public home when asked for."""
+"""Texts with a name: those inside the package, and those downloaded on first use."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from pathlib import Path
 from quill import fsio
 from quill.errors import CorruptError, ResourceError
 
-# Told of a stage's name, the bytes done, and the bytes in all where they are known.
+# Called with a stage's name, the bytes done, and the total where it is known.
 OnBytes = Callable[[str, int, "int | None"], None]
+
+DOWNLOADS = ".downloads"
 
 
 @dataclass(frozen=True)
 class Named:
-    """A text that is known by name.
+    """A text with a name.
 
     Attributes:
         about: What it is, in a few words.
-        file: Where it lies inside the package, if it does.
-        url: Where it is downloaded from, if it is.
+        file: Its file inside the package, if it is there.
+        url: Where it is downloaded from, if it is not.
         size: Its length in bytes.
         sha256: Its hash, in hex.
     """
@@ -47,43 +49,41 @@ NAMED: dict[str, Named] = {
 
 
 def fetch(name: str, root: Path, on_bytes: OnBytes | None = None) -> Path:
-    """The file of a named text, downloaded and checked on first use.
+    """Return the file of a named text, downloading it on first use and checking it each time.
 
     Args:
-        name: One of NAMED.
-        root: The data root; what is downloaded is kept in its `.downloads`.
-        on_bytes: Told how far the download is.
+        name: A key of NAMED.
+        root: The data root; downloads are stored in its `.downloads`.
+        on_bytes: Called with the progress of the download.
 
     Raises:
-        ResourceError: It cannot be downloaded; the message tells how to place it by hand.
-        CorruptError: What is there, or what came, is not that text.
+        ResourceError: It cannot be downloaded; the hint says how to place it by hand.
+        CorruptError: The file there, or the download, is not that text.
     """
     named = NAMED[name]
     if named.file:
         return named.file
-    path = root / ".downloads" / f"{name}.txt"
+    path = root / DOWNLOADS / f"{name}.txt"
     if not path.is_file():
         fsio.make_dir(path.parent)
         fsio.write_bytes(path, _download(name, named, path, on_bytes))
     elif path.stat().st_size != named.size or fsio.sha256(path) != named.sha256:
         raise CorruptError(
-            f"'{path}' is not the text known as '{name}'",
-            why=f"its sha256 is not {named.sha256}",
-            hint=f"rm '{path}', and the next run downloads it again",
+            f"'{path}' is not the text '{name}'", why=f"its sha256 is not {named.sha256}", hint=f"rm '{path}'"
         )
     return path
 
 
 def _download(name: str, named: Named, path: Path, on_bytes: OnBytes | None) -> bytes:
-    """Fetch a named text whole and check it before anything is written."""
+    """Download a named text whole and check it."""
     from http.client import HTTPException
     from urllib.request import Request, urlopen
 
-    hint = f"fetch it elsewhere and place it: curl -o '{path}' {named.url}"
+    hint = f"curl -o '{path}' {named.url}"
     data = bytearray()
     try:
         with urlopen(Request(named.url, headers={"User-Agent": "quill"}), timeout=30) as reply:
-            # One byte over, so that a longer file shows without being read to its end.
+            # One byte more than expected shows that a file is longer without reading all of it.
             while len(data) <= named.size and (more := reply.read(min(65536, named.size + 1 - len(data)))):
                 data += more
                 if on_bytes:
@@ -100,7 +100,5 @@ def _download(name: str, named: Named, path: Path, on_bytes: OnBytes | None) -> 
             hint=hint,
         )
     if hashlib.sha256(data).hexdigest() != named.sha256:
-        raise CorruptError(
-            f"what {named.url} holds is not '{name}'", why=f"its sha256 is not {named.sha256}", hint=hint
-        )
+        raise CorruptError(f"{named.url} is not '{name}'", why=f"its sha256 is not {named.sha256}", hint=hint)
     return bytes(data)

@@ -1,6 +1,6 @@
-"""Where text comes from: files, folders, globs, standard input and sources known by name.
+"""Where text comes from: files, folders, globs, standard input and named sources.
 
-Found once, it can be read from start to end any number of times, as a stream of documents.
+Once found, a text can be read from start to end any number of times, as a stream of documents.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import BinaryIO
 
 from quill import fsio, strictjson
 from quill.data import documents, named_sources
-from quill.data.named_sources import OnBytes
-from quill.errors import InputError, NotFoundError, ResourceError
+from quill.data.named_sources import NAMED, OnBytes
+from quill.errors import InputError, NotFoundError, ResourceError, shorten
 
 STDIN = "-"
-# Written so shortly before it was read, a file could change again and look the same.
+# A file written this shortly before it is read could change again and look the same.
 _SETTLED_SECONDS = 2.0
 
 
-class Block(list[str]):
-    """Stretches of text: the first goes on with the document before, each further one begins the next.
+class Chunk(list[str]):
+    """A slice of the stream: its first string continues a document, each further one begins the next.
 
     Attributes:
-        data: The whole in UTF-8, where it was read as that; else empty.
+        data: The whole chunk in UTF-8 where it was read in that form; else empty.
     """
 
     data = b""
@@ -42,23 +42,23 @@ class Block(list[str]):
         return self[0] if len(self) == 1 else "\n".join(self)
 
     def utf8(self) -> bytes:
-        """The same in UTF-8."""
+        """The joined text in UTF-8."""
         return self.data or self.joined().encode()
 
 
 @dataclass
 class Text:
-    """Text that was found and can be read from start to end any number of times.
+    """A text that can be read from start to end any number of times.
 
     Attributes:
-        label: A name for it, made from the first source's.
+        label: A dataset name made from the first source.
         given: The sources as they were given.
         files: What is read, in order.
-        names: What each of them is called in messages.
-        encoding: Of text files; JSON lines are UTF-8 always.
-        text_field: Where the text is in a JSON line.
-        whence: Same for the same sources, wherever they are named from; None for a stream.
-        on_bytes: Told of every stretch read: stage, bytes done, bytes in all.
+        names: What messages call each file.
+        encoding: Encoding of text files; JSON lines are always UTF-8.
+        text_field: Field of a JSON line that contains the text.
+        origin: Hash of the sources' absolute paths; None for a stream.
+        on_bytes: Called with stage, bytes read, and total bytes.
     """
 
     label: str
@@ -67,71 +67,71 @@ class Text:
     names: tuple[str, ...]
     encoding: str = "utf-8"
     text_field: str = "text"
-    whence: str | None = None
+    origin: str | None = None
     on_bytes: OnBytes | None = None
     size: int = field(init=False)
     _seen: list[tuple[str, int, int, int, int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._seen = self._look()
+        self._seen = self._stat()
         self.size = sum(entry[1] for entry in self._seen)
 
     def stamp(self) -> str | None:
-        """Same as long as no file was touched; None where that cannot be told from the outside."""
+        """Return a hash of the files' paths, sizes and times; None if a change could go unnoticed."""
         newest = max((max(entry[2:4]) for entry in self._seen), default=0)
-        if self.whence is None or newest > (time.time() - _SETTLED_SECONDS) * 1e9:
+        if self.origin is None or newest > (time.time() - _SETTLED_SECONDS) * 1e9:
             return None
         seen = [(os.path.abspath(entry[0]), *entry[1:]) for entry in self._seen]
         return hashlib.sha256(strictjson.canonical(seen)).hexdigest()
 
     def require_unchanged(self) -> None:
-        """Compare every file with what it was when the text was opened.
+        """Compare each file's size and times with those at the start.
 
         Raises:
             InputError: Naming the first that changed.
         """
-        for before, now in zip(self._seen, self._look(), strict=True):
+        for before, now in zip(self._seen, self._stat(), strict=True):
             if before != now:
                 raise changed(before[0])
 
-    def blocks(self, stage: str, size: int = documents.BUFFER // 2) -> Iterator[Block]:
-        """Read it all.
+    def chunks(self, stage: str, size: int = documents.BUFFER // 2) -> Iterator[Chunk]:
+        """Read the whole text.
 
         Args:
-            stage: What the reading is for, for whoever watches.
-            size: Characters in a block, or bytes, about.
+            stage: What the reading is for, passed to `on_bytes`.
+            size: Approximate characters or bytes in a chunk.
 
         Yields:
-            All of it, in order; never an empty block.
+            The text in order; never an empty chunk.
         """
-        block = Block([""])
+        chunk = Chunk([""])
         length = 0
         first = True
         done = 0
         for path, name, entry in zip(self.files, self.names, self._seen, strict=True):
             read = documents.read(path, name=name, encoding=self.encoding, text_field=self.text_field)
             for begins, text, data, position in read:
-                alone = block == [""]
+                alone = chunk == [""]
                 if begins and not first:
-                    block.append(text)
+                    chunk.append(text)
                 else:
-                    block[-1] += text
-                block.data = data if alone and len(block) == 1 else b""
+                    chunk[-1] += text
+                chunk.data = data if alone and len(chunk) == 1 else b""
                 first = False
                 length += max(len(text), len(data)) + 1
                 if length >= size:
-                    yield block
-                    block, length = Block([""]), 0
+                    yield chunk
+                    chunk, length = Chunk([""]), 0
                     if self.on_bytes:
                         self.on_bytes(stage, done + position(), self.size)
             done += entry[1]
-        if block != [""]:
-            yield block
+        if chunk != [""]:
+            yield chunk
         if self.on_bytes:
             self.on_bytes(stage, done, self.size)
         self.require_unchanged()
 
-    def _look(self) -> list[tuple[str, int, int, int, int]]:
+    def _stat(self) -> list[tuple[str, int, int, int, int]]:
         seen = []
         for path in self.files:
             try:
@@ -153,18 +153,18 @@ def find(
     text_field: str = "text",
     on_bytes: OnBytes | None = None,
 ) -> Iterator[Text]:
-    """Find the text that sources name; what can be read only once is kept on disk meanwhile.
+    """Find the text of one or more sources; a stream is copied to disk until the end of the context.
 
     Args:
         source: Named sources, files, folders, globs, or "-" for standard input.
-        root: The data root, where downloads are kept and streams spooled.
-        encoding: Of text files.
-        text_field: Where the text is in a JSON line.
-        on_bytes: Told how far reading and downloading are.
+        root: The data root, for downloads and copies of streams.
+        encoding: Encoding of text files.
+        text_field: Field of a JSON line that contains the text.
+        on_bytes: Called with the progress of reading and downloading.
 
     Raises:
         NotFoundError: There is no such file.
-        InputError: It is no text, or the encoding is none.
+        InputError: It is not text, or there is no such encoding.
         ResourceError: It cannot be read or downloaded.
     """
     given = (source,) if isinstance(source, str) else tuple(source)
@@ -178,9 +178,7 @@ def find(
             files += found
             names += [stream] if stream else map(str, found)
             streamed = streamed or bool(stream)
-        whence = strictjson.canonical(
-            [one if one in named_sources.NAMED else os.path.abspath(one) for one in given]
-        )
+        paths = strictjson.canonical([one if one in NAMED else os.path.abspath(one) for one in given])
         yield Text(
             label=_label(given[0]),
             given=given,
@@ -188,28 +186,28 @@ def find(
             names=tuple(names),
             encoding=codec,
             text_field=text_field,
-            whence=None if streamed else hashlib.sha256(whence).hexdigest(),
+            origin=None if streamed else hashlib.sha256(paths).hexdigest(),
             on_bytes=on_bytes,
         )
 
 
 def changed(path: str) -> InputError:
-    """The refusal of a file that is not what it was."""
+    """Return the error for a file that changed between or during two readings."""
     return InputError(
         f"'{path}' changed while reading",
-        why="two readings of it differ, so tokens would not be those of one text",
-        hint="run it again once nothing writes to the file",
+        why="two readings of it differ",
+        hint="try again when nothing writes to the file",
     )
 
 
 def _locate(one: str, root: Path, stack: ExitStack, on_bytes: OnBytes | None) -> tuple[list[Path], str]:
-    """The files that one source names; and if they are only the copy of a stream, what that is called."""
+    """Return the files of one source and, if they are the copy of a stream, the stream's name."""
     if one == STDIN:
         if sys.stdin is None:
             raise InputError("standard input is closed", why="'-' reads the text from there")
         name = "standard input"
-        return [_spool(sys.stdin.buffer, name, root, stack, on_bytes)], name
-    if one in named_sources.NAMED:
+        return [_copy_stream(sys.stdin.buffer, name, root, stack, on_bytes)], name
+    if one in NAMED:
         return [named_sources.fetch(one, root, on_bytes)], ""
     path = Path(one)
     try:
@@ -217,16 +215,16 @@ def _locate(one: str, root: Path, stack: ExitStack, on_bytes: OnBytes | None) ->
     except FileNotFoundError:
         return _glob(one), ""
     except ValueError:
-        raise InputError(f"{one!r} is not a path", why="it holds a NUL") from None
+        raise InputError(f"{shorten(one)} is not a path", why="it contains a NUL") from None
     except OSError as e:
         raise ResourceError(f"cannot read '{one}'", why=e.strerror or str(e)) from e
     if stat.S_ISDIR(mode):
         return _folder(path), ""
     if stat.S_ISFIFO(mode):
         with documents.opened(path) as stream:
-            return [_spool(stream, one, root, stack, on_bytes)], one
+            return [_copy_stream(stream, one, root, stack, on_bytes)], one
     if not stat.S_ISREG(mode):
-        raise InputError(f"'{one}' is not a file", why="a device or a socket has no text", hint="name a file")
+        raise InputError(f"'{one}' is not a file", why="it is a device or a socket")
     return [path], ""
 
 
@@ -234,17 +232,26 @@ def _glob(pattern: str) -> list[Path]:
     if not glob.has_magic(pattern):
         raise NotFoundError(
             f"no file '{pattern}'",
-            why=f"named sources are {', '.join(named_sources.NAMED)}",
+            why=f"it is not one of the named sources either: {', '.join(NAMED)}",
             hint="check the path",
         )
-    found = [Path(p) for p in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(p)]
+    found = [Path(p) for p in sorted(glob.glob(_literal(pattern), recursive=True)) if os.path.isfile(p)]
     if not found:
         raise NotFoundError(f"no file matches '{pattern}'", hint="check the pattern; ** matches folders")
     return found
 
 
+def _literal(pattern: str) -> str:
+    """Escape the folders at the start of a pattern that exist as they are written."""
+    parts = Path(pattern).parts
+    for n in range(len(parts) - 1, 0, -1):
+        if os.path.isdir(folder := os.path.join(*parts[:n])):
+            return os.path.join(glob.escape(folder), *parts[n:])
+    return pattern
+
+
 def _folder(path: Path) -> list[Path]:
-    """Text files in a folder and those below, by path; hidden ones are left out."""
+    """List the text files in a folder and its subfolders, sorted by path, without hidden ones."""
     found = []
     for folder, below, names in os.walk(path):
         below[:] = [b for b in below if not b.startswith(".")]
@@ -257,17 +264,17 @@ def _folder(path: Path) -> list[Path]:
     if not files:
         raise InputError(
             f"no text in the folder '{path}'",
-            why=f"what ends in {', '.join(documents.SUFFIXES)} is read, and each of those with "
-            f"{' or '.join(documents.COMPRESSED)} behind it",
+            why=f"files ending in {', '.join(documents.SUFFIXES)} are read, also compressed with "
+            f"{' or '.join(documents.COMPRESSED)}",
             hint=f"name the files: '{path}/*'",
         )
     return files
 
 
-def _spool(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_bytes: OnBytes | None) -> Path:
-    """Keep a stream on disk, since text is read more than once."""
+def _copy_stream(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_bytes: OnBytes | None) -> Path:
+    """Copy a stream to disk, since text is read more than once."""
 
-    def stretches() -> Iterator[bytes]:
+    def chunks() -> Iterator[bytes]:
         done = 0
         while True:
             try:
@@ -282,18 +289,19 @@ def _spool(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_bytes: 
             yield data
 
     path = stack.enter_context(fsio.stage(root)) / "text"
-    fsio.write_chunks(path, stretches(), durable=False)
+    fsio.write_chunks(path, chunks(), durable=False)
     return path
 
 
 def _label(source: str) -> str:
-    """A dataset's name made from a source's: what it is called without its folders and suffixes."""
-    if source in named_sources.NAMED:
+    """Make a dataset name from a source: the last folder or file without its suffixes."""
+    if source in NAMED:
         return source
     if source == STDIN:
         return "stdin"
     path = Path(os.path.abspath(source))
-    while glob.has_magic(path.name):
+    # A pattern has no name of its own; an existing file has one, whatever characters are in it.
+    while glob.has_magic(path.name) and not path.exists():
         path = path.parent
     stem = path.name
     while Path(stem).suffix.lower() in (*documents.SUFFIXES, *documents.COMPRESSED):

@@ -1,20 +1,24 @@
-"""A prepared dataset on disk: two files of token ids, their tokenizer, and a manifest.
+"""Prepared datasets on disk: one folder each, found by name.
 
-`train.bin` and `val.bin` are bare little-endian uint16 (uint32 beyond 65536 ids), as nanoGPT has them.
-The manifest is written last, so that its presence means the dataset is whole.
+A folder contains `train.bin`, `val.bin`, `tokenizer.json` and `manifest.json`. The manifest is written last,
+so a folder with a manifest is complete.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from quill import fsio, strictjson
-from quill.errors import CorruptError, InputError, NotFoundError, ResourceError
+from quill.data import shards
+from quill.data.named_sources import NAMED
+from quill.errors import CorruptError, NotFoundError, QuillError, RefusedError, ResourceError, newer
 from quill.tokenizers import base
 
 if TYPE_CHECKING:
@@ -26,9 +30,18 @@ TOKENIZER = "tokenizer.json"
 
 Split = Literal["train", "val"]
 
+# Settings that `quill prepare` takes as flags, and their defaults.
+_FLAGS = {
+    "tokenizer": "char",
+    "vocab_size": None,
+    "val_fraction": 0.1,
+    "encoding": "utf-8",
+    "text_field": "text",
+}
+
 
 def locate(registry_root: Path, env: Mapping[str, str] = os.environ) -> Path:
-    """Where prepared datasets are: QUILL_DATA, else `data` beside the registry.
+    """Return the data root: QUILL_DATA, else `data` next to the registry.
 
     Args:
         registry_root: The registry's folder.
@@ -39,12 +52,12 @@ def locate(registry_root: Path, env: Mapping[str, str] = os.environ) -> Path:
 
 
 class Dataset:
-    """A prepared dataset, opened for reading.
+    """A prepared dataset, open for reading.
 
     Attributes:
         path: Its folder.
         name: The folder's name.
-        manifest: What `manifest.json` holds.
+        manifest: The content of `manifest.json`.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -54,29 +67,30 @@ class Dataset:
 
     @classmethod
     def open(cls, path: Path) -> Dataset:
-        """Open a dataset and check that its files are as long as its manifest says.
+        """Open a dataset, checking that its files have the sizes in its manifest.
 
         Raises:
-            NotFoundError: There is no dataset there.
-            CorruptError: A file is missing, of another length, or the manifest cannot be read.
+            NotFoundError: There is no dataset.
+            CorruptError: A file is missing or has another size, or the manifest cannot be parsed.
             InputError: A newer quill wrote it.
         """
         if not (path / MANIFEST).is_file():
-            raise NotFoundError(f"no dataset in '{path}'", why=f"it holds no {MANIFEST}")
+            raise NotFoundError(f"no dataset in '{path}'", why=f"there is no {MANIFEST}")
         manifest = strictjson.read(path / MANIFEST, error=CorruptError)
-        _check_manifest(path, manifest)
+        _validate(path, manifest)
+        dataset = cls(path, manifest)
         for name, facts in manifest["files"].items():
             try:
                 size = (path / name).stat().st_size
             except OSError as e:
-                raise _damaged(path, f"{name}: {e.strerror}") from None
+                raise dataset.damaged(f"{name}: {e.strerror}") from None
             if size != facts["bytes"]:
-                raise _damaged(path, f"{name} has {size:,} bytes, its manifest says {facts['bytes']:,}")
-        return cls(path, manifest)
+                raise dataset.damaged(f"{name} has {size:,} bytes, not {facts['bytes']:,} as in {MANIFEST}")
+        return dataset
 
     @property
     def key(self) -> str:
-        """sha256 of what the dataset was made from: the text and the settings, in hex."""
+        """sha256 of the text and the settings that it was made from, in hex."""
         return str(self.manifest["key"])
 
     @property
@@ -84,9 +98,36 @@ class Dataset:
         """The settings it was prepared with, by their names in DataConfig."""
         return dict(self.manifest["settings"])
 
+    @property
+    def origin(self) -> str | None:
+        """Hash of its sources' absolute paths; None if it was made of a stream."""
+        origin: str | None = self.manifest["source"].get("whence")
+        return origin
+
+    @property
+    def stamp(self) -> str | None:
+        """State of its source files when they were last read, as `Text.stamp` returns it."""
+        stamp: str | None = self.manifest["source"].get("stamp")
+        return stamp
+
+    @property
+    def kind(self) -> str:
+        """The tokenizer's kind."""
+        return str(self.manifest["tokenizer"]["kind"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids the tokenizer has."""
+        return int(self.manifest["tokenizer"]["vocab_size"])
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files, without the manifest."""
+        return sum(int(facts["bytes"]) for facts in self.manifest["files"].values())
+
     @cached_property
     def tokenizer(self) -> base.Tokenizer:
-        """The tokenizer its ids are of.
+        """The tokenizer of its ids.
 
         Raises:
             CorruptError: The file is not the one that was written.
@@ -97,48 +138,106 @@ class Dataset:
         except OSError as e:
             raise ResourceError(f"cannot read '{file}'", why=e.strerror or str(e)) from e
         if hashlib.sha256(raw).hexdigest() != self.manifest["files"][TOKENIZER]["sha256"]:
-            raise _damaged(self.path, f"{TOKENIZER} is not what its manifest says (sha256)")
+            raise self.damaged(f"{TOKENIZER} does not match its sha256")
         return base.read(raw, origin=str(file))
 
     @cached_property
     def train(self) -> Tokens:
-        """Ids of the training split, (n,), mapped from the file and not read into memory."""
-        return self._map("train")
+        """Ids of the training split, (n,), mapped from the file."""
+        return self._open("train")
 
     @cached_property
     def val(self) -> Tokens:
         """Ids of the validation split, (n,), mapped from the file."""
-        return self._map("val")
+        return self._open("val")
 
     def split(self, name: Split) -> Tokens:
-        """Ids of a split by its name."""
+        """Return the ids of a split."""
         return self.train if name == "train" else self.val
 
     def count(self, name: Split, of: Literal["tokens", "bytes", "characters"] = "tokens") -> int:
-        """Tokens, UTF-8 bytes or characters of a split."""
+        """Return the tokens, UTF-8 bytes or characters of a split."""
         return int(self.manifest["splits"][name][of])
 
+    def head(self, characters: int) -> str:
+        """Decode the start of the training split.
+
+        Args:
+            characters: The most to return.
+        """
+        # Few tokens are longer than 16 bytes, and none is empty.
+        ids = self.train[:characters].tolist()
+        return self.tokenizer.decode(ids)[:characters]
+
+    def restamp(self, stamp: str) -> None:
+        """Record that the source files, touched but equal, need not be read next time.
+
+        Args:
+            stamp: What `Text.stamp` returns for the files now.
+        """
+        source = {**self.manifest["source"], "stamp": stamp}
+        self.manifest = {**self.manifest, "source": source}
+        fsio.write_json(self.path / MANIFEST, self.manifest)
+
     def verify(self) -> None:
-        """Compare every file's sha256 with the manifest's.
+        """Compare every file with its sha256.
 
         Raises:
             CorruptError: Naming the first file that differs.
         """
         for name, facts in self.manifest["files"].items():
             if fsio.sha256(self.path / name) != facts["sha256"]:
-                raise _damaged(self.path, f"{name} is not what its manifest says (sha256)")
+                raise self.damaged(f"{name} does not match its sha256")
 
-    def _map(self, name: Split) -> Tokens:
-        import numpy as np
+    def prepare_command(
+        self, *, name: str = "", settings: Mapping[str, Any] | None = None, force: bool = False
+    ) -> str:
+        """Write the command that prepares it again; empty if its text is gone or it cannot be typed.
 
-        dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
-        if not self.count(name):
-            return np.empty(0, dtype)
-        return np.memmap(self.path / f"{name}.bin", dtype=dtype, mode="r")
+        Args:
+            name: Another name for it.
+            settings: Settings to change.
+            force: Replace the dataset of that name.
+        """
+        given = self.manifest["source"].get("given") or []
+        wanted = {**self.settings, **(settings or {})}
+        if not given or not all(g in NAMED or os.path.exists(g) for g in given):
+            return ""
+        if wanted.get("vocabulary") or "tokenizer_sha256" in wanted:
+            return ""
+        if wanted.get("tokenizer") != self.settings.get("tokenizer"):
+            wanted["vocab_size"] = (settings or {}).get("vocab_size")
+        words = ["quill", "prepare", *given, "--name", name or self.name]
+        for key, default in _FLAGS.items():
+            if wanted.get(key, default) != default:
+                words += [f"--{key.replace('_', '-')}", str(wanted[key])]
+        return shlex.join(words + ["--force"] * force)
+
+    def damaged(self, why: str) -> CorruptError:
+        """Return the error for a file that is not what the manifest says."""
+        return _damaged(self.path, why, self.prepare_command(force=True))
+
+    def _open(self, name: Split) -> Tokens:
+        return shards.open_tokens(self.path / f"{name}.bin", self.manifest["dtype"], self.count(name))
 
 
-def datasets(root: Path) -> list[Dataset]:
-    """Every whole dataset under a data root, by name; what is damaged or unfinished is passed over."""
+@dataclass(frozen=True)
+class Entry:
+    """A dataset in a listing.
+
+    Attributes:
+        name: Its name.
+        dataset: The dataset; None if it is damaged.
+        damage: What is wrong with it; empty if nothing is.
+    """
+
+    name: str
+    dataset: Dataset | None
+    damage: str = ""
+
+
+def entries(root: Path) -> list[Entry]:
+    """List the datasets under a data root by name, damaged ones included."""
     try:
         names = sorted(p.name for p in root.iterdir() if not p.name.startswith("."))
     except OSError:
@@ -146,47 +245,105 @@ def datasets(root: Path) -> list[Dataset]:
     found = []
     for name in names:
         try:
-            found.append(Dataset.open(root / name))
-        except (NotFoundError, CorruptError, InputError, ResourceError):
+            found.append(Entry(name, Dataset.open(root / name)))
+        except NotFoundError:
             continue
+        except QuillError as e:
+            found.append(Entry(name, None, e.why or e.what))
     return found
 
 
-def _check_manifest(path: Path, manifest: Any) -> None:
+def datasets(root: Path) -> list[Dataset]:
+    """List the datasets under a data root that can be used, by name."""
+    return [entry.dataset for entry in entries(root) if entry.dataset]
+
+
+def publish(staged: Path, target: Path, key: str, *, replace: bool) -> Dataset:
+    """Rename a staged folder into place.
+
+    Args:
+        staged: The complete dataset, on the same file system.
+        target: Its folder.
+        key: Its key.
+        replace: Replace a dataset that is there.
+
+    Returns:
+        The dataset there: ours, or an equal one that another process published first.
+
+    Raises:
+        RefusedError: Another dataset took the name in the meantime.
+    """
+    # Synced before the old one goes, so that the name is missing for no longer than two renames.
+    fsio.settle(staged)
+    if replace and os.path.lexists(target):
+        fsio.discard(target, target.parent / fsio.TRASH)
+    try:
+        fsio.publish(staged, target)
+    except RefusedError:
+        there = Dataset.open(target)
+        if there.key != key:
+            raise
+        return there
+    return Dataset.open(target)
+
+
+def link(staged: Path, same: Dataset) -> dict[str, Any]:
+    """Hard-link the files of an equal dataset, or copy them where that fails.
+
+    Args:
+        staged: An empty folder on the same file system.
+        same: The equal dataset.
+
+    Returns:
+        The manifest's facts about the files.
+    """
+    for name in same.manifest["files"]:
+        try:
+            os.link(same.path / name, staged / name)
+        except OSError:
+            fsio.write_chunks(staged / name, _chunks(same.path / name), durable=False)
+    facts = {k: same.manifest[k] for k in ("tokenizer", "dtype", "splits", "files")}
+    return {"source": dict(same.manifest["source"]), **facts}
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with fsio.guard(path, "read"), open(path, "rb", buffering=0) as file:
+        while data := file.read(1 << 22):
+            yield data
+
+
+def _validate(path: Path, manifest: Any) -> None:
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if type(schema) is int and schema > SCHEMA_VERSION:
-        raise InputError(
-            f"the dataset in '{path}' is of schema {schema}",
-            why=f"a newer quill wrote it; this one reads up to {SCHEMA_VERSION}",
-            hint="upgrade quill",
-        )
+        raise newer(f"the dataset in '{path}'", schema, SCHEMA_VERSION)
     try:
         sizes = {n: (f["bytes"], f["sha256"]) for n, f in manifest["files"].items()}
-        width = {"uint16": 2, "uint32": 4}[manifest["dtype"]]
+        width = shards.WIDTHS[manifest["dtype"]]
         for split in ("train", "val"):
             facts = manifest["splits"][split]
             whole = all(type(facts[of]) is int and facts[of] >= 0 for of in ("tokens", "bytes", "characters"))
             if not whole or sizes[f"{split}.bin"][0] != facts["tokens"] * width:
-                raise _damaged(path, f"the manifest's counts of the {split} split do not agree")
-        settings, kind = manifest["settings"], manifest["tokenizer"]["kind"]
-        sound = (
+                raise _damaged(path, f"the counts of the {split} split in {MANIFEST} do not agree")
+        tokenizer = manifest["tokenizer"]
+        valid = (
             type(schema) is int
             and TOKENIZER in sizes
             and all(type(n) is int and type(h) is str and "/" not in name for name, (n, h) in sizes.items())
             and isinstance(manifest["key"], str)
             and isinstance(manifest["source"], dict)
-            and isinstance(settings, dict)
-            and isinstance(kind, str)
+            and isinstance(manifest["settings"], dict)
+            and isinstance(tokenizer["kind"], str)
+            and type(tokenizer["vocab_size"]) is int
         )
     except (KeyError, TypeError, AttributeError) as e:
         raise _damaged(path, f"{MANIFEST} is not a dataset's: {e!r}") from None
-    if not sound:
+    if not valid:
         raise _damaged(path, f"{MANIFEST} is not a dataset's")
 
 
-def _damaged(path: Path, why: str) -> CorruptError:
+def _damaged(path: Path, why: str, hint: str = "") -> CorruptError:
     return CorruptError(
-        f"the dataset '{path.name}' in {path.parent} is damaged",
+        f"dataset '{path.name}' in {path.parent} is damaged",
         why=why,
-        hint=f"quill prepare FILE --name {path.name} --force",
+        hint=hint or f"prepare its text again under the name '{path.name}'",
     )

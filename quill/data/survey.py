@@ -1,4 +1,4 @@
-"""The first pass over a text: what it counts, its hash and its alphabet, with none of it kept."""
+"""The first pass over a text: its counts, its hash and its alphabet, in constant memory."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _STEP = 1 << 18
 
 @dataclass(frozen=True)
 class Survey:
-    """What a first reading of a text tells.
+    """Facts about a text.
 
     Attributes:
-        characters: Code points, one between documents included.
+        characters: Code points, including one newline between documents.
         bytes: The same in UTF-8.
-        documents: How many there are.
-        sha256: Of the UTF-8 text with a newline between documents, in hex.
-        layout: Hash of where documents begin; empty where there is one.
-        alphabet: The distinct characters, sorted, where they were asked for.
-        blank: Whether there is nothing but white space.
-        uniform: Whether one character is all there is, over and over.
+        documents: Number of documents.
+        sha256: Hash of the UTF-8 text with a newline between documents, in hex.
+        layout: Hash of where documents begin; empty for a single one.
+        alphabet: The distinct characters, sorted, if they were asked for.
+        blank: Whether it is all white space.
+        uniform: Whether it repeats a single character.
     """
 
     characters: int
@@ -39,24 +39,24 @@ class Survey:
 
 
 def survey(text: Text, *, alphabet: bool) -> Survey:
-    """Read a text once, to know it without keeping it.
+    """Read a text once and count what is in it.
 
     Args:
         text: The text.
-        alphabet: Whether to note its distinct characters.
+        alphabet: Whether to collect its distinct characters.
     """
     digest, layout = hashlib.sha256(), hashlib.sha256()
     characters = n_bytes = begins = 0
     seen = _Alphabet()
     blank = uniform = True
     first = ""
-    for block in text.blocks("reading"):
-        for piece in block[:-1]:
+    for chunk in text.chunks("reading"):
+        for fragment in chunk[:-1]:
             begins += 1
-            characters += len(piece) + 1
+            characters += len(fragment) + 1
             layout.update(characters.to_bytes(8, "little"))
-        characters += len(block[-1])
-        joined, data = block.joined(), block.utf8()
+        characters += len(chunk[-1])
+        joined, data = chunk.joined(), chunk.utf8()
         digest.update(data)
         n_bytes += len(data)
         if alphabet:
@@ -79,8 +79,8 @@ def survey(text: Text, *, alphabet: bool) -> Survey:
 class _Alphabet:
     """The distinct characters of a text.
 
-    Nearly always nothing in a stretch is new, so what is fast is finding that out: ASCII bytes seen already
-    are deleted at memory speed, other code points are looked up in a table.
+    Nearly every chunk contains nothing new, so that case is fast: ASCII bytes already seen are deleted at
+    memory speed, other code points are looked up in a table.
     """
 
     def __init__(self) -> None:

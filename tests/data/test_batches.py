@@ -108,7 +108,7 @@ def test_f16_a_split_too_short_is_refused_with_both_counts() -> None:
     assert e.value.exit_code == 2
     assert "val split of 'tiny' has 64 tokens" in e.value.what
     assert "65" in e.value.why
-    assert "--block-size 63" in e.value.hint
+    assert "model.block_size=63" in e.value.hint
 
 
 def test_f16_an_empty_split_has_another_hint() -> None:

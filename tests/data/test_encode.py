@@ -1,7 +1,9 @@
-"""A stream into ids: cut, split and threaded, it is the ids of the whole text; and it stays a stream."""
+"""Encoding a stream: cut, split and threaded, it gives the ids of the whole text in constant memory."""
 
 from __future__ import annotations
 
+import hashlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,21 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quill.data import documents, encode, sources
-from quill.data.sources import Block
+from quill.data.sources import Chunk
 from quill.tokenizers.char import CharTokenizer
 from quill.tokenizers.word import WordTokenizer
 
-pieces = st.lists(st.text(alphabet="ab \n。é", max_size=12), min_size=1, max_size=4)
-blocks = st.lists(pieces.map(Block), max_size=8)
+fragments = st.lists(st.text(alphabet="ab \n。é", max_size=12), min_size=1, max_size=4)
+streams = st.lists(fragments.map(Chunk), max_size=8)
 
 
-def joined(stream: list[Block]) -> str:
-    """The text of a stream with a newline between documents."""
-    return "".join("\n".join(block) for block in stream)
+def joined(stream: list[Chunk]) -> str:
+    """Return the text of a stream, with a newline between documents."""
+    return "".join(chunk.joined() for chunk in stream)
 
 
-class Words(WordTokenizer):
-    """Words with a token between documents."""
+class WordsWithEnd(WordTokenizer):
+    """A word tokenizer with a token between documents."""
 
     eot_id = 1_000_000
 
@@ -37,45 +39,50 @@ class Words(WordTokenizer):
 
 TEXT = "ab aab abba b a\n\nab。é aé " * 40
 WORDS = WordTokenizer.train([TEXT])
-PARTED = Words(list("ab \n。é"), ["aab", "abba", "ab", "\n\n"])
+WITH_END = WordsWithEnd(list("ab \n。é"), ["aab", "abba", "ab", "\n\n"])
 
 
-@given(stream=blocks, size=st.integers(1, 20))
-def test_units_are_the_stream_cut_at_boundaries(stream: list[Block], size: int) -> None:
+@given(stream=streams, size=st.integers(1, 20))
+def test_tasks_are_the_stream_cut_at_boundaries(stream: list[Chunk], size: int) -> None:
     for tokenizer in (WORDS, CharTokenizer.train([TEXT])):
-        units = list(encode.units(iter(stream), tokenizer.boundary, joined=True, size=size))
-        ids = [i for unit in units for part in unit if part is not None for i in tokenizer.encode(part)]
+        tasks = list(encode.tasks(iter(stream), tokenizer.boundary, joined=True, size=size))
+        assert not any(text is None for task in tasks for text in task)
+        ids = [i for task in tasks for text in task for i in tokenizer.encode(text or "")]
         assert ids == tokenizer.encode(joined(stream))
-        assert not any(part is None for unit in units for part in unit)
 
 
-@given(stream=blocks, size=st.integers(1, 20), workers=st.integers(1, 3))
-def test_documents_are_parted_by_the_end_of_text_token(stream: list[Block], size: int, workers: int) -> None:
-    found = encode.encode(iter(stream), PARTED, workers=workers, size=size)
+@given(stream=streams, size=st.integers(1, 20), workers=st.integers(1, 3))
+def test_the_end_of_text_token_separates_documents(stream: list[Chunk], size: int, workers: int) -> None:
+    found = encode.encode(iter(stream), WITH_END, workers=workers, size=size)
     ids = [int(i) for array in found for i in array]
-    wanted: list[int] = []
+    expected: list[int] = []
     document = ""
-    for block in stream:
-        document += block[0]
-        for piece in block[1:]:
-            wanted += [*PARTED.encode(document), PARTED.eot_id]
-            document = piece
-    assert ids == wanted + PARTED.encode(document)
+    for chunk in stream:
+        document += chunk[0]
+        for fragment in chunk[1:]:
+            expected += [*WITH_END.encode(document), WITH_END.eot_id]
+            document = fragment
+    assert ids == expected + WITH_END.encode(document)
 
 
 @given(size=st.integers(10, 200))
-def test_a_text_without_a_boundary_is_cut_all_the_same(size: int) -> None:
+def test_text_without_a_boundary_is_cut_anyway(size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "LONGEST", 400)
-        units = list(encode.units(iter([Block(["a" * 999])] * 2), WORDS.boundary, joined=True, size=size))
-    assert "".join(part or "" for unit in units for part in unit) == "a" * 1998
-    assert max(len(part or "") for unit in units for part in unit) <= 400 + size
+        chunks = iter([Chunk(["a" * 999])] * 2)
+        texts = [
+            text or ""
+            for task in encode.tasks(chunks, WORDS.boundary, joined=True, size=size)
+            for text in task
+        ]
+    assert "".join(texts) == "a" * 1998
+    assert max(map(len, texts)) <= 400 + size
 
 
-@given(stream=blocks, at=st.integers(0, 100))
-def test_a_reading_is_dealt_out_at_the_character(stream: list[Block], at: int, tmp_path_factory: Any) -> None:
+@given(stream=streams, at=st.integers(0, 100))
+def test_a_reading_is_split_at_the_character(stream: list[Chunk], at: int) -> None:
     class Given(sources.Text):
-        def blocks(self, stage: str, size: int = documents.BUFFER) -> Iterator[Block]:
+        def chunks(self, stage: str, size: int = documents.BUFFER) -> Iterator[Chunk]:
             yield from stream
 
     whole = joined(stream)
@@ -84,42 +91,42 @@ def test_a_reading_is_dealt_out_at_the_character(stream: list[Block], at: int, t
     first, second = joined(list(reading.first())), joined(list(reading.second()))
     assert (first, second) == (whole[:at], whole[at:])
     assert reading.bytes == [len(first.encode()), len(second.encode())]
-    assert reading.sha256 == encode.hashlib.sha256(whole.encode()).hexdigest()
+    assert reading.sha256 == hashlib.sha256(whole.encode()).hexdigest()
 
 
-def test_a_stream_is_never_held_whole() -> None:
+def test_a_stream_is_read_only_as_far_as_needed() -> None:
     pulled = 0
 
-    def endless() -> Iterator[Block]:
+    def endless() -> Iterator[Chunk]:
         nonlocal pulled
         while True:
             pulled += 1
-            yield Block([TEXT])
+            yield Chunk([TEXT])
 
     stream = encode.encode(endless(), WORDS, workers=2, size=100)
     for _ in range(20):
         next(stream)
-    # Twenty units and those in the threads' hands, some ten of them to a block.
+    # Twenty tasks and those that threads work on, about ten to a chunk.
     assert pulled < 10
     stream.close()
 
 
-def test_an_error_in_a_thread_comes_out(text: str) -> None:
+def test_an_error_in_a_thread_is_raised(text: str) -> None:
     tokenizer = CharTokenizer.train([text])
     with pytest.raises(Exception, match="unknown character"):
-        list(encode.encode(iter([Block([text + "é"])]), tokenizer, workers=2, size=64))
+        list(encode.encode(iter([Chunk([text + "é"])]), tokenizer, workers=2, size=64))
     assert not [t for t in threading.enumerate() if t.name.startswith("encode")]
 
 
-def test_workers_do_not_change_ids(text: str) -> None:
+def test_ids_do_not_depend_on_workers_and_size(text: str) -> None:
     def ids(workers: int, size: int) -> list[int]:
-        stream = encode.encode(iter([Block([text])] * 2), WORDS, workers=workers, size=size)
+        stream = encode.encode(iter([Chunk([text])] * 2), WORDS, workers=workers, size=size)
         return [int(i) for array in stream for i in array]
 
     assert ids(1, 50) == ids(4, 50) == ids(2, 10_000)
 
 
-def test_processors_are_those_we_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processors_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode.os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
     assert encode.processors() == 3
     monkeypatch.delattr(encode.os, "sched_getaffinity")
@@ -128,9 +135,8 @@ def test_processors_are_those_we_may_use(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, write: Callable[..., Path]) -> None:
-    resource = pytest.importorskip("resource")
+    resource: Any = pytest.importorskip("resource")
     import subprocess
-    import sys
 
     code = (
         "import resource, sys\n"

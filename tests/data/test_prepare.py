@@ -1,4 +1,4 @@
-"""Preparing: exact counts, nothing done twice, and nothing half done."""
+"""Preparing datasets: exact counts, no repeated work, and nothing half done."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from quill import fsio
-from quill.data import build, encode, named_sources, prepare, store, survey
+from quill.data import encode, named_sources, prepare, shards, store, survey
 from quill.data.prepare import Notice, Progress
 from quill.data.store import Dataset
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, ResourceError
@@ -33,23 +33,23 @@ def decoded(dataset: Dataset) -> str:
 
 
 @pytest.fixture
-def tokenized(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one each time a text is encoded."""
     done: list[str] = []
-    honest = build.build
+    write = shards.write
 
-    def counted(*arguments: Any, **settings: Any) -> Any:
-        done.append("built")
-        return honest(*arguments, **settings)
+    def counted(path: Path, arrays: Any) -> shards.Written:
+        done.extend(["text"] * (path.name == "train.bin"))
+        return write(path, arrays)
 
-    monkeypatch.setattr(build, "build", counted)
+    monkeypatch.setattr(shards, "write", counted)
     return done
 
 
 # Exactness
 
 
-def test_tiny_shakespeare_by_character_is_nanogpts(
+def test_tiny_shakespeare_by_character_has_nanogpts_ids(
     shakespeare_file: Path, data: Path, config: Config
 ) -> None:
     dataset = prepare.prepare(config(shakespeare_file, tokenizer="char"), data, name="shakespeare")
@@ -62,7 +62,7 @@ def test_tiny_shakespeare_by_character_is_nanogpts(
     assert manifest["source"]["bytes"] == manifest["splits"]["train"]["bytes"] + 111_540 == 1_115_394
 
 
-def test_tiny_shakespeare_in_gpt2_is_nanogpts(
+def test_tiny_shakespeare_in_gpt2_has_nanogpts_ids(
     shakespeare_file: Path, ranks: Path, data: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tiktoken
@@ -110,7 +110,7 @@ def test_documents_are_joined(write: Write, data: Path, config: Config, kind: st
     assert dataset.manifest["source"]["documents"] == 3
 
 
-def test_wide_vocabularies_are_kept_in_32_bits(write: Write, data: Path, config: Config) -> None:
+def test_wide_vocabularies_take_32_bits(write: Write, data: Path, config: Config) -> None:
     text = "".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x12000)])) * 2
     dataset = prepare.prepare(config(write("wide.txt", text)), data)
     assert dataset.manifest["dtype"] == "uint32"
@@ -126,22 +126,22 @@ def test_a_given_vocabulary_fixes_the_ids(write: Write, data: Path, config: Conf
         prepare.prepare(config(write("w.txt", "ABBA ab\n" * 50), vocabulary=vocabulary), data)
 
 
-# Nothing twice
+# No repeated work
 
 
 def test_repeating_is_a_no_op(
-    write: Write, data: Path, config: Config, tokenized: list[str], settled: None
+    write: Write, data: Path, config: Config, encoded: list[str], settled: None
 ) -> None:
     source = config(write("sea.txt"))
     first = prepare.prepare(source, data, name="sea")
     before = {f.name: f.stat() for f in first.path.iterdir()}
     second = prepare.prepare(source, data, name="sea")
     assert second.key == first.key
-    assert tokenized == ["built"]
+    assert encoded == ["text"]
     assert {f.name: f.stat() for f in second.path.iterdir()} == before
 
 
-def test_a_settled_text_is_not_even_read_again(
+def test_a_settled_text_is_not_read_again(
     write: Write, data: Path, config: Config, settled: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = config(write("sea.txt"))
@@ -151,31 +151,29 @@ def test_a_settled_text_is_not_even_read_again(
     assert prepare.prepare(source, data, name="again").key == key
 
 
-def test_a_touched_text_is_read_once_more_and_no_further(
+def test_a_touched_text_is_read_once_more_but_not_encoded(
     write: Write,
     data: Path,
     config: Config,
     settled: None,
-    tokenized: list[str],
+    encoded: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = write("sea.txt")
     prepare.prepare(config(path), data)
     os.utime(path, ns=(1, 1))
     prepare.prepare(config(path), data)
-    assert tokenized == ["built"]
+    assert encoded == ["text"]
     monkeypatch.setattr(survey, "survey", lambda *a, **k: pytest.fail("it was read"))
     prepare.prepare(config(path), data)
 
 
-def test_another_name_shares_the_files(
-    write: Write, data: Path, config: Config, tokenized: list[str]
-) -> None:
+def test_another_name_shares_the_files(write: Write, data: Path, config: Config, encoded: list[str]) -> None:
     path = write("sea.txt")
     one = prepare.prepare(config(path), data, name="one")
     two = prepare.prepare(config(path), data, name="two")
     assert (one.name, two.name) == ("one", "two")
-    assert tokenized == ["built"]
+    assert encoded == ["text"]
     assert os.path.samefile(one.path / "train.bin", two.path / "train.bin")
     two.verify()
     before = (two.path / "manifest.json").stat()
@@ -183,8 +181,8 @@ def test_another_name_shares_the_files(
     assert (two.path / "manifest.json").stat() == before
 
 
-def test_where_files_cannot_be_shared_they_are_copied(
-    write: Write, data: Path, config: Config, tokenized: list[str], monkeypatch: pytest.MonkeyPatch
+def test_files_are_copied_where_they_cannot_be_linked(
+    write: Write, data: Path, config: Config, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*paths: object) -> None:
         raise OSError("no links here")
@@ -193,19 +191,19 @@ def test_where_files_cannot_be_shared_they_are_copied(
     one = prepare.prepare(config(path), data, name="one")
     monkeypatch.setattr(os, "link", refuse)
     two = prepare.prepare(config(path), data, name="two")
-    assert tokenized == ["built"]
+    assert encoded == ["text"]
     assert not os.path.samefile(one.path / "train.bin", two.path / "train.bin")
     two.verify()
 
 
-def test_the_same_text_from_elsewhere_is_known(
-    write: Write, data: Path, config: Config, tokenized: list[str], text: str, monkeypatch: pytest.MonkeyPatch
+def test_the_same_text_from_elsewhere_is_recognised(
+    write: Write, data: Path, config: Config, encoded: list[str], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare.prepare(config(write("a.txt")), data)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-16"))))
     assert prepare.prepare(config("-", encoding="utf-16"), data).name == "a"
     assert prepare.prepare(config(write("b.txt", text.replace("\n", "\r\n"))), data).name == "a"
-    assert tokenized == ["built"]
+    assert encoded == ["text"]
 
 
 def test_other_settings_are_another_dataset(write: Write, data: Path, config: Config) -> None:
@@ -236,7 +234,7 @@ def test_another_text_does_not_take_a_name(write: Write, data: Path, config: Con
     with pytest.raises(RefusedError, match="sea") as e:
         prepare.prepare(other, data, name="sea")
     assert e.value.exit_code == 4
-    assert "--force" in e.value.hint
+    assert e.value.hint == "force=True"
     assert decoded(Dataset.open(data / "sea")) == text
     assert decoded(prepare.prepare(other, data, name="sea", force=True)).startswith("No water")
 
@@ -249,32 +247,32 @@ def test_other_settings_do_not_take_a_name(write: Write, data: Path, config: Con
     assert "tokenizer is char, not word" in e.value.why
 
 
-def test_force_makes_it_again(write: Write, data: Path, config: Config, tokenized: list[str]) -> None:
+def test_force_prepares_it_again(write: Write, data: Path, config: Config, encoded: list[str]) -> None:
     source = config(write("sea.txt"))
     prepare.prepare(source, data, name="sea")
     (data / "sea" / "train.bin").write_bytes(b"")
     prepare.prepare(source, data, name="sea", force=True).verify()
-    assert tokenized == ["built"] * 2
+    assert encoded == ["text"] * 2
     assert prepare.prepare(source, data, force=True).name == "sea"
-    assert tokenized == ["built"] * 3
+    assert encoded == ["text"] * 3
 
 
-def test_a_damaged_dataset_is_made_again_when_asked_for(write: Write, data: Path, config: Config) -> None:
+def test_a_damaged_dataset_is_prepared_again(write: Write, data: Path, config: Config) -> None:
     source = config(write("sea.txt"))
     prepare.prepare(source, data, name="sea")
     (data / "sea" / "train.bin").write_bytes(b"")
     prepare.prepare(source, data, name="sea").verify()
 
 
-def test_what_is_no_dataset_is_never_replaced(write: Write, data: Path, config: Config) -> None:
+def test_a_folder_that_is_not_a_dataset_is_never_replaced(write: Write, data: Path, config: Config) -> None:
     (data / "photos").mkdir(parents=True)
     (data / "photos" / "cat.jpg").write_bytes(b"a cat")
-    with pytest.raises(RefusedError, match="no dataset"):
+    with pytest.raises(RefusedError, match="not a dataset"):
         prepare.prepare(config(write("sea.txt")), data, name="photos", force=True)
     assert (data / "photos" / "cat.jpg").read_bytes() == b"a cat"
 
 
-def test_a_name_made_up_avoids_what_is_no_dataset(write: Write, data: Path, config: Config) -> None:
+def test_a_default_name_avoids_other_folders(write: Write, data: Path, config: Config) -> None:
     (data / "sea").mkdir(parents=True)
     assert prepare.prepare(config(write("sea.txt")), data).name == "sea-char"
 
@@ -286,7 +284,7 @@ def test_f13_a_bad_name_makes_nothing(write: Write, data: Path, config: Config, 
     assert not data.exists()
 
 
-def test_data_is_beside_the_registry_or_where_told(tmp_path: Path) -> None:
+def test_the_data_root_is_next_to_the_registry_or_in_quill_data(tmp_path: Path) -> None:
     assert store.locate(tmp_path / "weights", {}) == tmp_path / "data"
     assert store.locate(tmp_path / "weights", {"QUILL_DATA": "/elsewhere"}) == Path("/elsewhere")
     assert store.locate(tmp_path / "weights", {"QUILL_DATA": ""}) == tmp_path / "data"
@@ -301,11 +299,11 @@ def test_data_is_beside_the_registry_or_where_told(tmp_path: Path) -> None:
         ("", "is empty: 0 characters"),
         ("\ufeff", "is empty: 0 characters"),
         (" \n\t \n", "is blank: 5 characters"),
-        ("a" * 1000, "holds one symbol: 1,000 characters"),
+        ("a" * 1000, "repeats one character: 1,000 characters"),
         ("ab", "leaves nothing to train on: 2 characters"),
     ],
 )
-def test_f16_a_text_that_teaches_nothing_is_refused(
+def test_f16_a_text_without_variety_is_refused(
     write: Write, data: Path, config: Config, content: str, said: str
 ) -> None:
     with pytest.raises(InputError) as e:
@@ -315,7 +313,7 @@ def test_f16_a_text_that_teaches_nothing_is_refused(
     assert [p.name for p in data.glob("*") if not p.name.startswith(".")] == []
 
 
-def test_f16_blank_files_beside_a_text_do_no_harm(
+def test_f16_blank_files_next_to_a_text_are_accepted(
     write: Write, data: Path, config: Config, text: str
 ) -> None:
     files = [str(write("empty.txt", "")), str(write("sea.txt")), str(write("blank.txt", " "))]
@@ -334,7 +332,7 @@ def test_f18_a_text_that_changes_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = write("sea.txt")
-    honest = survey.survey
+    original = survey.survey
 
     def meddle(event: object = None) -> None:
         stat = path.stat()
@@ -342,7 +340,7 @@ def test_f18_a_text_that_changes_is_refused(
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
     def meddled(*arguments: Any, **settings: Any) -> survey.Survey:
-        found = honest(*arguments, **settings)
+        found = original(*arguments, **settings)
         meddle()
         return found
 
@@ -356,16 +354,16 @@ def test_f18_a_text_that_changes_is_refused(
     assert list(data.glob(".staging/*")) == []
 
 
-def test_f18_even_where_the_files_times_do_not_tell(
+def test_f18_a_change_that_the_times_hide_is_refused(
     write: Write, data: Path, config: Config, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("sea.txt")
-    honest = survey.survey
+    original = survey.survey
 
     def meddled(found: Any, **settings: Any) -> Any:
-        result = honest(found, **settings)
+        result = original(found, **settings)
         path.write_text(text.replace("tide", "dite"))
-        monkeypatch.setattr(found, "_seen", found._look())
+        monkeypatch.setattr(found, "_seen", found._stat())
         return result
 
     monkeypatch.setattr(survey, "survey", meddled)
@@ -373,7 +371,7 @@ def test_f18_even_where_the_files_times_do_not_tell(
         prepare.prepare(config(path), data)
 
 
-def test_f26_a_full_disk_is_told_before_the_work(
+def test_f26_a_full_disk_is_reported_before_the_work(
     write: Write, data: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, needed_bytes: int, what: str) -> None:
@@ -404,7 +402,7 @@ def test_f27_a_write_that_fails_leaves_the_old_dataset(
         assert os.listdir(data / ".staging") == []
 
 
-def test_f31_several_at_once_make_one_dataset(write: Write, data: Path, config: Config) -> None:
+def test_f31_concurrent_preparations_make_one_dataset(write: Write, data: Path, config: Config) -> None:
     source = config(write("sea.txt"))
     made: list[Dataset] = []
     threads = [
@@ -420,17 +418,19 @@ def test_f31_several_at_once_make_one_dataset(write: Write, data: Path, config: 
     Dataset.open(data / "sea").verify()
 
 
-def test_f21_a_size_the_text_cannot_fill_is_told(write: Write, data: Path, config: Config) -> None:
+def test_f21_a_size_that_the_text_cannot_fill_gives_a_notice(
+    write: Write, data: Path, config: Config
+) -> None:
     pytest.importorskip("rustbpe")
     told: list[Any] = []
     dataset = prepare.prepare(
         config(write("sea.txt"), tokenizer="bpe", vocab_size=50_000), data, observer=told.append
     )
     [notice] = [e for e in told if isinstance(e, Notice)]
-    assert f"{dataset.tokenizer.vocab_size:,} tokens, not 50,000" in notice.message
+    assert f"{dataset.tokenizer.vocab_size:,} tokens instead of 50,000" in notice.message
 
 
-def test_progress_names_its_stages(write: Write, data: Path, config: Config, text: str) -> None:
+def test_progress_names_the_stages(write: Write, data: Path, config: Config, text: str) -> None:
     told: list[Any] = []
     prepare.prepare(config(write("sea.txt"), tokenizer="word"), data, observer=told.append)
     stages = list(dict.fromkeys(e.stage for e in told))
@@ -438,27 +438,27 @@ def test_progress_names_its_stages(write: Write, data: Path, config: Config, tex
     assert told[-1] == Progress("encoding", len(text), len(text))
 
 
-def test_a_tokenizer_learns_from_all_over_a_long_text(
+def test_a_tokenizer_learns_from_an_even_share_of_a_long_text(
     write: Write, data: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
     kind = prepare.base.load("word")
-    monkeypatch.setattr(kind, "learn_chars", 3 * encode.UNIT)
-    honest = kind.train
+    monkeypatch.setattr(kind, "learn_chars", 3 * encode.TASK)
+    original = kind.train
 
     def train(texts: Any, **settings: Any) -> Any:
         seen.extend(texts)
-        return honest(seen, **settings)
+        return original(seen, **settings)
 
     monkeypatch.setattr(kind, "train", train)
     prepare.prepare(
         config(write("long.txt", "The tide comes in and goes out.\n" * 50_000), tokenizer="word"), data
     )
-    assert 2 * encode.UNIT < sum(map(len, seen)) < 4 * encode.UNIT
+    assert 2 * encode.TASK < sum(map(len, seen)) < 4 * encode.TASK
     assert len(seen) >= 3
 
 
-# What a run's settings mean
+# The dataset of a run's settings
 
 
 @pytest.fixture
@@ -470,22 +470,22 @@ def harpoon(write: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_named_source_is_prepared_on_first_use(
-    harpoon: Path, data: Path, config: Config, tokenized: list[str]
+    harpoon: Path, data: Path, config: Config, encoded: list[str]
 ) -> None:
     first = prepare.ensure(config("harpoon"), data)
     assert (first.name, first.manifest["tokenizer"]["kind"]) == ("harpoon", "char")
     assert prepare.ensure(config("harpoon"), data).path == first.path
-    assert tokenized == ["built"]
+    assert encoded == ["text"]
 
 
 def test_a_named_source_with_another_tokenizer_has_another_name(
-    harpoon: Path, data: Path, config: Config, tokenized: list[str]
+    harpoon: Path, data: Path, config: Config, encoded: list[str]
 ) -> None:
     prepare.ensure(config("harpoon"), data)
     for _ in range(2):
         assert prepare.ensure(config("harpoon", tokenizer="word"), data).name == "harpoon-word"
         assert prepare.ensure(config("harpoon"), data).name == "harpoon"
-    assert tokenized == ["built"] * 2
+    assert encoded == ["text"] * 2
 
 
 def test_a_damaged_named_source_is_prepared_again(harpoon: Path, data: Path, config: Config) -> None:
@@ -494,15 +494,15 @@ def test_a_damaged_named_source_is_prepared_again(harpoon: Path, data: Path, con
     prepare.ensure(config("harpoon"), data).verify()
 
 
-def test_a_damaged_dataset_of_a_file_is_told(write: Write, data: Path, config: Config) -> None:
+def test_a_damaged_dataset_of_a_file_is_reported(write: Write, data: Path, config: Config) -> None:
     prepare.prepare(config(write("t.txt")), data, name="sea")
     (data / "sea" / "val.bin").unlink()
     with pytest.raises(CorruptError, match="sea") as e:
         prepare.ensure(config("sea"), data)
-    assert e.value.hint == "quill prepare FILE --name sea --force"
+    assert e.value.hint == f"quill prepare {data.parent}/t.txt --name sea --force"
 
 
-def test_a_prepared_dataset_goes_before_a_named_source(
+def test_a_prepared_dataset_takes_precedence_over_a_named_source(
     harpoon: Path, write: Write, data: Path, config: Config
 ) -> None:
     mine = prepare.prepare(config(write("mine.txt", "My own text of that name. " * 30)), data, name="harpoon")
@@ -530,32 +530,30 @@ def test_a_prepared_dataset_is_found_by_name_alone(write: Write, data: Path, con
         ({"val_fraction": 0.3}, "val_fraction is 0.1, not 0.3"),
     ],
 )
-def test_a_dataset_prepared_otherwise_is_refused_with_the_difference(
+def test_a_dataset_with_other_settings_is_refused_with_the_difference(
     write: Write, data: Path, config: Config, settings: dict[str, Any], said: str
 ) -> None:
     prepare.prepare(config(write("t.txt")), data, name="sea")
-    with pytest.raises(InputError, match="'sea' was prepared otherwise") as e:
+    with pytest.raises(InputError, match="'sea' was prepared with other settings") as e:
         prepare.ensure(config("sea", **settings), data)
     assert said in e.value.why
-    assert e.value.hint.startswith("quill prepare FILE --name sea-")
+    assert e.value.hint.startswith(f"quill prepare {data.parent}/t.txt --name sea-")
 
 
-def test_a_vocabulary_that_is_the_datasets_own_matches(
-    write: Write, data: Path, config: Config, text: str
-) -> None:
+def test_the_datasets_own_vocabulary_matches(write: Write, data: Path, config: Config, text: str) -> None:
     made = prepare.prepare(config(write("t.txt")), data, name="sea")
     assert prepare.ensure(config("sea", vocabulary=sorted(set(text))), data).key == made.key
 
 
 def test_files_are_prepared_on_first_use(
-    write: Write, data: Path, config: Config, tokenized: list[str], monkeypatch: pytest.MonkeyPatch
+    write: Write, data: Path, config: Config, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("sea.txt")
     assert prepare.ensure(config(path), data).name == "sea"
     monkeypatch.chdir(path.parent)
     assert prepare.ensure(config("sea.txt"), data).name == "sea"
     assert prepare.ensure(config(["sea.txt"]), data).name == "sea"
-    assert tokenized == ["built"]
+    assert encoded == ["text"]
 
 
 def test_a_file_whose_name_is_taken_gets_another(write: Write, data: Path, config: Config) -> None:
@@ -567,7 +565,7 @@ def test_a_file_whose_name_is_taken_gets_another(write: Write, data: Path, confi
     assert prepare.ensure(config(data.parent / "c" / "sea.txt"), data).name == three.name
 
 
-def test_a_name_of_nothing_is_not_found(write: Write, data: Path, config: Config) -> None:
+def test_an_unknown_name_is_not_found(write: Write, data: Path, config: Config) -> None:
     prepare.prepare(config(write("t.txt")), data, name="sea")
     with pytest.raises(NotFoundError, match="'see'") as e:
         prepare.ensure(config("see"), data)

@@ -1,4 +1,4 @@
-"""Reading text: every form it comes in, and what is refused with the place where it is wrong."""
+"""Reading text in all its forms, and refusing what is not text with line or offset."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Write = Callable[..., Path]
 
 
 def read(source: Any, root: Path, **settings: Any) -> list[str]:
-    """The documents of a source."""
+    """Return the documents of a source."""
     with sources.find(str(source) if isinstance(source, Path) else source, root, **settings) as text:
         found = [""]
-        for block in text.blocks("reading"):
-            assert block.utf8() == "\n".join(block).encode()
-            found[-1] += block[0]
-            found += block[1:]
+        for chunk in text.chunks("reading"):
+            assert chunk.utf8() == "\n".join(chunk).encode()
+            found[-1] += chunk[0]
+            found += chunk[1:]
     return found
 
 
@@ -40,7 +40,7 @@ def refusal(source: Any, root: Path, error: type[QuillError] = InputError, **set
     return e.value
 
 
-# Where text is
+# Finding text
 
 
 def test_a_file_is_one_document(write: Write, data: Path, text: str) -> None:
@@ -48,7 +48,7 @@ def test_a_file_is_one_document(write: Write, data: Path, text: str) -> None:
     assert read(write("no-suffix"), data) == [text]
 
 
-def test_a_folder_is_its_texts_by_path(write: Write, data: Path, tmp_path: Path) -> None:
+def test_a_folder_is_its_text_files_sorted_by_path(write: Write, data: Path, tmp_path: Path) -> None:
     for name in ("b.txt", "a/z.md", "a/y.txt.gz", "image.png", ".hidden.txt", ".git/x.txt", "c.jsonl"):
         content: Any = name
         if name.endswith(".gz"):
@@ -64,7 +64,7 @@ def test_f17_a_folder_without_text_is_refused(write: Write, data: Path, tmp_path
     assert ".txt" in refusal(tmp_path / "pictures", data).why
 
 
-def test_a_glob_is_its_files_by_name(write: Write, data: Path, tmp_path: Path) -> None:
+def test_a_glob_is_its_files_sorted_by_name(write: Write, data: Path, tmp_path: Path) -> None:
     for name in ("g/2.txt", "g/1.txt", "g/deep/3.txt", "g/4.log"):
         write(name, name)
     assert read(f"{tmp_path}/g/*.txt", data) == ["g/1.txt", "g/2.txt"]
@@ -72,7 +72,7 @@ def test_a_glob_is_its_files_by_name(write: Write, data: Path, tmp_path: Path) -
     assert refusal(f"{tmp_path}/g/*.nonesuch", data, NotFoundError).exit_code == 3
 
 
-def test_a_file_named_like_a_glob_is_that_file(write: Write, data: Path) -> None:
+def test_an_existing_file_is_never_taken_for_a_glob(write: Write, data: Path) -> None:
     assert read(write("what[1].txt", "itself"), data) == ["itself"]
 
 
@@ -98,13 +98,13 @@ def test_f17_a_device_is_refused(data: Path) -> None:
 def test_standard_input_is_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("piped: é\r\n".encode())))
     with sources.find("-", data) as text:
-        assert [list(text.blocks("reading")) for _ in range(2)] == [[["piped: é\n"]]] * 2
+        assert [list(text.chunks("reading")) for _ in range(2)] == [[["piped: é\n"]]] * 2
         assert text.label == "stdin"
         assert text.stamp() is None
     assert os.listdir(data / ".staging") == []
 
 
-def test_errors_in_standard_input_are_called_that(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_standard_input(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9")))
     assert "'standard input' is not UTF-8: byte 3 is 0xe9" in refusal("-", data).what
 
@@ -115,13 +115,13 @@ def test_f36_closed_standard_input_is_refused(data: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
-def test_f17_a_fifo_is_read_once_and_kept(data: Path, tmp_path: Path) -> None:
+def test_f17_a_fifo_is_copied_and_can_be_read_twice(data: Path, tmp_path: Path) -> None:
     fifo = tmp_path / "pipe"
     os.mkfifo(fifo)
     writer = threading.Thread(target=fifo.write_bytes, args=(b"through the pipe",))
     writer.start()
     with sources.find(str(fifo), data) as text:
-        assert [list(text.blocks("reading")) for _ in range(2)] == [[["through the pipe"]]] * 2
+        assert [list(text.chunks("reading")) for _ in range(2)] == [[["through the pipe"]]] * 2
     writer.join()
 
 
@@ -141,11 +141,11 @@ def test_f17_a_fifo_is_read_once_and_kept(data: Path, tmp_path: Path) -> None:
         ("v1.5.txt", "v1.5"),
     ],
 )
-def test_a_dataset_is_called_after_its_text(source: str, label: str) -> None:
+def test_a_dataset_is_named_after_its_source(source: str, label: str) -> None:
     assert sources._label(source) == label
 
 
-# What text is
+# Text files
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
@@ -168,7 +168,7 @@ def test_other_encodings_are_read_when_named(write: Write, data: Path, encoding:
 
 
 @pytest.mark.parametrize("encoding", ["nonesuch", "rot13", "base64", "hex", ""])
-def test_an_encoding_that_is_none_is_refused(write: Write, data: Path, encoding: str) -> None:
+def test_an_unknown_encoding_is_refused(write: Write, data: Path, encoding: str) -> None:
     assert "utf-8" in refusal(write("a.txt"), data, encoding=encoding).hint
 
 
@@ -185,17 +185,17 @@ def test_an_encoding_that_is_none_is_refused(write: Write, data: Path, encoding:
         ("é\r\n\0".encode(), "byte 4 is a NUL"),
     ],
 )
-def test_f17_what_is_not_utf8_is_refused_with_its_place(
+def test_f17_text_that_is_not_utf8_is_refused_with_the_offset(
     write: Write, data: Path, raw: bytes, place: str
 ) -> None:
     error = refusal(write("a.txt", raw), data)
     assert error.exit_code == 2
     assert place in error.what
-    assert "--encoding" in error.hint
+    assert "data.encoding" in error.hint
 
 
 @pytest.mark.parametrize("at", [0, 1, 4095, 4096, 4097, 9000])
-def test_f17_the_place_is_right_across_buffers(
+def test_f17_the_offset_is_right_across_buffers(
     write: Write, data: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents, "BUFFER", 4096)
@@ -208,11 +208,11 @@ def test_f17_the_place_is_right_across_buffers(
 
 def test_f17_utf16_is_recognised(write: Write, data: Path) -> None:
     error = refusal(write("a.txt", "text".encode("utf-16")), data)
-    assert error.hint.endswith("--encoding utf-16")
+    assert error.hint == "set data.encoding=utf-16"
     assert "utf-16" in refusal(write("b.txt", "text".encode("utf-16-le")), data).hint
 
 
-def test_f17_a_nul_in_utf16_has_its_place(write: Write, data: Path) -> None:
+def test_f17_a_nul_in_utf16_has_the_right_offset(write: Write, data: Path) -> None:
     assert "byte 4 is a NUL" in refusal(write("a.txt", "a\0b".encode("utf-16")), data, encoding="utf-16").what
 
 
@@ -224,18 +224,18 @@ def test_f17_a_nul_in_utf16_has_its_place(write: Write, data: Path) -> None:
     ),
     buffer=st.integers(1, 9),
 )
-def test_buffers_never_show(text: str, buffer: int, write: Write, data: Path) -> None:
-    """However a file falls into buffers, its text is what Python's text mode reads."""
+def test_the_buffer_size_does_not_change_the_text(text: str, buffer: int, write: Write, data: Path) -> None:
+    """The text is what Python's text mode reads, for any buffer size."""
     path = write("a.txt", text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents, "BUFFER", buffer)
-        patch.setattr(sources.Text.blocks, "__defaults__", (buffer,))
+        patch.setattr(sources.Text.chunks, "__defaults__", (buffer,))
         found = "".join(read(path, data))
     with open(path, encoding="utf-8-sig") as file:
         assert found == file.read()
 
 
-# Compressed
+# Compression
 
 
 def zst(raw: bytes) -> bytes:
@@ -258,7 +258,7 @@ class TestCompressed:
         raw = "".join(json.dumps({"text": f"line {i}"}) + "\n" for i in range(1000)).encode()
         assert read(write(f"a.jsonl{suffix}", compress(raw)), data) == [f"line {i}" for i in range(1000)]
 
-    def test_damage_is_found(
+    def test_damage_is_detected(
         self, suffix: str, compress: Callable[[bytes], bytes], write: Write, data: Path
     ) -> None:
         raw = compress(os.urandom(50_000).hex().encode())
@@ -281,11 +281,11 @@ class TestCompressed:
     ) -> None:
         path = write(f"a.txt{suffix}", compress(b" " * 100_000_000))
         with sources.find(str(path), data) as text:
-            longest = max(len(block[0]) for block in text.blocks("reading"))
+            longest = max(len(chunk[0]) for chunk in text.chunks("reading"))
         assert longest <= 2 * documents.BUFFER
 
 
-def test_without_zstandard_it_says_what_to_install(
+def test_without_zstandard_the_hint_installs_it(
     write: Write, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
@@ -311,23 +311,21 @@ def test_the_text_field_can_be_named(write: Write, data: Path) -> None:
     [
         (b"{", "line 2 is not JSON"),
         (b"[" * 100_000, "line 2 is not JSON"),
-        (b'"text"', "line 2 has no field 'text'"),
+        (b'"text"', "line 2 is not a JSON object"),
         (b'{"body": "x"}', "line 2 has no field 'text'"),
-        (b'{"text": 7}', "line 2: 'text' is not a string"),
+        (b'{"text": 7}', "line 2: the field 'text' is not a string"),
         (b'{"text": "caf\xe9"}', "line 2 is not UTF-8: byte 30 is 0xe9"),
-        (b'{"text": "\\ud800"}', "line 2: 'text' holds U+D800"),
+        (b'{"text": "\\ud800"}', "line 2: the field 'text' contains U+D800"),
     ],
 )
-def test_f17_a_bad_json_line_is_refused_by_its_number(
+def test_f17_a_bad_json_line_is_refused_with_its_number(
     write: Write, data: Path, line: bytes, said: str
 ) -> None:
     error = refusal(write("a.jsonl", b'{"text": "fine"}\n' + line + b"\n"), data)
     assert said in error.what
 
 
-def test_a_json_line_without_end_is_refused(
-    write: Write, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_endless_json_line_is_refused(write: Write, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "LONGEST_LINE", 1000)
     assert "line 1 is longer" in refusal(write("a.jsonl", '{"text": "' + "a" * 5000), data).what
 
@@ -340,24 +338,24 @@ def test_progress_goes_up_to_the_size(write: Write, data: Path, monkeypatch: pyt
     files = [str(write(f"{i}.txt", "word " * 900)) for i in range(3)]
     seen: list[tuple[str, int, int | None]] = []
     with sources.find(files, data, on_bytes=lambda *told: seen.append(told)) as text:
-        assert sum(1 for _ in text.blocks("reading", size=1000)) > 3
+        assert sum(1 for _ in text.chunks("reading", size=1000)) > 3
     done = [n for _, n, _ in seen]
     assert done == sorted(done)
     assert seen[-1] == ("reading", 13_500, 13_500)
 
 
-def test_f18_a_file_that_changes_while_being_read_is_told(write: Write, data: Path) -> None:
+def test_f18_a_file_that_changes_while_being_read_is_refused(write: Write, data: Path) -> None:
     path = write("a.txt")
     with sources.find(str(path), data) as text:
         path.write_text("another text")
         with pytest.raises(InputError, match=r"a\.txt' changed while reading"):
-            list(text.blocks("reading"))
+            list(text.chunks("reading"))
         path.unlink()
         with pytest.raises(QuillError):
-            list(text.blocks("reading"))
+            list(text.chunks("reading"))
 
 
-def test_a_stamp_is_trusted_only_when_the_file_has_settled(
+def test_a_stamp_is_trusted_only_once_the_file_has_settled(
     write: Write, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("a.txt")
@@ -372,6 +370,6 @@ def test_a_stamp_is_trusted_only_when_the_file_has_settled(
         assert text.stamp() not in (None, before)
 
 
-def test_codecs_have_one_name() -> None:
+def test_each_codec_has_one_name() -> None:
     assert documents.codec("UTF8") == documents.codec("utf-8-sig") == "utf-8"
     assert codecs.lookup(documents.codec("Windows-1252")).name == "cp1252"

@@ -1,0 +1,132 @@
+"""Whether a dataset is the one that was asked for.
+
+A dataset is identified by its key, a hash of the text and of the settings that turn it into tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quill import strictjson
+from quill.config.settings import DataConfig
+from quill.data.store import SCHEMA_VERSION, Dataset
+from quill.data.survey import Survey
+from quill.errors import InputError, shorten
+from quill.tokenizers import base
+
+DEFAULT_TOKENIZER = "char"
+
+_SETTINGS = ("tokenizer", "vocab_size", "vocabulary", "val_fraction", "encoding", "text_field")
+# Encoding and field say how to read the text, and the text's own hash covers the result.
+_KEYED = ("tokenizer", "vocab_size", "vocabulary", "val_fraction")
+# Fingerprint of a tokenizer that was trained on another text.
+_GIVEN = "tokenizer_sha256"
+
+
+def settings_of(config: DataConfig, tokenizer: base.Tokenizer | None) -> dict[str, Any]:
+    """Return the settings that a dataset's manifest records.
+
+    Args:
+        config: The data settings of a run or a preparation.
+        tokenizer: The tokenizer to encode with, if it exists already.
+    """
+    settings = {k: getattr(config, k) for k in _SETTINGS}
+    if tokenizer is not None:
+        settings["tokenizer"] = tokenizer.kind
+        if tokenizer.learns == "text":
+            settings |= {_GIVEN: tokenizer.fingerprint, "vocab_size": None}
+    settings["tokenizer"] = settings["tokenizer"] or DEFAULT_TOKENIZER
+    return settings
+
+
+def key_of(settings: Mapping[str, Any], survey: Survey) -> str:
+    """Return the key of the dataset made from a text with these settings."""
+    keyed = {k: settings[k] for k in (*_KEYED, _GIVEN) if k in settings}
+    made_of = {"schema": SCHEMA_VERSION, "text": survey.sha256, "layout": survey.layout, **keyed}
+    return hashlib.sha256(strictjson.canonical(made_of)).hexdigest()
+
+
+def difference(dataset: Dataset, settings: Mapping[str, Any]) -> str:
+    """Describe the settings in which an existing dataset differs from a new one; empty if in none."""
+    was = dataset.settings
+    return ", ".join(
+        f"its {k} is {_plain(was.get(k))}, not {_plain(settings[k])}"
+        for k in _SETTINGS
+        if was.get(k) != settings[k]
+    )
+
+
+def conflicts(
+    config: DataConfig, dataset: Dataset, tokenizer: base.Tokenizer | None
+) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that a dataset does not meet, as (actual, wanted); unset ones always match.
+
+    Args:
+        config: The data settings of a run.
+        dataset: A dataset of the name that they give.
+        tokenizer: The tokenizer of the model that training starts from, if there is one.
+    """
+    was = dataset.settings
+    sizes = (was.get("vocab_size"), dataset.vocab_size)
+    found: dict[str, tuple[Any, Any]] = {}
+    if tokenizer is not None:
+        if dataset.tokenizer.fingerprint != tokenizer.fingerprint:
+            found["tokenizer"] = (was["tokenizer"], tokenizer.kind)
+    elif config.tokenizer not in (None, was["tokenizer"]):
+        found["tokenizer"] = (was["tokenizer"], config.tokenizer)
+    elif config.vocab_size is not None and config.vocab_size not in sizes:
+        found["vocab_size"] = (sizes[1], config.vocab_size)
+    elif config.vocabulary is not None and dataset.tokenizer.to_dict().get("vocabulary") != "".join(
+        config.vocabulary
+    ):
+        found["vocabulary"] = (f"{sizes[1]} characters", f"the {len(config.vocabulary)} given")
+    default = DataConfig.model_fields["val_fraction"].default
+    if config.val_fraction not in (default, was["val_fraction"]):
+        found["val_fraction"] = (was["val_fraction"], config.val_fraction)
+    return found
+
+
+def refuse(
+    dataset: Dataset,
+    found: Mapping[str, tuple[Any, Any]],
+    config: DataConfig,
+    tokenizer: base.Tokenizer | None,
+) -> InputError:
+    """Return the error for a dataset that does not meet the settings.
+
+    Args:
+        dataset: The dataset of that name.
+        found: From `conflicts`; not empty.
+        config: The data settings of the run.
+        tokenizer: The tokenizer of the model that training starts from, if there is one.
+    """
+    if tokenizer is not None:
+        other = "other characters" if dataset.kind == tokenizer.kind == "char" else "another tokenizer"
+        given = _path_of(dataset)
+        return InputError(
+            f"dataset '{dataset.name}' has {other} than the model that training starts from",
+            why="its ids mean something else to that model, which has to read the text itself",
+            hint=f'set data.source="{given}"' if given else "name the text instead of the dataset",
+        )
+    name = f"{dataset.name[:50]}-{config.tokenizer or '2'}"
+    changed = {k: new for k, (_, new) in found.items() if k != "vocabulary"}
+    return InputError(
+        f"dataset '{dataset.name}' was prepared with other settings",
+        why=", ".join(f"its {k} is {old}, not {new}" for k, (old, new) in found.items()),
+        hint=dataset.prepare_command(name=name, settings=changed),
+    )
+
+
+def _path_of(dataset: Dataset) -> str:
+    """Return the file that a dataset was made of, if it is a single one that still exists."""
+    given = dataset.manifest["source"].get("given") or []
+    if len(given) != 1 or '"' in (path := str(given[0])) or not Path(path).exists():
+        return ""
+    return path if "/" in path else f"./{path}"
+
+
+def _plain(value: Any) -> str:
+    return "unset" if value is None else shorten(value, 40).strip("'")
