@@ -1,7 +1,7 @@
-"""Tokens into batches: which windows a step sees is a pure function of the seed and the step.
+"""Tokens into batches: the windows of a step are a pure function of the seed and the step.
 
-Nothing is kept between calls, so a resumed run can neither replay nor skip data, and a step split over
-several forward passes or machines sees exactly the windows it would see in one.
+There is no state between calls, so a resumed run can neither repeat nor skip data, and a step split over
+several forward passes or processes sees exactly the windows it would see in one.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def batch(
     rank: int = 0,
     world_size: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """One batch of windows at random places, and the same windows one token on.
+    """Draw one batch of windows at random positions, and the same windows one token later.
 
     All windows of a step are drawn at once by a counter-based generator keyed by seed and step (Philox,
-    Salmon et al. 2011, doi:10.1145/2063384.2063405), and dealt out in order: to ranks, within a rank to
-    its forward passes, within a pass to rows.
+    Salmon et al. 2011, doi:10.1145/2063384.2063405), then divided in order: among ranks, within a rank among
+    its forward passes, within a pass among rows.
 
     Args:
         tokens: One split, (n,).
@@ -44,10 +44,10 @@ def batch(
         step: Number of the optimizer step.
         batch_size: Windows in this batch, B.
         block_size: Length of a window in tokens, T.
-        micro: Which of the step's forward passes this is.
-        n_micro: Forward passes of a step.
-        rank: Which process this is.
-        world_size: How many processes there are.
+        micro: Index of the forward pass within the step.
+        n_micro: Forward passes in a step.
+        rank: Index of this process.
+        world_size: Number of processes.
 
     Returns:
         Inputs and targets, each (B, T), int64, on the CPU.
@@ -55,21 +55,21 @@ def batch(
     starts = _starts(len(tokens) - block_size, seed, step, batch_size * n_micro * world_size)
     first = (rank * n_micro + micro) * batch_size
     mine = starts[first : first + batch_size]
-    # A memmap's own indexing goes through slow Python; a plain view of the same memory does not.
+    # A memmap's own indexing runs in Python; a plain view of the same memory is faster.
     rows = np.asarray(tokens)[mine[:, None] + np.arange(block_size + 1)]  # (B, T + 1)
     return _tensors(rows)
 
 
 def windows(tokens: Tokens, *, block_size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The whole split in consecutive windows, every token but the first a target exactly once.
+    """Cut the whole split into consecutive windows; each token but the first is a target exactly once.
 
     Args:
         tokens: One split, (n,).
         block_size: Length of a window in tokens, T.
-        batch_size: Windows in a batch at the most, B.
+        batch_size: Most windows in a batch, B.
 
     Yields:
-        Inputs and targets, each (<= B, T), int64; a last shorter window comes alone, (1, < T).
+        Inputs and targets, each (<= B, T), int64; a shorter last window comes alone, (1, < T).
     """
     plain = np.asarray(tokens)
     n_targets = len(plain) - 1
@@ -84,10 +84,10 @@ def windows(tokens: Tokens, *, block_size: int, batch_size: int) -> Iterator[tup
 
 
 def check_length(n_tokens: int, block_size: int, split: str, *, dataset: str = "the text") -> None:
-    """Refuse a split that holds not even one window and its targets.
+    """Refuse a split that is too short for one window and its targets.
 
     Args:
-        n_tokens: Tokens of the split.
+        n_tokens: Tokens in the split.
         block_size: Length of a window in tokens.
         split: The split's name, for the message.
         dataset: The dataset's name, for the message.
@@ -99,17 +99,17 @@ def check_length(n_tokens: int, block_size: int, split: str, *, dataset: str = "
         return
     why = f"one window needs block_size + 1 = {block_size + 1:,} tokens"
     if n_tokens >= 3:
-        hint = f"--block-size {n_tokens - 1}, or more text"
+        hint = f"set model.block_size={n_tokens - 1}"
     else:
-        hint = "more text, or another --val-fraction when preparing it"
+        hint = "prepare a longer text, or the same with another data.val_fraction"
     raise InputError(f"the {split} split of '{dataset}' has {n_tokens:,} tokens", why=why, hint=hint)
 
 
-def _starts(n_places: int, seed: int, step: int, count: int) -> NDArray[np.int64]:
+def _starts(n_positions: int, seed: int, step: int, count: int) -> NDArray[np.int64]:
     key = np.array([seed, step], np.uint64)
     raw = np.random.Philox(key=key).random_raw(count)
-    unit = (raw >> np.uint64(11)) * 2.0**-53
-    return (unit * n_places).astype(np.int64)
+    uniform = (raw >> np.uint64(11)) * 2.0**-53
+    return (uniform * n_positions).astype(np.int64)
 
 
 def _tensors(rows: Tokens) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Which windows a step sees, and that evaluation sees each token once."""
+"""The windows of a step, and evaluation over each token once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quill.errors import InputError
 TOKENS = np.arange(1000, dtype=np.uint16)
 
 
-def test_targets_are_the_inputs_one_on() -> None:
+def test_targets_are_the_inputs_one_token_later() -> None:
     x, y = batch(TOKENS, seed=1, step=0, batch_size=12, block_size=64)
     assert x.shape == y.shape == (12, 64)
     assert x.dtype == y.dtype == torch.int64
@@ -43,9 +43,9 @@ def test_the_draw_never_changes() -> None:
 
 
 @pytest.mark.parametrize(("n_micro", "world_size"), [(4, 1), (1, 4), (2, 2), (8, 1)])
-def test_eight_at_once_are_two_times_four(n_micro: int, world_size: int) -> None:
+def test_eight_windows_at_once_equal_several_passes_or_processes(n_micro: int, world_size: int) -> None:
     whole, _ = batch(TOKENS, seed=3, step=9, batch_size=8, block_size=16)
-    parts = [
+    batches = [
         batch(
             TOKENS,
             seed=3,
@@ -60,10 +60,10 @@ def test_eight_at_once_are_two_times_four(n_micro: int, world_size: int) -> None
         for rank in range(world_size)
         for micro in range(n_micro)
     ]
-    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(torch.cat(batches), whole)
 
 
-def test_every_place_is_drawn_and_none_beyond() -> None:
+def test_every_position_is_drawn_and_none_beyond() -> None:
     tokens = TOKENS[:19]
     drawn = [batch(tokens, seed=0, step=s, batch_size=4, block_size=16)[0][:, 0] for s in range(50)]
     seen = set(torch.cat(drawn).tolist())
@@ -73,7 +73,7 @@ def test_every_place_is_drawn_and_none_beyond() -> None:
     assert y[:, -1].tolist() == [16] * 4
 
 
-def test_places_are_drawn_evenly() -> None:
+def test_positions_are_drawn_evenly() -> None:
     starts = torch.cat(
         [batch(TOKENS, seed=0, step=s, batch_size=100, block_size=1)[0][:, 0] for s in range(100)]
     )
@@ -89,7 +89,7 @@ def test_ids_beyond_16_bits_keep_their_value() -> None:
 
 
 @given(n=st.integers(0, 200), block_size=st.integers(1, 40), batch_size=st.integers(1, 9))
-def test_windows_take_every_target_once(n: int, block_size: int, batch_size: int) -> None:
+def test_windows_cover_every_target_once(n: int, block_size: int, batch_size: int) -> None:
     tokens = TOKENS[:n]
     found = list(windows(tokens, block_size=block_size, batch_size=batch_size))
     assert [int(t) for _, y in found for t in y.flatten()] == list(range(1, n))
@@ -114,4 +114,4 @@ def test_f16_a_split_too_short_is_refused_with_both_counts() -> None:
 def test_f16_an_empty_split_has_another_hint() -> None:
     with pytest.raises(InputError) as e:
         check_length(0, 64, "val")
-    assert "--val-fraction" in e.value.hint
+    assert "data.val_fraction" in e.value.hint
