@@ -164,10 +164,11 @@ def import_model(source: str, *, registry: str | PathLike[str] | None = None, **
     Args:
         source: A file, a folder, or hf:REPOSITORY.
         registry: The registry's folder.
-        **options: As of `quill.formats.importing.import_model`: name, format_name, beside, new_version.
+        **options: As of `quill.formats.importing.import_model`: name, format_name, config, tokenizer,
+            new_version.
 
     Raises:
-        CorruptError: It is damaged, unsafe, or no whole model.
+        CorruptError: It is damaged, unsafe, or incomplete.
         InputError: Something is missing, or quill has no such model.
         RefusedError: The name is another model's.
     """

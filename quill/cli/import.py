@@ -45,14 +45,15 @@ def command(
     """
     output, registry = session.output, session.registry()
 
-    from quill.formats import base, importing
+    from quill.formats import importing
 
     version = importing.import_model(
         source,
         registry,
         name=name,
         format_name=format_name,
-        beside=base.Beside(config, tokenizer),
+        config=config,
+        tokenizer=tokenizer,
         new_version=new_version,
         notice=output.say,
     )

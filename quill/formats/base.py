@@ -43,7 +43,7 @@ class Incoming:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Supplied:
     """What a person may give beside the file to be imported.
 
     Attributes:
@@ -161,12 +161,12 @@ class Format:
         """Whether a file or folder looks like this format, from names and first bytes alone; never raises."""
         return False
 
-    def read(self, path: Path, beside: Beside) -> Incoming:
+    def read(self, path: Path, supplied: Supplied) -> Incoming:
         """Read a foreign model. What is wrong with a file is a CorruptError, whatever it holds.
 
         Args:
             path: A file or folder that exists.
-            beside: What was given with it.
+            supplied: What was given with it.
 
         Raises:
             CorruptError: It is damaged, or not safe to read.

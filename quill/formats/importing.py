@@ -1,20 +1,23 @@
-"""Into the registry: a foreign model read, held to what quill's own must be, and published as a version."""
+"""Import a foreign model: read it, check it as strictly as quill's own, and publish it as a version."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quill import fsio, naming, strictjson
 from quill.checkpoint import load as checkpoint
 from quill.checkpoint import weights as tensors
 from quill.checkpoint.card import card
 from quill.config import reading
+from quill.config.differences import differences
 from quill.config.settings import RunConfig
-from quill.errors import CorruptError, InputError, NotFoundError, RefusedError
+from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, shorten
 from quill.formats import base
 from quill.registry import locks
 from quill.registry import manifest as manifests
@@ -26,15 +29,23 @@ if TYPE_CHECKING:
     from quill.registry.version import Version
 
 HUB = "hf:"
-# Names of files and folders that say nothing of the model in them.
+# Names of files and folders that say nothing about the model in them.
 _NAMELESS = {"ckpt", "model", "checkpoint", "pytorch_model", "out", "nanogpt", "weights"}
 _FLOATS = ("torch.float32", "torch.float16", "torch.bfloat16")
-_SHOWN = 3
-_NOTHING = base.Beside()
+_MOST_SHOWN = 3
 
 
-def _unheard(message: str) -> None:
-    """Where nobody listens."""
+class _Import(NamedTuple):
+    """A model that passed all checks, the config it runs with, and what its manifest says."""
+
+    name: str
+    incoming: base.Incoming
+    config: RunConfig
+    facts: dict[str, Any]
+
+
+def _silent(message: str) -> None:
+    """Ignore a notice."""
 
 
 def import_model(
@@ -43,65 +54,58 @@ def import_model(
     *,
     name: str | None = None,
     format_name: str = "auto",
-    beside: base.Beside = _NOTHING,
+    config: Path | None = None,
+    tokenizer: str | None = None,
     new_version: bool = False,
-    notice: Callable[[str], None] = _unheard,
+    notice: Callable[[str], None] = _silent,
 ) -> Version:
-    """Read a foreign model and keep it by name; one that is there already is found.
+    """Import a foreign model under a name; importing the same model again returns the version that exists.
 
     Args:
         source: A file, a folder, or hf:REPOSITORY on the Hugging Face Hub.
-        registry: Where to keep it.
-        name: What to call it; unset: after the source.
-        format_name: A registered format; "auto" looks at the source.
-        beside: What was given with it.
-        new_version: Keep it beside another model of that name.
-        notice: Told what takes long.
+        registry: The registry to import into.
+        name: The model's name; None to name it after the source.
+        format_name: A registered format; "auto" to detect it.
+        config: A config file of the foreign project, for a source without one.
+        tokenizer: The vocabulary, for a source without one: a published tokenizer (gpt2), a tokenizer.json,
+            a meta.pkl, or the text that the model was trained on.
+        new_version: Import even if the name has a different model.
+        notice: Called with a message before something that takes long.
 
     Returns:
         The version.
 
     Raises:
-        NotFoundError: There is no such file or repository.
-        CorruptError: It is damaged, unsafe, or no whole model.
-        InputError: Something is missing that only the caller can give, or quill has no such model.
-        RefusedError: The name is another model's.
+        NotFoundError: The source does not exist.
+        CorruptError: It is damaged, unsafe, or incomplete.
+        InputError: Only the caller can supply what is missing, or quill has no such model.
+        RefusedError: The name has a different model.
         ResourceError: Disk, memory, permission or network.
     """
     name = naming.check(name, "model") if name is not None else _name(source)
-    if not source:
-        raise InputError("the source is empty", why="it is a file, a folder or hf:REPOSITORY")
-    path = _fetch(source, notice) if source.startswith(HUB) else fsio.expanded(source)
-    if not path.exists():
-        hint = f"quill import {HUB}{source}" if re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source) else ""
-        raise NotFoundError(f"there is no '{source}'", why="it is neither a file nor a folder", hint=hint)
-    digest = fingerprint(path)
-    newest = registry.newest(name)
-    if newest is not None and not newest.damaged:
-        parent = (newest.manifest or {}).get("parent") or {}
-        if parent.get("digest") == digest:
-            return newest
-        if not new_version:
-            raise RefusedError(
-                f"'{name}' is another model already",
-                why=f"{newest.reference} was not imported from this source",
-                hint=f"--name another, or --new-version for {name}:v{newest.number + 1}",
-            )
-    kind = _recognise(path, source) if format_name == "auto" else base.load(format_name)
+    path = _locate(source, notice)
+    kind = _detect(path, source) if format_name == "auto" else base.load(format_name)
     if not kind.reads:
         able = ", ".join(n for n in base.names() if base.load(n).reads)
-        raise InputError(f"models cannot be imported from {kind.name}", why=f"one of {able} can be read")
-    incoming = kind.read(path, beside)
-    return _publish(incoming, registry, name, _shown(source), digest, kind.name)
+        raise InputError(f"models cannot be imported from {kind.name}", why=f"quill imports {able}")
+    made = _check(kind.read(path, base.Supplied(config, tokenizer)), name, _shown(source))
+    made.facts["parent"] = {"reference": _shown(source), "digest": fingerprint(path)}
+    made.facts["imported"] = {"format": kind.name, "notes": list(made.incoming.notes)}
+    if found := _existing(made, registry, new_version):
+        return found
+    fsio.make_dir(registry.root)
+    with locks.hold(registry.root, name):
+        # Another import may have published it while this one waited for the lock.
+        return _existing(made, registry, new_version) or _publish(made, registry)
 
 
-def ensure(reference: str, registry: Registry, notice: Callable[[str], None] = _unheard) -> Version:
-    """The version that a reference means, fetched from the Hub first where it names a repository there.
+def ensure(reference: str, registry: Registry, notice: Callable[[str], None] = _silent) -> Version:
+    """Resolve a reference, importing it from the Hub first if it is hf:REPOSITORY.
 
     Args:
-        reference: What `Registry.resolve` takes, or hf:REPOSITORY.
-        registry: Where it is, or will be kept.
-        notice: Told what takes long.
+        reference: As for `Registry.resolve`, or hf:REPOSITORY.
+        registry: The registry to look in and to import into.
+        notice: Called with a message before something that takes long.
     """
     if not reference.startswith(HUB):
         return registry.resolve(reference)
@@ -114,111 +118,154 @@ def ensure(reference: str, registry: Registry, notice: Callable[[str], None] = _
 
 
 def fingerprint(path: Path) -> str:
-    """The sha256 that a source is recognised by, hex: a file's own, or one over a folder's files."""
+    """The sha256, hex, of a file, or of the names and hashes of the files in a folder."""
     if path.is_file():
         return fsio.sha256(path)
     if not path.is_dir():
         raise CorruptError(f"'{path}' is not a plain file", why="it is a device or a pipe")
-    # The Hub's cache holds links to what it fetched, so these are followed.
+    # The Hub's cache contains links to what it fetched, so links are followed.
     found = sorted(f for f in path.iterdir() if f.is_file() and not f.name.startswith("."))
-    listed = {f.name: fsio.sha256(f) for f in found}
-    return hashlib.sha256(strictjson.canonical(listed)).hexdigest()
+    hashes = {f.name: fsio.sha256(f) for f in found}
+    return hashlib.sha256(strictjson.canonical(hashes)).hexdigest()
 
 
-def _publish(
-    incoming: base.Incoming, registry: Registry, name: str, source: str, digest: str, kind: str
-) -> Version:
-    _check(incoming, source)
-    fsio.make_dir(registry.root)
-    with locks.hold(registry.root, name):
-        return _keep(incoming, registry, name, source, digest, kind)
+def _locate(source: str, notice: Callable[[str], None]) -> Path:
+    """The file or folder of a source, fetched first where it is on the Hub."""
+    if not source:
+        raise InputError("the source is empty", why="it is a file, a folder or hf:REPOSITORY")
+    if source.startswith(HUB):
+        from quill.formats.hf import hub
 
-
-def _keep(
-    incoming: base.Incoming, registry: Registry, name: str, source: str, digest: str, kind: str
-) -> Version:
-    config = reading.check(
-        RunConfig,
-        {"name": name, "data": {"tokenizer": incoming.tokenizer.kind}, "model": incoming.model.model_dump()},
-        origin=source,
-        error=CorruptError,
-    )
-    draft = registry.begin(name)
-    try:
-        draft.write_json(checkpoint.CONFIG, config.to_dict())
-        draft.write_json(checkpoint.TOKENIZER, incoming.tokenizer.to_dict())
-        draft.write_file(checkpoint.WEIGHTS, lambda path: tensors.write(path, incoming.weights))
-        facts: dict[str, Any] = {
-            **incoming.facts,
-            "parameters": sum(t.numel() for t in incoming.weights.values()),
-            "parent": {"reference": source, "digest": digest},
-            "imported": {"format": kind, "notes": list(incoming.notes)},
-        }
-        text = card(draft.reference, config, facts)
-        draft.write_bytes("README.md", text.encode("utf-8", "replace"))
-        return draft.publish(**facts)
-    except BaseException:
-        draft.discard()
-        raise
-
-
-def _check(incoming: base.Incoming, source: str) -> None:
-    """Hold names, shapes and types to what the shape makes of them, before anything is written."""
-    from quill.model.gpt import outline
-
-    if incoming.model.n_layer > len(incoming.weights):
-        why = f"{incoming.model.n_layer} layers, and {len(incoming.weights)} tensors"
-        raise CorruptError(f"'{source}' is no whole model", why=why)
-    wanted = {n: tuple(t.shape) for n, t in outline(incoming.model.shape()).state_dict().items()}
-    wrong = _differences(wanted, incoming.weights)
-    if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise CorruptError(f"'{source}' is no whole model", why="; ".join(wrong[:_SHOWN]) + more)
-    rows, tokens = incoming.model.vocab_size or 0, incoming.tokenizer.vocab_size
-    if tokens > rows:
-        raise InputError(
-            f"the tokenizer is not that of '{source}'",
-            why=f"it has {tokens:,} tokens, the model {rows:,}",
-            hint="--tokenizer FILE",
+        return hub.fetch(source[len(HUB) :], notice)
+    path = fsio.expanded(source)
+    if not path.exists():
+        is_repository = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source)
+        raise NotFoundError(
+            f"'{source}' does not exist",
+            why="the source is a file, a folder or hf:REPOSITORY",
+            hint=f"quill import {HUB}{source}" if is_repository else "",
         )
+    return path
 
 
-def _differences(wanted: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> list[str]:
-    wrong = [f"{n} is missing" for n in wanted if n not in weights]
-    wrong += [f"{ascii(n)[1:-1][:60]} is in no such model" for n in weights if n not in wanted]
-    for name, shape in wanted.items():
-        found = weights.get(name)
-        if found is not None and tuple(found.shape) != shape:
-            wrong.append(f"{name} is {tuple(found.shape)}, its shape makes it {shape}")
-        elif found is not None and str(found.dtype) not in _FLOATS:
-            wrong.append(f"{name} is {found.dtype}, weights are float32, float16 or bfloat16")
-    return wrong
-
-
-def _recognise(path: Path, source: str) -> base.Format:
+def _detect(path: Path, source: str) -> base.Format:
     kinds = [k for k in map(base.load, base.names()) if k.reads]
     found = [k for k in kinds if k.recognises(path)]
     if len(found) == 1:
         return found[0]
     if found:
         why = f"it could be {' or '.join(k.name for k in found)}"
-        raise InputError(f"'{source}' could be several formats", why=why, hint=f"--format {found[0].name}")
-    able = ", ".join(k.name for k in kinds)
-    why, hint = f"neither its name nor its first bytes are those of {able}", "quill import --help"
+        raise InputError(
+            f"the format of '{source}' is ambiguous", why=why, hint=f"format_name={found[0].name}"
+        )
+    why = f"quill imports {', '.join(k.name for k in kinds)}, and it is none of these"
+    hint = "quill import --help"
     if (path / manifests.FILE).is_file() and (path / checkpoint.WEIGHTS).is_file():
-        why, hint = "it is a version of quill's own", f"quill cp {_path(source)} NAME"
+        why, hint = (
+            "it is a version in a quill registry",
+            f"quill cp {shlex.quote(_with_slash(source))} my-model",
+        )
     elif path.is_file() and any(k.recognises(path.absolute().parent) for k in kinds):
-        why, hint = "it is part of a model's folder", f"quill import {path.absolute().parent}"
-    raise InputError(f"'{source}' is of no format that quill reads", why=why, hint=hint)
+        folder = shlex.quote(str(path.absolute().parent))
+        why, hint = "it is only one file of a model", f"quill import {folder}"
+    raise InputError(f"'{source}' is not in a format that quill imports", why=why, hint=hint)
 
 
-def _path(source: str) -> str:
-    """A path as a reference: with a slash in it."""
+def _check(incoming: base.Incoming, name: str, source: str) -> _Import:
+    """Check names, shapes, dtypes and the vocabulary before anything is written."""
+    from quill.model.gpt import outline
+
+    model, tokenizer = incoming.model, incoming.tokenizer
+    if model.n_layer > len(incoming.weights):
+        why = f"{model.n_layer} layers, but only {len(incoming.weights)} tensors"
+        raise CorruptError(f"'{source}' is not a complete model", why=why)
+    wanted = {n: tuple(t.shape) for n, t in outline(model.shape()).state_dict().items()}
+    if wrong := _mismatches(wanted, incoming.weights):
+        more = f"; and {len(wrong) - _MOST_SHOWN} more" if len(wrong) > _MOST_SHOWN else ""
+        raise CorruptError(f"'{source}' is not a complete model", why="; ".join(wrong[:_MOST_SHOWN]) + more)
+    rows = model.vocab_size or 0
+    if tokenizer.vocab_size > rows:
+        raise InputError(
+            f"the tokenizer does not belong to '{source}'",
+            why=f"it has {tokenizer.vocab_size:,} tokens; the model has {rows:,}",
+            hint="pass the model's own vocabulary as tokenizer=",
+        )
+    document = {"name": name, "data": {"tokenizer": tokenizer.kind}, "model": model.model_dump()}
+    config = reading.check(RunConfig, document, origin=source, error=CorruptError)
+    facts = {**incoming.facts, "parameters": sum(math.prod(shape) for shape in wanted.values())}
+    return _Import(name, incoming, config, facts)
+
+
+def _mismatches(wanted: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> list[str]:
+    wrong = [f"{n} is missing" for n in wanted if n not in weights]
+    wrong += [f"{shorten(n)} does not belong to this model" for n in weights if n not in wanted]
+    for name, shape in wanted.items():
+        found = weights.get(name)
+        if found is not None and tuple(found.shape) != shape:
+            wrong.append(f"{name} has shape {tuple(found.shape)} instead of {shape}")
+        elif found is not None and str(found.dtype) not in _FLOATS:
+            wrong.append(f"{name} is {found.dtype}; weights are float32, float16 or bfloat16")
+    return wrong
+
+
+def _existing(made: _Import, registry: Registry, new_version: bool) -> Version | None:
+    """The newest version of the name if it is the same model.
+
+    Raises:
+        RefusedError: It is a different model, and `new_version` is not set.
+    """
+    newest = registry.newest(made.name)
+    if newest is None or newest.damaged:
+        return None
+    changed = _changes(newest, made)
+    if changed and not new_version:
+        raise RefusedError(
+            f"{newest.reference} is a different model", why="; ".join(changed), hint="new_version=True"
+        )
+    return None if changed else newest
+
+
+def _changes(version: Version, made: _Import) -> list[str]:
+    """How a version differs from what the import would publish."""
+    manifest = version.manifest or {}
+    if not manifest.get("imported"):
+        return ["it was not imported"]
+    changed: list[str] = []
+    parent = manifest.get("parent") or {}
+    if parent.get("digest") != made.facts["parent"]["digest"]:
+        changed.append(f"it was imported from other files ({parent.get('reference')})")
+    was, now = manifest["imported"].get("format"), made.facts["imported"]["format"]
+    if was != now:
+        changed.append(f"its format was {was}, not {now}")
+    if checkpoint.read_tokenizer(version).fingerprint != made.incoming.tokenizer.fingerprint:
+        changed.append("its tokenizer has another vocabulary")
+    before, after = checkpoint.read_config(version).to_dict(), made.config.to_dict()
+    for setting, (was, now) in differences({"model": before["model"]}, {"model": after["model"]}).items():
+        changed.append(f"{setting} was {shorten(was)}, not {shorten(now)}")
+    return changed
+
+
+def _publish(made: _Import, registry: Registry) -> Version:
+    draft = registry.begin(made.name)
+    try:
+        draft.write_json(checkpoint.CONFIG, made.config.to_dict())
+        draft.write_json(checkpoint.TOKENIZER, made.incoming.tokenizer.to_dict())
+        draft.write_file(checkpoint.WEIGHTS, lambda path: tensors.write(path, made.incoming.weights))
+        text = card(draft.reference, made.config, made.facts)
+        draft.write_bytes("README.md", text.encode("utf-8", "replace"))
+        return draft.publish(**made.facts)
+    except BaseException:
+        draft.discard()
+        raise
+
+
+def _with_slash(source: str) -> str:
+    """A path as a reference, which is a name unless it contains a slash."""
     return source if "/" in source else f"./{source}"
 
 
 def _name(source: str) -> str:
-    """What to call a model: after its repository, its folder or its file."""
+    """A model's name, made from its repository, its folder or its file."""
     if source.startswith(HUB):
         parts = [source[len(HUB) :].partition("@")[0].rpartition("/")[2]]
     else:
@@ -228,15 +275,9 @@ def _name(source: str) -> str:
         cleaned = re.sub(r"[^a-z0-9._-]+", "-", part.lower()).strip("-._")[:64]
         if cleaned and (cleaned not in _NAMELESS or part is parts[-1]):
             return naming.check(cleaned, "model")
-    raise InputError(f"'{source}' gives the model no name", why="it has no letters", hint="--name my-model")
-
-
-def _fetch(source: str, notice: Callable[[str], None]) -> Path:
-    from quill.formats.hf import hub as _hub
-
-    return _hub.fetch(source[len(HUB) :], notice)
+    raise InputError(f"'{source}' cannot name the model", why="it contains no letters", hint="name=my-model")
 
 
 def _shown(source: str) -> str:
-    """The source as the manifest keeps it: without the folders of this machine."""
+    """A source as the manifest records it, without the folders of this computer."""
     return source if source.startswith(HUB) else fsio.expanded(source).absolute().name

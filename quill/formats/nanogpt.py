@@ -20,7 +20,7 @@ from quill.config import reading
 from quill.config.settings import ModelConfig
 from quill.errors import CorruptError, InputError, NotFoundError
 from quill.formats import vocabulary
-from quill.formats.base import Beside, Format, Incoming, LazyTensors
+from quill.formats.base import Format, Incoming, LazyTensors, Supplied
 from quill.formats.torch_files.torch_file import Stored, TorchFile, looks_like, save
 
 if TYPE_CHECKING:
@@ -135,9 +135,9 @@ class NanoGPT(Format):
         named = path.name == FILE and not looks_like(path, b"token_embedding_table.weight")
         return named or looks_like(path, MARK)
 
-    def read(self, path: Path, beside: Beside) -> Incoming:
+    def read(self, path: Path, supplied: Supplied) -> Incoming:
         """Read a checkpoint and find its vocabulary."""
-        if beside.config:
+        if supplied.config:
             raise InputError(
                 f"--config does not apply to '{path}'",
                 why="a checkpoint of nanoGPT holds its own model_args",
@@ -156,7 +156,7 @@ class NanoGPT(Format):
         config = _config(document.get("model_args"), stored, tied, path)
         config_beside = document.get("config")
         tokenizer, notes = _tokenizer(
-            path, config_beside if isinstance(config_beside, dict) else {}, beside, config.vocab_size or 0
+            path, config_beside if isinstance(config_beside, dict) else {}, supplied, config.vocab_size or 0
         )
         if tied:
             stored.pop("lm_head.weight", None)
@@ -259,11 +259,11 @@ def _config(arguments: Any, stored: Mapping[str, Stored], tied: bool, path: Path
 
 
 def _tokenizer(
-    path: Path, config: Mapping[Any, Any], beside: Beside, rows: int
+    path: Path, config: Mapping[Any, Any], supplied: Supplied, rows: int
 ) -> tuple[Tokenizer, list[str]]:
     """The vocabulary: what was given, else meta.pkl beside the checkpoint or with its data, else GPT-2's."""
-    if beside.tokenizer:
-        return vocabulary.given(beside.tokenizer, rows), []
+    if supplied.tokenizer:
+        return vocabulary.given(supplied.tokenizer, rows), []
     others: list[str] = []
     for place in _places(path.parent, config.get("dataset")):
         try:

@@ -118,7 +118,7 @@ def test_importing_what_is_not_there_or_no_model(place, capsys):
     assert "there is no 'nowhere.gguf'" in capsys.readouterr().err
     (place / "noise.bin").write_bytes(b"noise" * 100)
     assert main(["import", "noise.bin"]) == 2
-    assert "of no format that quill reads" in capsys.readouterr().err
+    assert "not in a format that quill imports" in capsys.readouterr().err
     assert main(["import", "weights/tiny/v1"]) == 2
     assert "quill cp weights/tiny/v1 NAME" in capsys.readouterr().err
     assert main(["import", ""]) == 2

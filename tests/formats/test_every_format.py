@@ -190,9 +190,9 @@ def test_recognising_never_fails(name, tmp_path):
     assert not kind.recognises(tmp_path / "noise")
 
 
-def test_what_nobody_recognises_is_refused_with_the_formats(tmp_path):
+def test_an_unknown_format_is_refused_with_those_that_exist(tmp_path):
     (tmp_path / "noise").write_bytes(b"nothing of the kind")
-    with pytest.raises(InputError, match="no format") as caught:
+    with pytest.raises(InputError, match="not in a format") as caught:
         importing.import_model(str(tmp_path / "noise"), Registry(tmp_path / "w"))
     assert all(n in caught.value.why for n in BOTH)
 
@@ -202,15 +202,15 @@ def test_an_unknown_format_is_refused(publish):
         exporting.export(publish(), "ggfu")
 
 
-def test_importing_again_finds_it_and_another_model_is_not_replaced(publish, here, tmp_path):
+def test_importing_again_finds_the_version_and_never_replaces_a_different_model(publish, here, tmp_path):
     made = exporting.export(publish("nanogpt"), "hf")
     registry = Registry(tmp_path / "other")
     first = importing.import_model(str(made.path), registry, name="a")
     assert importing.import_model(str(made.path), registry, name="a") == first
     other = exporting.export(publish("modern", name="b"), "hf")
-    with pytest.raises(RefusedError, match="another model") as caught:
+    with pytest.raises(RefusedError, match="different model") as caught:
         importing.import_model(str(other.path), registry, name="a")
-    assert "--new-version" in caught.value.hint
+    assert caught.value.hint == "new_version=True"
     assert importing.import_model(str(other.path), registry, name="a", new_version=True).number == 2
 
 
@@ -219,12 +219,12 @@ def test_a_model_that_does_not_fit_its_shape_is_refused(publish, here, tmp_path,
     kind = type(base.load("hf"))
     read = kind.read
 
-    def without_a_norm(self, path, beside):
-        whole = read(self, path, beside)
+    def without_a_norm(self, path, supplied):
+        whole = read(self, path, supplied)
         weights = {n: t for n, t in whole.weights.items() if n != "ln_f.weight"}
         return base.Incoming(whole.model, weights, whole.tokenizer)
 
     monkeypatch.setattr(kind, "read", without_a_norm)
-    with pytest.raises(CorruptError, match="no whole model") as caught:
+    with pytest.raises(CorruptError, match="not a complete model") as caught:
         importing.import_model(str(made.path), Registry(tmp_path / "other"))
     assert "ln_f.weight is missing" in caught.value.why

@@ -20,7 +20,7 @@ from quill.checkpoint.load import Checkpoint
 from quill.config.settings import ModelConfig, RunConfig, SampleConfig
 from quill.errors import CorruptError, InputError, QuillError
 from quill.formats import importing
-from quill.formats.base import Beside
+from quill.formats.base import Supplied
 from quill.formats.gguf import Gguf, tensor_types
 from quill.formats.gguf.file import File
 from quill.generation.generator import Generator
@@ -96,7 +96,7 @@ def taught(tokenizer: Tokenizer, text: str, **shape: Any) -> Checkpoint:
 
 def read(path: Path, tokenizer: str | None = None) -> tuple[GPT, Tokenizer]:
     """A file as a model, every weight looked at."""
-    incoming = GGUF.read(path, Beside(tokenizer=tokenizer))
+    incoming = GGUF.read(path, Supplied(tokenizer=tokenizer))
     network = GPT(incoming.model.shape()).eval()
     network.load_state_dict({name: value.float() for name, value in incoming.weights.items()})
     return network, incoming.tokenizer
@@ -281,7 +281,7 @@ def test_rows_of_a_rewritten_model_fit_the_blocks_of_q8_0(publish, tmp_path):
     notes = GGUF.write(made, tmp_path / "m", "q8_0")
     assert not any("no multiple of 32" in note for note in notes)
     assert File(tmp_path / "m").tensors["token_embd.weight"].dtype == "q8_0"
-    back = GGUF.read(tmp_path / "m", Beside())
+    back = GGUF.read(tmp_path / "m", Supplied())
     assert back.model.n_embd % 32 == 0 and back.model.n_embd % back.model.n_head == 0
 
 
@@ -369,7 +369,7 @@ def test_llama_cpp_gives_a_long_text_the_same_ids(root, llama_gpt2, llama_pairs,
 def test_a_tokenizer_comes_back_whole(kind, request, tmp_path):
     tokenizer = request.getfixturevalue(kind)
     GGUF.write(model_of(tokenizer, n_embd=8, n_layer=1), tmp_path / "m.gguf", "float32")
-    back = GGUF.read(tmp_path / "m.gguf", Beside()).tokenizer
+    back = GGUF.read(tmp_path / "m.gguf", Supplied()).tokenizer
     assert back.fingerprint == tokenizer.fingerprint
     assert back.eot_id == tokenizer.eot_id
 
@@ -509,7 +509,7 @@ def test_a_gpt2_of_another_program_is_transformers_gpt2(kind, tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(InputError, match="does not support") as caught:
-        GGUF.read(tmp_path / "m.gguf", Beside())
+        GGUF.read(tmp_path / "m.gguf", Supplied())
     assert "tokenizer=" in caught.value.hint
     network, tokenizer = read(tmp_path / "m.gguf", str(text))
     assert tokenizer.vocab_size == 20 and network.shape.activation == "gelu_tanh"
@@ -599,7 +599,7 @@ def test_f46_a_hostile_file_is_refused_at_once(case, tmp_path):
     tracemalloc.start()
     started = time.monotonic()
     with pytest.raises(CorruptError) as caught:
-        GGUF.read(path, Beside())
+        GGUF.read(path, Supplied())
     assert time.monotonic() - started < 1
     assert tracemalloc.get_traced_memory()[1] < 8e6
     tracemalloc.stop()
@@ -614,7 +614,7 @@ def test_f46_a_header_without_end_is_not_followed(tmp_path):
         file.truncate(2**33)
     started = time.monotonic()
     with pytest.raises(CorruptError):
-        GGUF.read(path, Beside())
+        GGUF.read(path, Supplied())
     # Under a second; measuring coverage makes such a loop many times slower.
     assert time.monotonic() - started < 30
 
@@ -632,7 +632,7 @@ def test_f46_a_header_without_end_is_not_followed(tmp_path):
 def test_f46_what_quill_does_not_read_is_told_from_damage(raw, why, tmp_path):
     (tmp_path / "m.gguf").write_bytes(raw)
     with pytest.raises(InputError) as caught:
-        GGUF.read(tmp_path / "m.gguf", Beside())
+        GGUF.read(tmp_path / "m.gguf", Supplied())
     assert why in str(caught.value)
 
 
@@ -659,7 +659,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def survives(path: Path, raw: bytes) -> None:
     path.write_bytes(raw)
     try:
-        incoming = GGUF.read(path, Beside())
+        incoming = GGUF.read(path, Supplied())
         for name in incoming.weights:
             incoming.weights[name].sum()
         incoming.tokenizer.token_bytes(0)
@@ -673,7 +673,7 @@ def test_f46_a_file_cut_anywhere_is_refused(name, whole, tmp_path):
     for end in [*range(0, 2000, 37), *range(2000, len(raw) - 32, 1009)]:
         (tmp_path / "m").write_bytes(raw[:end])
         with pytest.raises(QuillError) as caught:
-            GGUF.read(tmp_path / "m", Beside())
+            GGUF.read(tmp_path / "m", Supplied())
         assert caught.value.exit_code == 5
 
 

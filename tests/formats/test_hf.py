@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 transformers = pytest.importorskip("transformers", reason="transformers, which loads what is written")
 
 HF = base.load("hf")
-NOTHING = base.Beside()
+NOTHING = base.Supplied()
 GPT2: dict[str, Any] = {"block": "gpt2", "bias": True}
 UNTIED: dict[str, Any] = {**GPT2, "tie_embeddings": False}
 MODERN: dict[str, Any] = {"block": "modern"}
@@ -339,7 +339,7 @@ def test_one_file_of_weights_is_read_with_what_lies_beside_it(char, tmp_path):
     with pytest.raises(InputError, match=r"no config\.json") as caught:
         HF.read(tmp_path / "best.safetensors", NOTHING)
     assert "--config" in caught.value.hint
-    found = HF.read(tmp_path / "best.safetensors", base.Beside(config=elsewhere))
+    found = HF.read(tmp_path / "best.safetensors", base.Supplied(config=elsewhere))
     assert found.model.n_layer == 2
 
 
@@ -352,7 +352,9 @@ def test_a_tokenizer_of_either_kind_may_be_given(char, tmp_path):
         HF.read(tmp_path, NOTHING)
     assert "--tokenizer" in caught.value.hint
     for given in (theirs, own):
-        assert HF.read(tmp_path, base.Beside(tokenizer=str(given))).tokenizer.fingerprint == char.fingerprint
+        assert (
+            HF.read(tmp_path, base.Supplied(tokenizer=str(given))).tokenizer.fingerprint == char.fingerprint
+        )
 
 
 def test_vocabulary_and_merges_do_without_tokenizer_json(tokenizers, tmp_path):

@@ -34,7 +34,7 @@ ARGUMENTS = {
     "vocab_size": len(CHARACTERS), "dropout": 0.25,
 }  # fmt: skip
 FORMAT = NanoGPT()
-NOTHING = base.Beside()
+NOTHING = base.Supplied()
 
 
 def layout(arguments: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -226,7 +226,7 @@ def test_the_vocabulary_is_the_first_that_is_there(tmp_path, monkeypatch):
         assert incoming.tokenizer.decode(range(12)) == order
         assert str(tmp_path) not in " ".join(incoming.notes)
     given = meta(tmp_path / "given.pkl", metas[3])
-    read = FORMAT.read(folder, base.Beside(tokenizer=str(given)))
+    read = FORMAT.read(folder, base.Supplied(tokenizer=str(given)))
     assert read.tokenizer.decode(range(12)) == orders[3]
 
 
@@ -235,17 +235,17 @@ def test_the_vocabulary_may_be_given_as_the_text(tmp_path):
     text = tmp_path / "input.txt"
     # Windows' line ends are one newline to Python, and so to nanoGPT's prepare.py.
     text.write_bytes(("".join(reversed(CHARACTERS)) + "abc\r\n").encode())
-    read = FORMAT.read(tmp_path, base.Beside(tokenizer=str(text)))
+    read = FORMAT.read(tmp_path, base.Supplied(tokenizer=str(text)))
     assert read.tokenizer.decode(range(12)) == CHARACTERS
     text.write_bytes((CHARACTERS + "z").encode())
     with pytest.raises(InputError, match="not the vocabulary") as caught:
-        FORMAT.read(tmp_path, base.Beside(tokenizer=str(text)))
+        FORMAT.read(tmp_path, base.Supplied(tokenizer=str(text)))
     assert "13 tokens, the model 12" in caught.value.why
     text.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(InputError, match="not UTF-8"):
-        FORMAT.read(tmp_path, base.Beside(tokenizer=str(text)))
+        FORMAT.read(tmp_path, base.Supplied(tokenizer=str(text)))
     with pytest.raises(NotFoundError, match="no tokenizer 'nowhere'"):
-        FORMAT.read(tmp_path, base.Beside(tokenizer="nowhere"))
+        FORMAT.read(tmp_path, base.Supplied(tokenizer="nowhere"))
 
 
 def test_the_vocabulary_of_another_run_is_not_taken(tmp_path):
@@ -335,7 +335,7 @@ def test_a_folder_without_a_checkpoint_and_a_config_are_refused(tmp_path):
     with pytest.raises(NotFoundError, match=r"no ckpt\.pt"):
         FORMAT.read(tmp_path, NOTHING)
     with pytest.raises(InputError, match="--config"):
-        FORMAT.read(save(tmp_path), base.Beside(config=tmp_path / "config.json"))
+        FORMAT.read(save(tmp_path), base.Supplied(config=tmp_path / "config.json"))
 
 
 def test_f44_a_malicious_checkpoint_ends_with_5_and_nothing_happens(tmp_path, quill):

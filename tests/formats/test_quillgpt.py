@@ -27,7 +27,7 @@ SORTED = "\n !abcdefghß"
 CHARACTERS = "hb\nßa!cgd fe"
 SHAPE = {"n_layer": 2, "n_head": 3, "n_embd": 10, "block_size": 6, "vocab_size": 12}
 FORMAT = QuillGPT()
-NOTHING = base.Beside()
+NOTHING = base.Supplied()
 IDS = torch.tensor([[1, 5, 3, 0, 2, 11], [4, 4, 1, 7, 9, 10]])
 
 
@@ -173,21 +173,21 @@ def test_a_checkpoint_of_akashs_reads_with_its_text_and_its_scale(tmp_path):
     with pytest.raises(InputError) as caught:
         FORMAT.read(path, NOTHING)
     assert f"--tokenizer {text}" in caught.value.hint
-    incoming = FORMAT.read(path, base.Beside(tokenizer=str(text)))
+    incoming = FORMAT.read(path, base.Supplied(tokenizer=str(text)))
     assert torch.allclose(build(incoming).predict(IDS), reference(weights, SHAPE, IDS, "trill"), atol=1e-5)
     assert incoming.model.attention_scale == 10**-0.5
     assert incoming.model.dropout == 0
     assert incoming.tokenizer.decode(range(12)) == SORTED
     assert any("n_embd ** -0.5" in note for note in incoming.notes)
     with pytest.raises(InputError, match="not the vocabulary"):
-        FORMAT.read(path, base.Beside(tokenizer=str(put(tmp_path / "other.txt", "abc"))))
+        FORMAT.read(path, base.Supplied(tokenizer=str(put(tmp_path / "other.txt", "abc"))))
 
 
 def test_a_single_head_has_the_same_scale_in_both(tmp_path):
     shape = SHAPE | {"n_head": 1}
     path = save(tmp_path / "nanogpt.pth", state(shape, "trill"))
     text = put(tmp_path / "input.txt", SORTED)
-    assert FORMAT.read(path, base.Beside(tokenizer=str(text))).model.attention_scale is None
+    assert FORMAT.read(path, base.Supplied(tokenizer=str(text))).model.attention_scale is None
 
 
 def test_the_config_is_the_nearest_that_fits(tmp_path):
@@ -211,10 +211,10 @@ def test_the_config_is_the_nearest_that_fits(tmp_path):
         assert any(place.name in note for note in incoming.notes)
         assert str(tmp_path) not in " ".join(incoming.notes)
     given = put(tmp_path / "given.json", settings(characters=orders[4], dropout=0.5))
-    incoming = FORMAT.read(path, base.Beside(config=given))
+    incoming = FORMAT.read(path, base.Supplied(config=given))
     assert (incoming.tokenizer.decode(range(12)), incoming.model.dropout) == (orders[4], 0.5)
     text = put(tmp_path / "text.txt", SORTED)
-    incoming = FORMAT.read(path, base.Beside(config=given, tokenizer=str(text)))
+    incoming = FORMAT.read(path, base.Supplied(config=given, tokenizer=str(text)))
     assert (incoming.tokenizer.decode(range(12)), incoming.model.dropout) == (SORTED, 0.5)
 
 
@@ -257,14 +257,14 @@ GIVEN: dict[str, Any] = {
 def test_a_config_that_is_not_the_models_is_refused(name, tmp_path):
     given = put(tmp_path / "given.json", GIVEN[name])
     with pytest.raises((InputError, CorruptError)):
-        FORMAT.read(save(tmp_path / "GPT.pt"), base.Beside(config=given))
+        FORMAT.read(save(tmp_path / "GPT.pt"), base.Supplied(config=given))
 
 
 def test_a_config_that_is_not_there_is_not_found(tmp_path):
     path = save(tmp_path / "GPT.pt")
     for place in (tmp_path / "nowhere.json", tmp_path):
         with pytest.raises(NotFoundError):
-            FORMAT.read(path, base.Beside(config=place))
+            FORMAT.read(path, base.Supplied(config=place))
 
 
 def _without(*names: str) -> dict[str, Tensor]:

@@ -127,14 +127,14 @@ class Gguf(base.Format):
         except OSError:
             return False
 
-    def read(self, path: Path, beside: base.Beside) -> base.Incoming:
+    def read(self, path: Path, supplied: base.Supplied) -> base.Incoming:
         """Read a model of the architecture gpt2 or qwen3 and its tokenizer."""
         file = File(path)
         settings = model.read(file)
-        if beside.tokenizer is not None:
+        if supplied.tokenizer is not None:
             from quill.formats import vocabulary as _vocabulary
 
-            tokenizer = _vocabulary.given(beside.tokenizer, settings["vocab_size"])
+            tokenizer = _vocabulary.given(supplied.tokenizer, settings["vocab_size"])
         else:
             tokenizer = tokens.read(file)
             if tokens.KIND in file and tokenizer.eot_id is None:

@@ -101,11 +101,11 @@ class HuggingFace(base.Format):
             return False
         return isinstance(stated, dict) and ("architectures" in stated or "model_type" in stated)
 
-    def read(self, path: Path, beside: base.Beside) -> base.Incoming:
+    def read(self, path: Path, supplied: base.Supplied) -> base.Incoming:
         """Read a folder, or one file of weights with what lies beside it."""
         folder = Folder(path)
-        origin = _CONFIG if beside.config is None else str(beside.config)
-        stated = folder.json(_CONFIG) if beside.config is None else strictjson.read(beside.config)
+        origin = _CONFIG if supplied.config is None else str(supplied.config)
+        stated = folder.json(_CONFIG) if supplied.config is None else strictjson.read(supplied.config)
         if stated is None:
             why = "without it the shape of the model is not known"
             raise InputError(f"'{folder.path}' has no {_CONFIG}", why=why, hint="--config FILE")
@@ -113,10 +113,10 @@ class HuggingFace(base.Format):
             raise CorruptError(f"'{origin}' is damaged", why="a JSON object is needed")
         _refuse_code(stated, origin)
         config, weights = models.read(stated, folder.tensors(), origin)
-        if beside.tokenizer is None:
+        if supplied.tokenizer is None:
             tokenizer, notes = _tokenizer(folder, config.block)
         else:
-            tokenizer, notes = _given(beside.tokenizer, config.vocab_size or 0), ()
+            tokenizer, notes = _given(supplied.tokenizer, config.vocab_size or 0), ()
         return base.Incoming(config, weights, tokenizer, notes=notes + _other_end(stated, tokenizer))
 
 

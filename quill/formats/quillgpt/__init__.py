@@ -24,7 +24,7 @@ from quill.config import reading
 from quill.config.settings import ModelConfig
 from quill.errors import CorruptError, InputError, NotFoundError
 from quill.formats import nanogpt
-from quill.formats.base import Beside, Format, Incoming, LazyTensors
+from quill.formats.base import Format, Incoming, LazyTensors, Supplied
 from quill.formats.quillgpt.config import CONFIG, find_vocabulary
 from quill.formats.torch_files.torch_file import Stored, TorchFile, save
 
@@ -149,7 +149,7 @@ class QuillGPT(Format):
                 path = files[0]
         return path.suffix in _ENDINGS and not nanogpt.NanoGPT().recognises(path)
 
-    def read(self, path: Path, beside: Beside) -> Incoming:
+    def read(self, path: Path, supplied: Supplied) -> Incoming:
         """Read a state dict, and find its characters."""
         if path.is_dir():
             files = _files(path)
@@ -163,7 +163,7 @@ class QuillGPT(Format):
         checkpoint = TorchFile(path)
         stored, mask = _state(checkpoint.value, path)
         settings = _shape(stored, mask, path)
-        tokenizer, dropout, notes = find_vocabulary(path, settings, beside, mask)
+        tokenizer, dropout, notes = find_vocabulary(path, settings, supplied, mask)
         if dropout is not None:
             settings["dropout"] = dropout
         config = reading.check(ModelConfig, settings, origin=f"the shape of {path}", error=CorruptError)

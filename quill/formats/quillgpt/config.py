@@ -17,7 +17,7 @@ from quill.errors import InputError, NotFoundError, QuillError, ResourceError
 from quill.formats import vocabulary
 
 if TYPE_CHECKING:
-    from quill.formats.base import Beside
+    from quill.formats.base import Supplied
     from quill.tokenizers.base import Tokenizer
 
 CONFIG = "config.json"
@@ -28,14 +28,14 @@ _SHAPE = ("vocab_size", "block_size", "n_embd", "n_head", "n_layer")
 
 
 def find_vocabulary(
-    path: Path, shape: Mapping[str, Any], beside: Beside, mask: str
+    path: Path, shape: Mapping[str, Any], supplied: Supplied, mask: str
 ) -> tuple[Tokenizer, float | None, list[str]]:
     """The characters and the dropout: from the config, which is given or found, or from a text.
 
     Args:
         path: The file of weights.
         shape: What its tensors tell, by quill's names.
-        beside: What was given with it.
+        supplied: What was given with it.
         mask: What its causal masks are called.
 
     Returns:
@@ -49,23 +49,23 @@ def find_vocabulary(
     rows = shape["vocab_size"]
     document: dict[str, Any] = {}
     notes: list[str] = []
-    if beside.config:
-        document = _document(beside.config)
+    if supplied.config:
+        document = _document(supplied.config)
         if why := _unlike(document, shape):
             raise InputError(
-                f"'{beside.config}' is the config of another model", why=why, hint="give the one of its run"
+                f"'{supplied.config}' is the config of another model", why=why, hint="give the one of its run"
             )
-    elif not beside.tokenizer:
+    elif not supplied.tokenizer:
         found = _fitting(path, shape)
         if found is None:
             raise _nothing_beside(path, rows, mask)
         place, document = found
         notes.append(f"Its config is {vocabulary.shown(place, path)}.")
     dropout = document.get("dropout")
-    if beside.tokenizer:
-        tokenizer: Tokenizer = vocabulary.given(beside.tokenizer, rows)
+    if supplied.tokenizer:
+        tokenizer: Tokenizer = vocabulary.given(supplied.tokenizer, rows)
     else:
-        tokenizer = vocabulary.characters(_table(document) or [], str(beside.config or path))
+        tokenizer = vocabulary.characters(_table(document) or [], str(supplied.config or path))
         if list(tokenizer.to_dict()["vocabulary"]) != sorted(tokenizer.to_dict()["vocabulary"]):
             notes.append(
                 "Its characters are in no order: a revision of QuillGPT numbered them anew in every run. "
