@@ -33,6 +33,8 @@ HUB = "hf:"
 _NAMELESS = {"ckpt", "model", "checkpoint", "pytorch_model", "out", "nanogpt", "weights"}
 _FLOATS = ("torch.float32", "torch.float16", "torch.bfloat16")
 _MOST_SHOWN = 3
+# What may be a repository on the Hub: gpt2 or org/name, but not the path of a file.
+_REPOSITORY = re.compile(r"(?!.*\.(?:pth?|bin|gguf|safetensors)$)(?:[\w-]+|\w[\w.-]*/\w[\w.-]*)")
 
 
 class _Import(NamedTuple):
@@ -139,11 +141,10 @@ def _locate(source: str, notice: Callable[[str], None]) -> Path:
         return hub.fetch(source[len(HUB) :], notice)
     path = fsio.expanded(source)
     if not path.exists():
-        is_repository = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source)
         raise NotFoundError(
             f"'{source}' does not exist",
             why="the source is a file, a folder or hf:REPOSITORY",
-            hint=f"quill import {HUB}{source}" if is_repository else "",
+            hint=f"quill import {HUB}{source}" if _REPOSITORY.fullmatch(source) else "",
         )
     return path
 
