@@ -1,16 +1,16 @@
-"""The only door to the disk for what must last: every write here is whole or not there at all.
+"""Durable writes: every file or folder appears whole or not at all.
 
-The order is that of every careful store: write under a temporary name on the same filesystem, give it
-the mode that the umask asks for, fsync it, rename it into place, fsync the folder. A reader sees the
-old or the new, never a part. A rename is atomic (POSIX.1-2017, rename); it lasts only once its folder
-is synced, and a file's bytes only once the file is. The few functions at the end are the only ones
-that change anything on a disk.
+Each write is made under a temporary name on the same filesystem, synced, renamed to its target, and the
+target's folder synced. Readers see the old content or the new, never a mixture. A rename is atomic
+(POSIX.1-2017, rename), but it survives a power loss only once its folder is synced, and a file's bytes only
+once the file is.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,31 +21,35 @@ from typing import Any
 
 from quill import strictjson
 from quill.errors import CorruptError, RefusedError, ResourceError
+from quill.units import size
 
+# Older versions staged folders here; `quill gc` still removes what they left.
 STAGING = ".staging"
 TRASH = ".trash"
 _TEMPORARY = ".tmp-"
 
-_DENIED = ("you have no permission", "ls -ld '{folder}'")
-_FULL = ("the disk is full", "free some space: df -h '{folder}'")
+_DENIED = ("permission denied", "ls -ld {folder}")
 _REASONS: dict[int, tuple[str, str]] = {
-    errno.ENOSPC: _FULL,
-    getattr(errno, "EDQUOT", errno.ENOSPC): ("your disk quota is used up", "quota -s"),
-    errno.EIO: ("the device failed to read or write", "check the disk before you trust it: dmesg | tail"),
+    errno.ENOSPC: ("the disk is full", "df -h {folder}"),
+    getattr(errno, "EDQUOT", errno.ENOSPC): ("the disk quota is used up", "quota -s"),
+    errno.EIO: ("the disk reported an input/output error", "check the disk's health: dmesg | tail"),
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
-    errno.EROFS: ("the filesystem is read-only", "choose another place: --registry DIR"),
-    errno.ENOENT: ("it is not there, or was moved meanwhile", "ls -la '{folder}'"),
-    errno.ENOTDIR: ("part of the path is a file, not a folder", "ls -ld '{folder}'"),
-    errno.ENAMETOOLONG: ("the path is longer than the filesystem takes", "choose a shorter name"),
+    errno.EROFS: ("the filesystem is read-only", "choose a folder on a writable filesystem"),
+    errno.ENOENT: ("it does not exist, or was just moved", "ls -la {folder}"),
+    errno.ENOTDIR: ("part of the path is a file, not a folder", "ls -ld {folder}"),
+    errno.ENAMETOOLONG: ("the path is longer than the filesystem allows", "choose a shorter name"),
     errno.EMFILE: ("too many files are open", "ulimit -n 4096"),
-    errno.EFBIG: ("the file would be larger than this filesystem or limit allows", "ulimit -f unlimited"),
+    errno.EFBIG: (
+        "the file would exceed the filesystem's or the process's size limit",
+        "ulimit -f unlimited",
+    ),
 }
 
 
 @contextmanager
 def guard(path: Path, doing: str) -> Iterator[None]:
-    """Turn what the operating system refuses into quill's own words.
+    """Turn any OSError inside into a ResourceError that says what failed and why.
 
     Args:
         path: What is being worked on.
@@ -59,183 +63,164 @@ def guard(path: Path, doing: str) -> Iterator[None]:
     except OSError as e:
         folder = path if path.is_dir() else path.parent
         why, hint = _REASONS.get(e.errno or 0, (e.strerror or str(e), ""))
-        raise ResourceError(f"cannot {doing} '{path}'", why=why, hint=hint.format(folder=folder)) from e
+        hint = hint.replace("{folder}", shlex.quote(str(folder)))
+        raise ResourceError(f"cannot {doing} '{path}'", why=why, hint=hint) from e
 
 
-def write_bytes(
-    path: Path, data: bytes, *, durable: bool = True, check: Callable[[], object] | None = None
-) -> str:
-    """Write a file whole, replacing what was there in one step.
+@contextmanager
+def stage(
+    target: Path,
+    *,
+    replace: bool = True,
+    durable: bool = True,
+    fence: Callable[[], object] | None = None,
+) -> Iterator[Path]:
+    """Make a file or folder in a temporary place, then sync it and rename it to its target.
+
+    The body creates it at the path it is given, inside a new folder on the target's filesystem. Libraries
+    may write there as they like: their temporary files, modes and renames never reach the target.
+
+        with fsio.stage(path) as place:
+            library.save(place)
 
     Args:
-        path: The file; its folder exists.
-        data: What it shall hold.
-        durable: Sync it; without, it is still whole or absent to every reader, but a power loss may undo it.
-        check: Called when all is written and nothing replaced yet; what it raises leaves the old file.
+        target: The final path; its folder exists.
+        replace: Replace an existing file or folder instead of refusing to.
+        durable: Sync it. Without, readers still see all or nothing, but a power loss may undo the write.
+        fence: Called when everything is written and nothing replaced yet; an exception from it leaves the
+            target unchanged.
+
+    Yields:
+        The path to create, named as the target is.
+
+    Raises:
+        RefusedError: The target exists and `replace` is False.
+        ResourceError: The disk failed or refused; the target is unchanged.
+    """
+    with guard(target, "write"), scratch(target.parent) as folder:
+        place = folder / target.name
+        yield place
+        if not replace and os.path.lexists(target):
+            raise _exists(target)
+        is_folder = place.is_dir()
+        if is_folder:
+            settle(place)
+        else:
+            _refuse_special(target)
+            _settle_file(place, durable=durable)
+        if fence is not None:
+            fence()
+        if is_folder:
+            _put_folder(place, target, replace=replace)
+        else:
+            os.replace(place, target)
+        if durable:
+            sync_dir(target.parent)
+
+
+@contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """Create a new empty folder that is deleted at the end.
+
+    Args:
+        parent: The folder to create it in; it exists.
+    """
+    folder = parent / f"{_TEMPORARY}{_unique()}"
+    with guard(parent, "write to"):
+        os.mkdir(folder)
+    try:
+        yield folder
+    finally:
+        delete(folder)
+
+
+def create(path: Path, chunks: Iterable[Any]) -> str:
+    """Write a new file in a folder that is being staged; `stage` syncs it.
+
+    Args:
+        path: The file; nothing exists there yet.
+        chunks: Contiguous buffers: bytes, memoryviews, numpy arrays. A large file is never in memory twice.
 
     Returns:
         The sha256 of what was written, hex.
 
     Raises:
-        ResourceError: Disk, permission or device; what was there before is untouched.
-    """
-    return write_chunks(path, [data], durable=durable, check=check)
-
-
-def write_json(
-    path: Path, value: Any, *, durable: bool = True, check: Callable[[], object] | None = None
-) -> str:
-    """Write a JSON document for people and programs; the rest is as for `write_bytes`."""
-    # A lone surrogate (a file name that is no UTF-8 has them) is written as the escape that JSON has for it.
-    raw = strictjson.dumps(value).encode("utf-8", "backslashreplace")
-    return write_bytes(path, raw, durable=durable, check=check)
-
-
-def write_chunks(
-    path: Path, chunks: Iterable[Any], *, durable: bool = True, check: Callable[[], object] | None = None
-) -> str:
-    """Write a file from pieces, so that a large one is never held twice.
-
-    Args:
-        path: The file; its folder exists.
-        chunks: Contiguous buffers: bytes, memoryviews, numpy arrays.
-        durable: As for `write_bytes`.
-        check: As for `write_bytes`.
-
-    Returns:
-        The sha256 of what was written, hex.
+        OSError: The disk failed or refused; `stage` turns it into a ResourceError.
     """
     import hashlib
 
     digest = hashlib.sha256()
-    temporary = _beside(path)
-    with guard(path, "write"):
-        _refuse_special(path)
-        try:
-            fd = _create(temporary)
-            try:
-                for chunk in chunks:
-                    view = memoryview(chunk)
-                    if not view.nbytes:
-                        continue
-                    view = view.cast("B")
-                    digest.update(view)
-                    _write(fd, view)
-                if durable:
-                    _fsync(fd)
-            finally:
-                os.close(fd)
-            if check is not None:
-                check()
-            _replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
-        if durable:
-            sync_dir(path.parent)
+    fd = os.open(path, _NEW, 0o666)
+    try:
+        for chunk in chunks:
+            view = memoryview(chunk)
+            if view.nbytes:
+                view = view.cast("B")
+                digest.update(view)
+                _write(fd, view)
+    finally:
+        os.close(fd)
     return digest.hexdigest()
 
 
-@contextmanager
-def workshop(target: Path) -> Iterator[Path]:
-    """Give a place to make a file or folder in, under its final name, on the target's filesystem.
-
-    A library may do there what it likes: its temporary files, modes and renames never reach the target.
-    `deliver` puts what was made in its place; what is left is removed at the end.
+def write_chunks(path: Path, chunks: Iterable[Any], *, durable: bool = True) -> str:
+    """Write a file, replacing any existing one in a single step.
 
     Args:
-        target: Where it shall end up; its folder exists.
+        path: The file; its folder exists.
+        chunks: As for `create`.
+        durable: As for `stage`.
 
-    Yields:
-        A path that nothing is at, named as the target is.
-    """
-    place = _beside(target)
-    with guard(target, "write"):
-        _mkdir(place)
-    try:
-        yield place / target.name
-    finally:
-        delete(place)
-
-
-def deliver(
-    made: Path, target: Path, *, replace: bool = False, check: Callable[[], object] | None = None
-) -> None:
-    """Put what was made in a workshop in its place: all of it synced, then renamed.
-
-    Args:
-        made: The file or folder.
-        target: The path that the workshop was opened for.
-        replace: Take the place of a file or folder that is there.
-        check: As for `write_bytes`.
+    Returns:
+        The sha256 of what was written, hex.
 
     Raises:
-        RefusedError: Something is there already.
-        ResourceError: Disk or permission; the target is as it was.
+        ResourceError: The disk failed or refused; the old file is unchanged.
     """
-    if not replace and os.path.lexists(target):
-        raise RefusedError(
-            f"'{target}' exists already", why="nothing is written over unasked", hint="--force"
-        )
-    with guard(target, "write"):
-        if not made.is_dir():
-            _refuse_special(target)
-            _settle(made, durable=True)
-            if check is not None:
-                check()
-            _replace(made, target)
-        else:
-            settle(made)
-            if check is not None:
-                check()
-            if os.path.lexists(target):
-                # Two renames: a folder cannot take the place of one that is not empty.
-                _rename(target, made.with_name(".old"))
-            _rename(made, target)
-        sync_dir(target.parent)
+    with stage(path, durable=durable) as place:
+        return create(place, chunks)
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> str:
+    """Write a file as `write_chunks` does."""
+    return write_chunks(path, [data], durable=durable)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> str:
+    """Write a JSON document as `write_chunks` does."""
+    return write_chunks(path, [strictjson.encode(value)], durable=durable)
 
 
 class Log:
-    """An open file that lines are appended to, not synced: a log may lose its tail to a power loss.
+    """An open file that lines are appended to. It is not synced: a power loss may cut off its end.
 
-    Lines go to the file that was opened, even after another process has put a new one in its place.
+    Lines go to the file that was opened, even after another process has replaced it.
 
     Args:
-        path: Its path.
-        content: What a new file starts with, which replaces the old one; None to append to the old one,
-            whose last line is ended if a crash tore it.
-        check: As for `write_bytes`.
+        path: The file.
+        content: What a new file starts with, which replaces the old one; None to append to the old one, whose
+            last line is completed if a crash cut it short.
+        fence: As for `stage`.
 
     Raises:
         ResourceError: It cannot be written.
     """
 
     def __init__(
-        self, path: Path, content: bytes | None = None, check: Callable[[], object] | None = None
+        self, path: Path, content: bytes | None = None, fence: Callable[[], object] | None = None
     ) -> None:
-        self._path = path
-        if content is None:
-            with guard(path, "write"):
-                self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _NOFOLLOW | _BINARY, 0o666)
+        self._path, self._fd = path, -1
+        try:
+            if content is None:
+                self._open(path, os.O_CREAT)
                 self._end_line()
-            return
-        temporary = _beside(path)
-        with guard(path, "write"):
-            _refuse_special(path)
-            self._fd = os.open(temporary, _NEW | os.O_APPEND, 0o666)
-            try:
-                _write(self._fd, memoryview(content))
-                _fsync(self._fd)
-                if check is not None:
-                    check()
-                _replace(temporary, path)
-                sync_dir(path.parent)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(temporary)
-                self.close()
-                raise
+            else:
+                with stage(path, fence=fence) as place:
+                    create(place, [content])
+                    self._open(place)
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, text: str) -> None:
         """Append one line, given without its newline, in one write: lines of several writers never mix."""
@@ -250,16 +235,21 @@ class Log:
             with guard(self._path, "write"):
                 os.close(fd)
 
+    def _open(self, path: Path, flags: int = 0) -> None:
+        with guard(self._path, "write"):
+            self._fd = os.open(path, os.O_RDWR | os.O_APPEND | flags | _NOFOLLOW | _BINARY, 0o666)
+
     def _end_line(self) -> None:
-        size = os.lseek(self._fd, 0, os.SEEK_END)
-        if size:
-            os.lseek(self._fd, size - 1, os.SEEK_SET)
-            if os.read(self._fd, 1) != b"\n":
-                _write(self._fd, memoryview(b"\n"))
+        with guard(self._path, "write"):
+            size = os.lseek(self._fd, 0, os.SEEK_END)
+            if size:
+                os.lseek(self._fd, size - 1, os.SEEK_SET)
+                if os.read(self._fd, 1) != b"\n":
+                    _write(self._fd, memoryview(b"\n"))
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file, hex, read in a stream."""
+    """Compute the sha256 of a file, hex, in a stream."""
     import hashlib
 
     with guard(path, "read"), open(path, "rb", buffering=0) as file:
@@ -267,14 +257,14 @@ def sha256(path: Path) -> str:
 
 
 def open_plain(path: Path) -> FileIO:
-    """Open a file for reading, unbuffered, if it is a plain one.
+    """Open a regular file for reading, unbuffered.
 
     Raises:
-        FileNotFoundError: There is none; what that means only the caller knows.
-        CorruptError: It is a link, which might point anywhere, or not a file at all.
+        FileNotFoundError: It does not exist; only the caller knows what that means.
+        CorruptError: It is a symbolic link, which might point anywhere, or not a regular file.
         ResourceError: It cannot be read.
     """
-    # Without O_NONBLOCK a FIFO would hold the reader until somebody writes to it.
+    # Without O_NONBLOCK opening a FIFO waits for a writer.
     flags = os.O_RDONLY | _NOFOLLOW | _BINARY | getattr(os, "O_NONBLOCK", 0)
     try:
         fd = os.open(path, flags)
@@ -282,161 +272,117 @@ def open_plain(path: Path) -> FileIO:
         raise
     except OSError as e:
         if e.errno == errno.ELOOP:
+            link = shlex.quote(str(path))
             raise CorruptError(
                 f"'{path}' is a symbolic link",
-                why="a link may point anywhere, so none is followed",
-                hint=f"put the file itself there: cp --remove-destination $(readlink -f '{path}') '{path}'",
+                why="links are not followed, because they may point anywhere",
+                hint=f'cp --remove-destination "$(readlink -f {link})" {link}',
             ) from None
         with guard(path, "read"):
             raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise CorruptError(f"'{path}' is not a plain file", why="it is a folder or a device")
+        raise CorruptError(f"'{path}' is not a regular file", why="it is a folder or a device")
     return FileIO(fd, "rb", closefd=True)
 
 
 def make_dir(path: Path) -> None:
-    """Make a folder and those above it, lastingly; one that exists already is fine."""
+    """Create a folder and its missing parents, durably; an existing one is fine."""
     with guard(path, "create"):
         missing = [p for p in (path, *path.parents) if not p.is_dir()]
         for folder in reversed(missing):
             with suppress(FileExistsError):
-                _mkdir(folder)
+                os.mkdir(folder)
             if not folder.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
             sync_dir(folder.parent)
 
 
 def claim(path: Path) -> bool:
-    """Make a folder that nobody else has made: of any number of callers one gets True.
+    """Create a folder and return whether it is new: of any number of callers, one gets True.
 
     Args:
-        path: The folder; the one above it exists.
+        path: The folder; its parent exists.
     """
     with guard(path, "create"):
         try:
-            _mkdir(path)
+            os.mkdir(path)
         except FileExistsError:
             return False
         sync_dir(path.parent)
     return True
 
 
-@contextmanager
-def stage(parent: Path) -> Iterator[Path]:
-    """Give a new empty folder to build something in, on the filesystem where it shall end up.
-
-    Args:
-        parent: The folder that the result belongs in; made when missing.
-
-    Yields:
-        `parent/.staging/<unique>`; removed at the end unless it was published.
-    """
-    make_dir(parent / STAGING)
-    staged = parent / STAGING / _unique()
-    with guard(staged, "create"):
-        _mkdir(staged)
-    try:
-        yield staged
-    finally:
-        delete(staged)
-
-
-def publish(staged: Path, target: Path, *, check: Callable[[], object] | None = None) -> None:
-    """Put a finished folder in its place: everything in it synced, then one rename.
-
-    Args:
-        staged: The folder from `stage`.
-        target: Where it shall be, on the same filesystem.
-        check: As for `write_bytes`.
-
-    Raises:
-        RefusedError: Something is there already.
-    """
-    taken = RefusedError(f"'{target}' exists already", why="what is published is never written over")
-    if os.path.lexists(target):
-        raise taken
-    settle(staged)
-    if check is not None:
-        check()
-    with guard(target, "publish"):
-        try:
-            _rename(staged, target)
-        except OSError as e:
-            if e.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise taken from None
-            raise
-        sync_dir(target.parent)
-
-
 def settle(folder: Path) -> None:
-    """Make everything in a folder last: modes as the umask has them, every file and folder synced.
+    """Sync everything in a folder and give files the mode that the umask asks for.
 
     Raises:
-        CorruptError: Something in it is neither a file nor a folder.
+        CorruptError: It contains something other than files and folders.
     """
     with guard(folder, "save"):
         for entry in sorted(os.scandir(folder), key=lambda e: e.name):
             if entry.is_dir(follow_symlinks=False):
                 settle(Path(entry.path))
             elif entry.is_file(follow_symlinks=False):
-                _settle(Path(entry.path), durable=True)
+                _settle_file(Path(entry.path), durable=True)
             else:
-                raise CorruptError(f"'{entry.path}' is a link or a device", why="only plain files are kept")
+                raise CorruptError(
+                    f"'{entry.path}' is a link or a device", why="only regular files are saved"
+                )
         sync_dir(folder)
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a folder, lastingly; the caller has seen to it that nothing is at the target."""
+    """Rename a folder durably; the caller has made sure that the target does not exist."""
     with guard(source, "rename"):
-        _rename(source, target)
+        os.rename(source, target)
         sync_dir(target.parent)
 
 
 def discard(path: Path, trash: Path | None = None) -> None:
-    """Remove a file or folder: out of sight in one rename, then deleted. Links are never followed.
+    """Remove a file or folder: one rename hides it, then it is deleted. Links are never followed.
 
     Args:
         path: What to remove.
-        trash: A folder on the same filesystem; unset: `.trash` beside it. What a crash leaves lies there.
+        trash: A folder on the same filesystem, `.trash` next to it by default. A crash leaves the rest there.
     """
     trash = trash or path.parent / TRASH
     make_dir(trash)
     grave = trash / f"{_unique()}-{path.name}"
     with guard(path, "remove"):
-        _rename(path, grave)
+        os.rename(path, grave)
         sync_dir(path.parent)
     delete(grave)
 
 
 def delete(path: Path) -> None:
-    """Delete what nobody looks at any more; what cannot go now is left for a later cleanup."""
+    """Delete a temporary file or folder; if that fails now, `quill gc` does it later."""
     import shutil
 
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
-            _unlink(path)
+            os.unlink(path)
 
 
 def remove_file(path: Path) -> None:
-    """Remove one file; that it is gone already is fine."""
+    """Remove one file, unless it is already gone."""
     with guard(path, "remove"), suppress(FileNotFoundError):
-        _unlink(path)
+        os.unlink(path)
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with its ~ spelled out; where nobody has that home, as it stands: cron may know of none."""
+    """Expand ~ in a path; without a home folder, as under cron, the path stays as it is."""
     try:
-        # pathlib's own would take './~' for a home, and raises where there is none.
+        # pathlib would expand './~' too, and raises where there is no home.
         return Path(os.path.expanduser(path))
     except ValueError:
         return Path(path)
 
 
 def require_space(path: Path, needed_bytes: int, what: str) -> None:
-    """Refuse before the work rather than in the middle of it.
+    """Check for free disk space before starting the work.
 
     Args:
         path: Where the bytes will go; it need not exist yet.
@@ -444,30 +390,30 @@ def require_space(path: Path, needed_bytes: int, what: str) -> None:
         what: What needs them, for the message.
 
     Raises:
-        ResourceError: The filesystem has less room than that.
+        ResourceError: The filesystem has less free space.
     """
     import shutil
 
-    there = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
-    with guard(there, "measure"):
-        free = shutil.disk_usage(there).free
+    existing = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
+    with guard(existing, "measure"):
+        free = shutil.disk_usage(existing).free
     if free < needed_bytes:
         raise ResourceError(
-            f"not enough disk for {what}",
-            why=f"it needs {needed_bytes / 1e6:,.1f} MB, '{there}' has {free / 1e6:,.1f} MB free",
-            hint=f"free some space: df -h '{there}'",
+            f"not enough disk space for {what}",
+            why=f"it needs {size(needed_bytes)}, '{existing}' has {size(free)} free",
+            hint=f"df -h {shlex.quote(str(existing))}",
         )
 
 
 def sync_dir(path: Path) -> None:
-    """Make renames and creations in a folder last."""
+    """Make renames and new files in a folder durable."""
     if os.name == "nt":
         return  # Windows has no handle to sync a folder by; its journal orders renames.
     fd = os.open(path, os.O_RDONLY)
     try:
         _fsync(fd)
     except OSError as e:
-        # Some network filesystems cannot sync a folder at all; their rename is synchronous.
+        # Some network filesystems cannot sync a folder; their renames are synchronous.
         if e.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -483,42 +429,52 @@ def _unique() -> str:
     return f"{os.getpid()}-{os.urandom(6).hex()}"
 
 
-def _beside(path: Path) -> Path:
-    return path.parent / (_TEMPORARY + _unique())
+def _exists(target: Path) -> RefusedError:
+    return RefusedError(f"'{target}' already exists", why="it is not overwritten")
+
+
+def _put_folder(place: Path, target: Path, *, replace: bool) -> None:
+    """Rename a folder to its target; an old folder goes first, as a rename replaces only an empty one."""
+    old = place.with_name(".old") if replace and os.path.lexists(target) else None
+    if old:
+        os.rename(target, old)
+    try:
+        os.rename(place, target)
+    except OSError as e:
+        if old and not os.path.lexists(target):
+            os.rename(old, target)
+        if e.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise _exists(target) from None  # Another process was faster.
+        raise
 
 
 def _refuse_special(path: Path) -> None:
-    """A rename would put a plain file in the place of a device or a FIFO."""
+    """Refuse to replace a device or a FIFO: the rename would leave a regular file in its place."""
     with suppress(FileNotFoundError):
         mode = os.lstat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
             raise OSError(errno.EINVAL, "it is a folder or a device, not a file")
 
 
-def _settle(path: Path, *, durable: bool) -> None:
-    """Give a file that a library wrote the mode that the umask gives, and sync it."""
-    # The folder was made under the same umask, so its mode tells what the file's should be;
-    # asking for the umask itself would set it for every thread for a moment.
+def _settle_file(path: Path, *, durable: bool) -> None:
+    # The folder was created under the same umask, so its mode shows what the file's should be;
+    # os.umask would change it for every thread for a moment.
     wanted = stat.S_IMODE(os.stat(path.parent).st_mode) & 0o666
     fd = os.open(path, os.O_RDONLY | _NOFOLLOW | _BINARY)
     try:
         if os.name != "nt" and stat.S_IMODE(os.fstat(fd).st_mode) != wanted:
-            _chmod(fd, wanted)
+            os.fchmod(fd, wanted)
         if durable:
             _fsync(fd)
     finally:
         os.close(fd)
 
 
-def _create(path: Path) -> int:
-    return os.open(path, _NEW, 0o666)
-
-
 def _write(fd: int, data: memoryview) -> None:
     while data:
         written = os.write(fd, data)
         if written <= 0:
-            raise OSError(errno.EIO, "the device took no bytes")
+            raise OSError(errno.EIO, "the device accepted no bytes")
         data = data[written:]
 
 
@@ -526,27 +482,7 @@ def _fsync(fd: int) -> None:
     if sys.platform == "darwin":
         import fcntl
 
-        # There fsync stops at the drive's own cache (Apple, fsync(2)); this does not.
+        # fsync stops at the drive's own cache there (Apple, fsync(2)); this does not.
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
         return
     os.fsync(fd)
-
-
-def _chmod(fd: int, mode: int) -> None:
-    os.fchmod(fd, mode)
-
-
-def _replace(source: Path, target: Path) -> None:
-    os.replace(source, target)
-
-
-def _rename(source: Path, target: Path) -> None:
-    os.rename(source, target)
-
-
-def _mkdir(path: Path) -> None:
-    os.mkdir(path)
-
-
-def _unlink(path: Path) -> None:
-    os.unlink(path)

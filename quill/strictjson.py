@@ -1,7 +1,7 @@
-"""JSON as the standard has it, read strictly and located: every refusal names line and column.
+"""Strict JSON: duplicate keys are refused, and syntax errors name the line and column.
 
-Python's reader takes NaN, Infinity and the last of duplicate keys without a word, and overflows to
-infinity at 1e999; a setting that changes meaning in silence is worse than one that is refused.
+Python's reader silently keeps the last of duplicate keys. NaN, Infinity and numbers too large for a float
+are read as the floats they stand for, so that whoever validates the document can name their key.
 Format: RFC 8259.
 """
 
@@ -10,16 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
-from json import scanner
 from pathlib import Path
 from typing import Any
 
-from quill.errors import InputError, NotFoundError, QuillError, ResourceError
+from quill.errors import InputError, NotFoundError, QuillError, ResourceError, shorten
 
-# No document here nests more than a handful of levels.
-MOST_LEVELS = 100
-# Strings whole, also one without an end, so that brackets are only found outside of them.
+# quill's own documents nest only a few levels.
+MAX_DEPTH = 100
+# Matches whole strings, even one without an end, so that only brackets outside of strings are captured.
 _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\Z)|([\[\]{}])', re.DOTALL)
 
 
@@ -31,7 +29,7 @@ def read(path: Path, *, error: type[QuillError] = InputError) -> Any:
         error: What to raise when the content is not strict JSON.
 
     Raises:
-        NotFoundError: There is no such file.
+        NotFoundError: The file does not exist.
         ResourceError: It cannot be read.
     """
     try:
@@ -39,7 +37,7 @@ def read(path: Path, *, error: type[QuillError] = InputError) -> Any:
     except FileNotFoundError:
         raise NotFoundError(f"no file '{path}'", hint="check the path") from None
     except IsADirectoryError:
-        raise error(f"'{path}' is a folder", why="a JSON file is needed") from None
+        raise error(f"'{path}' is a folder", why="a JSON file is required") from None
     except OSError as e:
         raise ResourceError(f"cannot read '{path}'", why=e.strerror or str(e)) from e
     return parse(raw, origin=str(path), error=error)
@@ -53,21 +51,30 @@ def parse(raw: bytes, *, origin: str, error: type[QuillError] = InputError) -> A
         origin: Where they came from, for messages.
         error: What to raise when they are not strict JSON.
     """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise error(
+                    f"'{origin}' contains the key {shorten(key, 60)} twice", hint="remove one of them"
+                )
+            found[key] = value
+        return found
+
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise error(f"'{origin}' is UTF-16", why="JSON here is UTF-8", hint="save it as UTF-8")
+        raise error(f"'{origin}' is UTF-16", why="JSON must be UTF-8", hint="save it as UTF-8")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise error(f"'{origin}' is not UTF-8", why=f"byte {e.start} is {raw[e.start]:#04x}") from None
     if not text.strip():
-        raise error(f"'{origin}' is empty", why="a JSON document is needed")
-    if place := _too_deep(text):
-        raise error(
-            f"'{origin}' is not usable at {place}",
-            why=f"it nests deeper than the {MOST_LEVELS} levels that are read",
-        )
+        raise error(f"'{origin}' is empty", why="a JSON document is required")
+    if (at := _too_deep(text)) is not None:
+        place = f"{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
+        raise error(f"'{origin}' nests too deep at {place}", why=f"the limit is {MAX_DEPTH} levels")
     try:
-        return _Decoder(origin, error).decode(text)
+        return json.loads(text, object_pairs_hook=unique, parse_int=_integer)
     except json.JSONDecodeError as e:
         why, hint = _explain(text, e)
         raise error(f"'{origin}' is not JSON at {e.lineno}:{e.colno}", why=why, hint=hint) from None
@@ -78,82 +85,47 @@ def dumps(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def encode(value: Any) -> bytes:
+    """Write a document as `dumps` does, as UTF-8; lone surrogates, as in some file names, are escaped."""
+    return dumps(value).encode("utf-8", "backslashreplace")
+
+
 def canonical(value: Any) -> bytes:
-    """The same bytes for the same value, whatever the key order: what hashes are taken of."""
+    """Write the same bytes for equal values, whatever the key order, to be hashed."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.encode()
 
 
-def _too_deep(text: str) -> str:
-    """Where a document begins to nest too deep, as line:column; empty where it does not.
-
-    Looked for beforehand: how deep a reader itself may go differs from Python to Python, and whoever writes
-    out or walks what was read has to come as deep again.
-    """
-    if text.count("[") + text.count("{") <= MOST_LEVELS:
-        return ""
+def _too_deep(text: str) -> int | None:
+    """Find where a document starts to nest too deep; Python's own limit differs between versions."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return None
     depth = 0
     for found in _BRACKETS.finditer(text):
-        bracket = found[1]
-        if bracket is None:
-            continue
-        depth += 1 if bracket in "[{" else -1
-        if depth > MOST_LEVELS:
-            at = found.start()
-            return f"{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
-    return ""
+        if found[1]:
+            depth += 1 if found[1] in "[{" else -1
+            if depth > MAX_DEPTH:
+                return found.start()
+    return None
 
 
-class _Decoder(json.JSONDecoder):
-    """The standard decoder with every leniency turned into an error."""
-
-    def __init__(self, origin: str, error: type[QuillError]) -> None:
-        self._origin, self._error = origin, error
-        super().__init__(
-            object_pairs_hook=self._pairs,
-            parse_constant=self._constant,
-            parse_float=self._float,
-            parse_int=self._int,
-        )
-        # Subclass hooks reach the C scanner only when it is built after them.
-        self.scan_once = scanner.make_scanner(self)  # type: ignore[arg-type]
-
-    def _pairs(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in out:
-                raise self._error(
-                    f"'{self._origin}' has the key '{key if len(key) <= 60 else key[:57] + '...'}' twice",
-                    why="which of the two is meant cannot be told",
-                    hint="remove one of them",
-                )
-            out[key] = value
-        return out
-
-    def _constant(self, word: str) -> Any:
-        # Left to the settings' own check, which knows the key and can name it.
-        return {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}[word]
-
-    def _float(self, digits: str) -> float:
-        return float(digits)
-
-    def _int(self, digits: str) -> int | float:
-        # int() refuses beyond 4300 digits with a ValueError of its own.
-        return int(digits) if len(digits) < 400 else math.inf
+def _integer(digits: str) -> int | float:
+    # int() raises a ValueError beyond 4300 digits.
+    return int(digits) if len(digits) < 400 else math.inf
 
 
 def _explain(text: str, e: json.JSONDecodeError) -> tuple[str, str]:
-    """Why a document is refused and what mends it, in the words of whoever typed it."""
+    """Say why the text is refused and how to fix it, in the words of whoever typed it."""
     rest = text[e.pos :].lstrip()
     before = text[: e.pos].rstrip()
     if rest[:2] in ("//", "/*") or rest[:1] == "#":
         return "JSON has no comments", "remove the comment"
     if rest[:1] in ("}", "]") and before.endswith(","):
-        return f"a comma before the closing '{rest[0]}'", "remove the trailing comma"
+        return f"there is a comma before the closing '{rest[0]}'", "remove the trailing comma"
     if e.msg.startswith("Illegal trailing comma"):
-        return "a comma before a closing bracket", "remove the trailing comma"
+        return "there is a comma before a closing bracket", "remove the trailing comma"
     if e.msg == "Extra data":
-        return "something follows the document's end", "remove what follows the last bracket"
+        return "there is text after the end of the document", "remove everything after the last bracket"
     if rest[:1] == "'":
-        return "a string in single quotes", 'use double quotes: "..."'
+        return "a string is in single quotes", 'use double quotes: "..."'
     return e.msg[:1].lower() + e.msg[1:], "check that line"

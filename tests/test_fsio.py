@@ -1,4 +1,4 @@
-"""Writes that are whole or not there, whatever the disk, the umask or another process does."""
+"""Durable writes: whole or not at all, whatever the disk, the umask or another process does."""
 
 from __future__ import annotations
 
@@ -7,44 +7,50 @@ import hashlib
 import os
 import stat
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from quill import fsio
+from quill import fsio, strictjson
 from quill.errors import CorruptError, RefusedError, ResourceError
+
+Operations = list[tuple[str, str]]
 
 
 @pytest.fixture
-def operations(monkeypatch):
-    """Record what fsio does to the disk, in order, as (operation, file name)."""
-    done: list[tuple[str, str]] = []
+def operations(monkeypatch: pytest.MonkeyPatch) -> Operations:
+    """Record the syncs and renames done, in order, as (operation, file name)."""
+    done: Operations = []
     named: dict[int, str] = {}
-    create, fsync, replace, rename = fsio._create, fsio._fsync, fsio._replace, fsio._rename
-    real_open = os.open
+    opened, fsync = os.open, fsio._fsync
 
-    def opened(path, *rest, **more):
-        fd = real_open(path, *rest, **more)
+    def record_open(path: Any, *rest: Any, **more: Any) -> int:
+        fd = opened(path, *rest, **more)
         named[fd] = Path(path).name
         return fd
 
-    def record(name, real):
-        def operation(*args):
-            what = args[-1] if isinstance(args[-1], Path) else named.get(args[0], "?")
-            done.append((name, what.name if isinstance(what, Path) else what))
-            return real(*args)
+    def record_fsync(fd: int) -> None:
+        done.append(("fsync", named[fd]))
+        fsync(fd)
+
+    def recording(name: str, rename: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        def operation(source: Any, target: Any) -> None:
+            done.append((name, Path(target).name))
+            rename(source, target)
 
         return operation
 
-    monkeypatch.setattr(os, "open", opened)
-    monkeypatch.setattr(fsio, "_create", create)
-    for name, real in (("_fsync", fsync), ("_replace", replace), ("_rename", rename)):
-        monkeypatch.setattr(fsio, name, record(name.strip("_"), real))
+    monkeypatch.setattr(os, "open", record_open)
+    monkeypatch.setattr(fsio, "_fsync", record_fsync)
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, recording(name, getattr(os, name)))
     return done
 
 
 @pytest.fixture
-def umask():
+def umask() -> Iterator[Callable[[int], int]]:
     """Set the umask for a test."""
     before = os.umask(0o022)
     yield os.umask
@@ -55,316 +61,405 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_write_returns_the_hash_of_what_is_there(tmp_path):
-    path = tmp_path / "a"
-    digest = fsio.write_chunks(path, [b"one", memoryview(b"two"), b""])
-    assert path.read_bytes() == b"onetwo"
-    assert digest == fsio.sha256(path) == hashlib.sha256(b"onetwo").hexdigest()
+def make(target: Path, write: Callable[[Path], object], **options: Any) -> None:
+    with fsio.stage(target, **options) as place:
+        write(place)
 
 
-def test_write_syncs_the_bytes_before_the_rename_and_the_folder_after(tmp_path, operations):
-    fsio.write_bytes(tmp_path / "a", b"x")
-    kinds = [kind for kind, _ in operations]
-    assert kinds == ["fsync", "replace", "fsync"]
-    assert operations[0][1].startswith(".tmp-")
-    assert operations[2] == ("fsync", tmp_path.name)
+def make_file(content: bytes) -> Callable[[Path], object]:
+    return lambda place: place.write_bytes(content)
 
 
-@pytest.mark.parametrize("step", ["_create", "_write", "_fsync", "_replace"])
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
-def test_f26_f27_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, step, number):
-    path = tmp_path / "a"
-    fsio.write_bytes(path, b"old")
+def make_folder(content: bytes) -> Callable[[Path], object]:
+    def write(place: Path) -> None:
+        (place / "sub").mkdir(parents=True)
+        (place / "a").write_bytes(content)
+        (place / "sub" / "b").write_bytes(content)
 
-    def fail(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fsio, step, fail)
-    with pytest.raises(ResourceError) as caught:
-        fsio.write_bytes(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a"]
-    assert caught.value.exit_code == 7
-    assert str(path) in caught.value.what
+    return write
 
 
-def test_an_interrupt_in_the_middle_leaves_the_old_file_and_no_other(tmp_path):
-    def chunks():
-        yield b"new"
-        raise KeyboardInterrupt
-
-    fsio.write_bytes(tmp_path / "a", b"old")
-    with pytest.raises(KeyboardInterrupt):
-        fsio.write_chunks(tmp_path / "a", chunks())
-    assert [(tmp_path / n).read_bytes() for n in os.listdir(tmp_path)] == [b"old"]
+MAKERS = {"file": make_file, "folder": make_folder}
 
 
-def test_short_writes_are_carried_on(tmp_path, monkeypatch):
-    real = os.write
-    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:3]))
-    fsio.write_bytes(tmp_path / "a", bytes(range(200)))
-    assert (tmp_path / "a").read_bytes() == bytes(range(200))
+def content(target: Path) -> bytes:
+    return (target / "sub" / "b" if target.is_dir() else target).read_bytes()
 
 
-def test_a_device_that_takes_nothing_is_an_error_and_no_endless_loop(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "write", lambda fd, data: 0)
-    with pytest.raises(ResourceError, match="cannot write"):
-        fsio.write_bytes(tmp_path / "a", b"x")
+class TestStage:
+    def test_a_file_is_synced_before_the_rename_and_its_folder_after(
+        self, tmp_path: Path, operations: Operations
+    ) -> None:
+        make(tmp_path / "a", make_file(b"x"))
+        assert operations == [("fsync", "a"), ("replace", "a"), ("fsync", tmp_path.name)]
 
+    def test_everything_in_a_folder_is_synced_before_the_rename(
+        self, tmp_path: Path, operations: Operations
+    ) -> None:
+        make(tmp_path / "out", make_folder(b"x"))
+        assert operations == [
+            ("fsync", "a"),
+            ("fsync", "b"),
+            ("fsync", "sub"),
+            ("fsync", "out"),
+            ("rename", "out"),
+            ("fsync", tmp_path.name),
+        ]
+        assert os.listdir(tmp_path) == ["out"]
 
-def make(target: Path, writer, **options) -> None:
-    with fsio.workshop(target) as place:
-        writer(place)
-        fsio.deliver(place, target, **options)
+    def test_what_need_not_last_is_not_synced(self, tmp_path: Path, operations: Operations) -> None:
+        make(tmp_path / "a", make_file(b"x"), durable=False)
+        assert operations == [("replace", "a")]
 
+    def test_a_library_may_leave_files_and_rename(self, tmp_path: Path, operations: Operations) -> None:
+        def library(place: Path) -> None:
+            (place.parent / "rest").write_bytes(b"left behind")
+            (place.parent / "half").write_bytes(b"whole")
+            os.replace(place.parent / "half", place)
 
-@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
-def test_files_get_the_mode_that_the_umask_gives(tmp_path, umask, mask, expected):
-    umask(mask)
+        make(tmp_path / "model.bin", library)
+        assert os.listdir(tmp_path) == ["model.bin"]
+        assert (tmp_path / "model.bin").read_bytes() == b"whole"
+        assert operations[-3:] == [
+            ("fsync", "model.bin"),
+            ("replace", "model.bin"),
+            ("fsync", tmp_path.name),
+        ]
 
-    def private(path: Path) -> None:
-        path.write_bytes(b"x")
-        path.chmod(0o600)
+    @pytest.mark.parametrize("failure", ["body", "sync", "fence", "rename"])
+    @pytest.mark.parametrize("kind", MAKERS)
+    def test_f48_a_failure_leaves_the_old_content_and_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, failure: str
+    ) -> None:
+        target = tmp_path / "out"
+        make(target, MAKERS[kind](b"old"))
 
-    fsio.write_bytes(tmp_path / "a", b"x")
-    make(tmp_path / "b", private)
-    assert [mode(tmp_path / n) for n in "ab"] == [expected, expected]
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "full")
 
+        def refuse() -> None:
+            assert content(target) == b"old"
+            raise RefusedError("no")
 
-def test_a_workshop_hides_what_a_library_does_on_its_way(tmp_path, operations):
-    def writer(path: Path) -> None:
-        (path.parent / "scratch").write_bytes(b"left behind")
-        (path.parent / "half").write_bytes(b"whole")
-        os.replace(path.parent / "half", path)
+        def write(place: Path) -> None:
+            MAKERS[kind](b"new")(place)
+            if failure == "body":
+                raise ValueError("library")
+            if failure == "sync":
+                monkeypatch.setattr(fsio, "_fsync", full)
+            if failure == "rename":
+                monkeypatch.setattr(os, "replace" if kind == "file" else "rename", full)
 
-    make(tmp_path / "model.bin", writer)
-    assert os.listdir(tmp_path) == ["model.bin"]
-    assert (tmp_path / "model.bin").read_bytes() == b"whole"
-    assert operations == [("fsync", "model.bin"), ("replace", "model.bin"), ("fsync", tmp_path.name)]
+        error = {"body": ValueError, "fence": RefusedError}.get(failure, ResourceError)
+        with pytest.raises(error):
+            make(target, write, fence=refuse if failure == "fence" else None)
+        assert os.listdir(tmp_path) == ["out"]
+        assert content(target) == b"old"
 
+    def test_a_folder_whose_second_rename_fails_is_put_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rename = os.rename
 
-@pytest.mark.parametrize("failing", ["library", "disk"])
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_f48_what_was_there_stays_when_making_it_anew_fails(tmp_path, monkeypatch, kind, failing):
-    def write(path: Path, content: bytes) -> None:
-        if kind == "folder":
-            path.mkdir()
-        (path / "a" if kind == "folder" else path).write_bytes(content)
+        def refuse(source: Path, target: Path) -> None:
+            if target == tmp_path / "out" and source.name == "out":
+                raise OSError(errno.EIO, "I/O error")
+            rename(source, target)
 
-    target = tmp_path / "out"
-    make(target, lambda path: write(path, b"old"))
+        make(tmp_path / "out", make_folder(b"old"))
+        monkeypatch.setattr(os, "rename", refuse)
+        with pytest.raises(ResourceError):
+            make(tmp_path / "out", make_folder(b"new"))
+        assert content(tmp_path / "out") == b"old"
 
-    def full(fd: int) -> None:
-        raise OSError(errno.ENOSPC, "full")
+    def test_an_interrupt_leaves_the_old_content_and_nothing_else(self, tmp_path: Path) -> None:
+        def chunks() -> Iterator[bytes]:
+            yield b"new"
+            raise KeyboardInterrupt
 
-    def writer(path: Path) -> None:
-        write(path, b"half")
-        if failing == "library":
-            raise ValueError("library")
-        monkeypatch.setattr(fsio, "_fsync", full)
+        fsio.write_bytes(tmp_path / "a", b"old")
+        with pytest.raises(KeyboardInterrupt):
+            fsio.write_chunks(tmp_path / "a", chunks())
+        assert [(tmp_path / n).read_bytes() for n in os.listdir(tmp_path)] == [b"old"]
 
-    with pytest.raises(ValueError if failing == "library" else ResourceError):
-        make(target, writer, replace=True)
-    assert os.listdir(tmp_path) == ["out"]
-    assert (target / "a" if kind == "folder" else target).read_bytes() == b"old"
-
-
-@pytest.mark.parametrize("there", ["file", "folder", "link"])
-def test_f48_what_exists_is_not_written_over_unasked(tmp_path, there):
-    target = tmp_path / "out"
-    {"file": target.touch, "folder": target.mkdir, "link": lambda: target.symlink_to("nowhere")}[there]()
-    with pytest.raises(RefusedError, match="exists already") as caught:
-        make(target, lambda path: path.write_bytes(b"x"))
-    assert caught.value.hint == "--force"
-    assert os.listdir(tmp_path) == ["out"]
-
-
-def test_a_folder_takes_the_place_of_a_folder(tmp_path):
-    for content in (b"old", b"new"):
-
-        def writer(path: Path, content: bytes = content) -> None:
-            path.mkdir()
-            (path / content.decode()).write_bytes(content)
-
-        make(tmp_path / "out", writer, replace=True)
-    assert os.listdir(tmp_path) == ["out"]
-    assert os.listdir(tmp_path / "out") == ["new"]
-
-
-def deliver_bytes(path: Path, data: bytes) -> None:
-    make(path, lambda place: place.write_bytes(data), replace=True)
-
-
-@pytest.mark.parametrize("write", [fsio.write_bytes, deliver_bytes])
-def test_a_special_file_is_never_replaced(tmp_path, write):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ResourceError):
-        write(tmp_path / "pipe", b"x")
-    assert stat.S_ISFIFO((tmp_path / "pipe").lstat().st_mode)
-
-
-def test_f14_a_link_is_replaced_and_not_written_through(tmp_path):
-    outside = tmp_path / "outside"
-    outside.write_bytes(b"precious")
-    (tmp_path / "link").symlink_to(outside)
-    fsio.write_bytes(tmp_path / "link", b"new")
-    assert outside.read_bytes() == b"precious"
-    assert not (tmp_path / "link").is_symlink()
-
-
-def test_json_keeps_what_it_was_given(tmp_path):
-    value = {"text": "Ünï ☃", "file name": "caf\udce9", "number": 1e-5, "list": [1, None, True]}
-    fsio.write_json(tmp_path / "a.json", value)
-    assert fsio.strictjson.read(tmp_path / "a.json") == value
-
-
-@pytest.mark.parametrize(("before", "after"), [(None, ""), ("", ""), ("a\n", "a\n"), ("a\nto", "a\nto\n")])
-def test_a_log_is_continued_after_ending_a_torn_line(tmp_path, before, after):
-    path = tmp_path / "log"
-    if before is not None:
-        path.write_text(before)
-    log = fsio.Log(path)
-    assert path.read_text() == after
-    log.append("one")
-    log.append("two")
-    log.close()
-    assert path.read_text() == after + "one\ntwo\n"
-
-
-def test_lines_of_many_threads_do_not_mix(tmp_path):
-    path = tmp_path / "log"
-    lines = [str(i) * 2000 for i in range(8)]
-
-    def write(line: str) -> None:
-        log = fsio.Log(path)
-        for _ in range(20):
-            log.append(line)
-        log.close()
-
-    threads = [threading.Thread(target=write, args=(line,)) for line in lines]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert sorted(path.read_text().splitlines()) == sorted(lines * 20)
-
-
-def test_of_many_claims_one_wins(tmp_path):
-    won: list[bool] = []
-    gate = threading.Barrier(8)
-
-    def contend() -> None:
-        gate.wait()
-        won.append(fsio.claim(tmp_path / "v1"))
-
-    threads = [threading.Thread(target=contend) for _ in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert sorted(won) == [False] * 7 + [True]
-
-
-def test_publish_syncs_everything_before_the_rename(tmp_path, operations):
-    with fsio.stage(tmp_path) as staged:
-        (staged / "a").write_bytes(b"1")
-        (staged / "sub").mkdir()
-        (staged / "sub" / "b").write_bytes(b"2")
-        operations.clear()
-        fsio.publish(staged, tmp_path / "out")
-    assert operations == [
-        ("fsync", "a"),
-        ("fsync", "b"),
-        ("fsync", "sub"),
-        ("fsync", staged.name),
-        ("rename", "out"),
-        ("fsync", tmp_path.name),
-    ]
-    assert (tmp_path / "out" / "sub" / "b").read_bytes() == b"2"
-    assert os.listdir(tmp_path / ".staging") == []
-
-
-def test_publish_gives_files_the_umasks_mode(tmp_path, umask):
-    umask(0o027)
-    with fsio.stage(tmp_path) as staged:
-        (staged / "a").touch(0o600)
-        fsio.publish(staged, tmp_path / "out")
-    assert mode(tmp_path / "out" / "a") == 0o640
-
-
-@pytest.mark.parametrize("there", ["file", "full folder", "empty folder", "dangling link"])
-def test_publish_never_writes_over_anything(tmp_path, there):
-    target = tmp_path / "out"
-    if there == "file":
-        target.write_text("old")
-    elif there == "dangling link":
-        target.symlink_to(tmp_path / "nowhere")
-    else:
-        target.mkdir()
+    @pytest.mark.parametrize("there", ["file", "folder", "full folder", "link"])
+    @pytest.mark.parametrize("kind", MAKERS)
+    def test_f48_what_exists_is_refused_unless_it_may_be_replaced(
+        self, tmp_path: Path, kind: str, there: str
+    ) -> None:
+        target = tmp_path / "out"
+        if there == "file":
+            target.touch()
+        elif there == "link":
+            target.symlink_to("nowhere")
+        else:
+            target.mkdir()
         if there == "full folder":
             (target / "old").touch()
-    with fsio.stage(tmp_path) as staged:
-        (staged / "a").touch()
-        with pytest.raises(RefusedError, match="exists already"):
-            fsio.publish(staged, target)
-        kept = staged
-    assert not (target / "a").exists()
-    assert not kept.exists()
+        with pytest.raises(RefusedError, match="already exists"):
+            make(target, MAKERS[kind](b"new"), replace=False)
+        assert os.listdir(tmp_path) == ["out"]
+        assert not (target / "a").exists()
+        assert target.is_symlink() or (target / "old").exists() == (there == "full folder")
 
+    def test_a_folder_that_another_process_made_first_is_refused(self, tmp_path: Path) -> None:
+        def other() -> None:
+            make_folder(b"theirs")(tmp_path / "out")
 
-def test_what_was_staged_and_not_published_is_gone(tmp_path):
-    def build() -> None:
-        with fsio.stage(tmp_path / "new") as staged:
-            (staged / "a").touch()
-            raise ZeroDivisionError
+        with pytest.raises(RefusedError, match="already exists"):
+            make(tmp_path / "out", make_folder(b"ours"), replace=False, fence=other)
+        assert content(tmp_path / "out") == b"theirs"
 
-    with pytest.raises(ZeroDivisionError):
-        build()
-    assert os.listdir(tmp_path / "new" / ".staging") == []
+    @pytest.mark.parametrize("kind", MAKERS)
+    def test_a_folder_is_replaced_whole(self, tmp_path: Path, kind: str) -> None:
+        make(tmp_path / "out", MAKERS[kind](b"old"))
+        (tmp_path / "out2").write_bytes(b"other")
+        make(tmp_path / "out", make_folder(b"new"))
+        assert sorted(os.listdir(tmp_path)) == ["out", "out2"]
+        assert sorted(os.listdir(tmp_path / "out")) == ["a", "sub"]
+        assert content(tmp_path / "out") == b"new"
 
+    @pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+    def test_files_get_the_mode_that_the_umask_asks_for(
+        self, tmp_path: Path, umask: Callable[[int], int], mask: int, expected: int
+    ) -> None:
+        def private(place: Path) -> None:
+            place.touch(0o600)
 
-def test_a_failed_sync_publishes_nothing(tmp_path, monkeypatch):
-    with fsio.stage(tmp_path) as staged:
-        (staged / "a").touch()
+        def private_folder(place: Path) -> None:
+            place.mkdir()
+            (place / "d").touch(0o600)
 
-        def fail(fd):
-            raise OSError(errno.EIO, "I/O error")
+        umask(mask)
+        fsio.write_bytes(tmp_path / "a", b"x")
+        make(tmp_path / "b", private)
+        make(tmp_path / "c", private_folder)
+        assert [mode(tmp_path / n) for n in ("a", "b", "c/d")] == [expected] * 3
 
-        monkeypatch.setattr(fsio, "_fsync", fail)
+    def test_a_special_file_is_never_replaced(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
         with pytest.raises(ResourceError):
-            fsio.publish(staged, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+            fsio.write_bytes(tmp_path / "pipe", b"x")
+        assert stat.S_ISFIFO((tmp_path / "pipe").lstat().st_mode)
+        assert os.listdir(tmp_path) == ["pipe"]
+
+    def test_f14_a_link_is_replaced_and_not_written_through(self, tmp_path: Path) -> None:
+        outside = tmp_path / "outside"
+        outside.write_bytes(b"precious")
+        (tmp_path / "link").symlink_to(outside)
+        fsio.write_bytes(tmp_path / "link", b"new")
+        assert outside.read_bytes() == b"precious"
+        assert not (tmp_path / "link").is_symlink()
+
+    def test_links_and_devices_are_not_saved(self, tmp_path: Path) -> None:
+        def write(place: Path) -> None:
+            place.mkdir()
+            (place / "link").symlink_to("/etc/hostname")
+
+        with pytest.raises(CorruptError, match="link or a device"):
+            make(tmp_path / "out", write)
+        assert os.listdir(tmp_path) == []
+
+    def test_a_scratch_folder_is_deleted_at_the_end(self, tmp_path: Path) -> None:
+        with fsio.scratch(tmp_path) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / "a").touch()
+            assert [folder.name] == os.listdir(tmp_path)
+        assert os.listdir(tmp_path) == []
 
 
-def test_settle_refuses_links_and_devices(tmp_path):
-    (tmp_path / "link").symlink_to("/etc/hostname")
-    with pytest.raises(CorruptError, match="link or a device"):
-        fsio.settle(tmp_path)
+class TestWrites:
+    def test_the_hash_is_that_of_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        digest = fsio.write_chunks(path, [b"one", memoryview(b"two"), b""])
+        assert path.read_bytes() == b"onetwo"
+        assert digest == fsio.sha256(path) == hashlib.sha256(b"onetwo").hexdigest()
+
+    @pytest.mark.parametrize("step", ["mkdir", "open", "write", "fsync", "replace"])
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EFBIG])
+    def test_f26_f27_a_failed_write_leaves_the_old_file_and_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+    ) -> None:
+        path = tmp_path / "a"
+        fsio.write_bytes(path, b"old")
+        opened = os.open
+
+        def fail(*arguments: Any, **more: Any) -> int:
+            if step == "open" and not arguments[1] & os.O_CREAT:
+                return opened(*arguments, **more)
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, step, fail)
+            with pytest.raises(ResourceError) as caught:
+                fsio.write_bytes(path, b"new")
+        assert path.read_bytes() == b"old"
+        assert os.listdir(tmp_path) == ["a"]
+        assert caught.value.exit_code == 7
+        wrong = f"cannot write to '{tmp_path}'" if step == "mkdir" else f"cannot write '{path}'"
+        assert caught.value.what == wrong
+
+    def test_short_writes_are_continued(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
+        fsio.write_bytes(tmp_path / "a", bytes(range(200)))
+        assert (tmp_path / "a").read_bytes() == bytes(range(200))
+
+    def test_a_device_that_accepts_nothing_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "write", lambda fd, data: 0)
+        with pytest.raises(ResourceError, match="cannot write"):
+            fsio.write_bytes(tmp_path / "a", b"x")
+
+    def test_json_reads_back(self, tmp_path: Path) -> None:
+        value = {"text": "Ünï ☃", "file name": "caf\udce9", "number": 1e-5, "list": [1, None, True]}
+        fsio.write_json(tmp_path / "a.json", value)
+        assert strictjson.read(tmp_path / "a.json") == value
+
+    def test_space_is_checked_beforehand(self, tmp_path: Path) -> None:
+        fsio.require_space(tmp_path / "not" / "yet", 1, "a byte")
+        with pytest.raises(ResourceError) as caught:
+            fsio.require_space(tmp_path, 1 << 60, "a very large model")
+        assert caught.value.exit_code == 7
+        assert "a very large model" in caught.value.what
+        assert caught.value.hint == f"df -h {tmp_path}"
 
 
-def test_f14_discard_removes_a_link_and_not_what_it_points_to(tmp_path):
-    precious = tmp_path / "precious"
-    precious.mkdir()
-    (precious / "a").touch()
-    inside = tmp_path / "inside"
-    inside.mkdir()
-    (inside / "link").symlink_to(precious)
-    (tmp_path / "link").symlink_to(precious)
-    fsio.discard(inside)
-    fsio.discard(tmp_path / "link")
-    assert (precious / "a").exists()
-    assert sorted(os.listdir(tmp_path)) == [".trash", "precious"]
-    assert os.listdir(tmp_path / ".trash") == []
+class TestLogs:
+    @pytest.mark.parametrize(
+        ("before", "after"), [(None, ""), ("", ""), ("a\n", "a\n"), ("a\nto", "a\nto\n")]
+    )
+    def test_a_log_is_continued_after_completing_a_cut_line(
+        self, tmp_path: Path, before: str | None, after: str
+    ) -> None:
+        path = tmp_path / "log"
+        if before is not None:
+            path.write_text(before)
+        log = fsio.Log(path)
+        assert path.read_text() == after
+        log.append("one")
+        log.append("two")
+        log.close()
+        assert path.read_text() == after + "one\ntwo\n"
+
+    def test_lines_of_many_threads_do_not_mix(self, tmp_path: Path) -> None:
+        path = tmp_path / "log"
+        lines = [str(i) * 2000 for i in range(8)]
+
+        def write(line: str) -> None:
+            log = fsio.Log(path)
+            for _ in range(20):
+                log.append(line)
+            log.close()
+
+        threads = [threading.Thread(target=write, args=(line,)) for line in lines]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert sorted(path.read_text().splitlines()) == sorted(lines * 20)
+
+    def test_a_log_that_was_replaced_no_longer_reaches_the_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "log"
+        first = fsio.Log(path, b"kept\n")
+        first.append("one")
+        second = fsio.Log(path, path.read_bytes())
+        first.append("lost")
+        second.append("two")
+        assert path.read_text() == "kept\none\ntwo\n"
+        first.close()
+        first.close()
+        second.close()
+        assert os.listdir(tmp_path) == ["log"]
+
+    def test_a_log_whose_fence_refuses_leaves_the_old_one(self, tmp_path: Path) -> None:
+        def refuse() -> None:
+            raise RefusedError("no")
+
+        fsio.write_bytes(tmp_path / "log", b"old")
+        open_files = len(os.listdir("/dev/fd"))
+        with pytest.raises(RefusedError):
+            fsio.Log(tmp_path / "log", b"new", fence=refuse)
+        assert os.listdir(tmp_path) == ["log"]
+        assert (tmp_path / "log").read_bytes() == b"old"
+        assert len(os.listdir("/dev/fd")) == open_files
 
 
-def test_make_dir_accepts_what_exists_and_refuses_a_file(tmp_path):
-    fsio.make_dir(tmp_path / "a" / "b")
-    fsio.make_dir(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()
-    (tmp_path / "file").touch()
-    for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ResourceError, match="cannot create"):
-            fsio.make_dir(path)
+class TestFolders:
+    def test_of_many_claims_one_wins(self, tmp_path: Path) -> None:
+        won: list[bool] = []
+        gate = threading.Barrier(8)
+
+        def contend() -> None:
+            gate.wait()
+            won.append(fsio.claim(tmp_path / "v1"))
+
+        threads = [threading.Thread(target=contend) for _ in range(8)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert sorted(won) == [False] * 7 + [True]
+
+    def test_make_dir_accepts_a_folder_and_refuses_a_file(self, tmp_path: Path) -> None:
+        fsio.make_dir(tmp_path / "a" / "b")
+        fsio.make_dir(tmp_path / "a" / "b")
+        assert (tmp_path / "a" / "b").is_dir()
+        (tmp_path / "file").touch()
+        for path in (tmp_path / "file", tmp_path / "file" / "below"):
+            with pytest.raises(ResourceError, match="cannot create"):
+                fsio.make_dir(path)
+
+    def test_f14_discard_removes_a_link_and_not_its_target(self, tmp_path: Path) -> None:
+        precious = tmp_path / "precious"
+        precious.mkdir()
+        (precious / "a").touch()
+        inside = tmp_path / "inside"
+        inside.mkdir()
+        (inside / "link").symlink_to(precious)
+        (tmp_path / "link").symlink_to(precious)
+        fsio.discard(inside)
+        fsio.discard(tmp_path / "link")
+        assert (precious / "a").exists()
+        assert sorted(os.listdir(tmp_path)) == [".trash", "precious"]
+        assert os.listdir(tmp_path / ".trash") == []
+
+    def test_settle_refuses_links_and_devices(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to("/etc/hostname")
+        with pytest.raises(CorruptError, match="link or a device"):
+            fsio.settle(tmp_path)
+
+    def test_f49_a_home_that_does_not_exist_is_left_as_typed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/me")
+        assert fsio.expanded("~/a") == Path("/home/me/a")
+        for odd in ("~nosuchuser/a", "~\0/a", "a~", "./~"):
+            assert fsio.expanded(odd) == Path(odd)
+
+
+class TestReads:
+    @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+    def test_f14_f17_only_regular_files_are_opened(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / "x"
+        if kind == "link":
+            (tmp_path / "real").write_text("x")
+            path.symlink_to(tmp_path / "real")
+        elif kind == "fifo":
+            os.mkfifo(path)
+        else:
+            path.mkdir()
+        with pytest.raises(CorruptError) as caught:
+            fsio.open_plain(path)
+        assert caught.value.exit_code == 5
+
+    def test_a_missing_file_is_left_to_the_caller(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_bytes(b"x")
+        with fsio.open_plain(tmp_path / "a") as file:
+            assert file.read() == b"x"
+        with pytest.raises(FileNotFoundError):
+            fsio.open_plain(tmp_path / "b")
+        with pytest.raises(ResourceError):
+            fsio.open_plain(tmp_path / "a" / "b")
 
 
 @pytest.mark.parametrize(
@@ -372,111 +467,28 @@ def test_make_dir_accepts_what_exists_and_refuses_a_file(tmp_path):
     [
         (errno.ENOSPC, "disk is full"),
         (errno.EDQUOT, "quota"),
-        (errno.EIO, "device failed"),
+        (errno.EIO, "input/output error"),
         (errno.EACCES, "permission"),
         (errno.EPERM, "permission"),
         (errno.EROFS, "read-only"),
-        (errno.ENOENT, "not there"),
+        (errno.ENOENT, "does not exist"),
+        (errno.EFBIG, "size limit"),
         (errno.EBUSY, os.strerror(errno.EBUSY)),
     ],
 )
-def test_what_the_system_refuses_is_told_in_words(tmp_path, number, why):
+def test_errors_of_the_system_are_explained(tmp_path: Path, number: int, why: str) -> None:
     with pytest.raises(ResourceError) as caught, fsio.guard(tmp_path / "{a}", "write"):
         raise OSError(number, os.strerror(number))
     assert why in caught.value.why
     assert caught.value.what == f"cannot write '{tmp_path / '{a}'}'"
 
 
-def test_space_is_asked_for_beforehand(tmp_path):
-    fsio.require_space(tmp_path / "not" / "yet", 1, "a byte")
-    with pytest.raises(ResourceError) as caught:
-        fsio.require_space(tmp_path, 1 << 60, "a very large model")
-    assert caught.value.exit_code == 7
-    assert "a very large model" in caught.value.what
-    assert "df -h" in caught.value.hint
-
-
-@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
-def test_f14_f17_only_plain_files_are_opened(tmp_path, kind):
-    path = tmp_path / "x"
-    if kind == "link":
-        (tmp_path / "real").write_text("x")
-        path.symlink_to(tmp_path / "real")
-    elif kind == "fifo":
-        os.mkfifo(path)
-    else:
-        path.mkdir()
-    with pytest.raises(CorruptError) as caught:
-        fsio.open_plain(path)
-    assert caught.value.exit_code == 5
-
-
-def test_a_plain_file_is_opened_and_a_missing_one_is_the_callers_matter(tmp_path):
-    (tmp_path / "a").write_bytes(b"x")
-    with fsio.open_plain(tmp_path / "a") as file:
-        assert file.read() == b"x"
-    with pytest.raises(FileNotFoundError):
-        fsio.open_plain(tmp_path / "b")
-    with pytest.raises(ResourceError):
-        fsio.open_plain(tmp_path / "a" / "b")
-
-
-def test_a_check_that_refuses_leaves_the_old_file_and_no_other(tmp_path):
-    def refuse():
-        assert len(os.listdir(tmp_path)) == 2, "all is written by then, and nothing replaced"
-        raise RefusedError("no")
-
-    def deliver():
-        with fsio.workshop(tmp_path / "a") as made:
-            made.write_bytes(b"new")
-            fsio.deliver(made, tmp_path / "a", replace=True, check=refuse)
-
-    fsio.write_bytes(tmp_path / "a", b"old")
-    for write in (
-        lambda: fsio.write_bytes(tmp_path / "a", b"new", check=refuse),
-        lambda: fsio.write_json(tmp_path / "a", {"new": 1}, check=refuse),
-        lambda: fsio.Log(tmp_path / "a", b"new", check=refuse),
-        deliver,
-    ):
-        with pytest.raises(RefusedError):
-            write()
-        assert os.listdir(tmp_path) == ["a"]
-        assert (tmp_path / "a").read_bytes() == b"old"
-
-
-def test_a_check_that_refuses_leaves_no_new_folder(tmp_path):
-    def refuse():
-        raise RefusedError("no")
-
-    (tmp_path / "old").mkdir()
-    with fsio.workshop(tmp_path / "old") as made:
-        made.mkdir()
-        (made / "x").write_bytes(b"new")
-        with pytest.raises(RefusedError):
-            fsio.deliver(made, tmp_path / "old", replace=True, check=refuse)
-    with fsio.stage(tmp_path) as staged:
-        (staged / "x").write_bytes(b"new")
-        with pytest.raises(RefusedError):
-            fsio.publish(staged, tmp_path / "new", check=refuse)
-    assert sorted(p.name for p in tmp_path.rglob("*")) == [".staging", "old"]
-
-
-def test_a_log_that_another_has_begun_anew_is_appended_to_no_more(tmp_path):
-    path = tmp_path / "log"
-    first = fsio.Log(path, b"kept\n")
-    first.append("one")
-    second = fsio.Log(path, path.read_bytes())
-    first.append("lost")
-    second.append("two")
-    assert path.read_text() == "kept\none\ntwo\n"
-    first.close()
-    first.close()
-    second.close()
-    assert os.listdir(tmp_path) == ["log"]
-
-
-def test_f49_a_home_that_nobody_has_stays_as_it_was_typed(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    assert fsio.expanded("~/a") == Path("/home/me/a")
-    for odd in ("~nosuchuser/a", "~\0/a", "a~", "./~"):
-        assert fsio.expanded(odd) == Path(odd)
+def test_hints_quote_the_path_and_name_no_flag(tmp_path: Path) -> None:
+    odd = tmp_path / "it's {odd}"
+    odd.mkdir()
+    for number in fsio._REASONS:
+        with pytest.raises(ResourceError) as caught, fsio.guard(odd / "a", "write"):
+            raise OSError(number, os.strerror(number))
+        assert "--" not in caught.value.hint
+        if str(tmp_path) in caught.value.hint:
+            assert caught.value.hint.endswith("""it'"'"'s {odd}'""")

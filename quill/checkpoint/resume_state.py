@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quill import fsio
+from quill import fsio, strictjson
 from quill.checkpoint import weights as tensors
 from quill.errors import CorruptError, NotFoundError
 from quill.registry import manifest as manifests
@@ -40,8 +40,8 @@ def save_state(
     """
 
     def make(folder: Path) -> None:
-        fsio.write_json(folder / INFO, dict(info), durable=False)
-        tensors.write(folder / WEIGHTS, values, durable=False)
+        fsio.create(folder / INFO, [strictjson.encode(dict(info))])
+        tensors.write(folder / WEIGHTS, values)
 
     return draft.save_state(step, make, keep)
 

@@ -110,18 +110,12 @@ def write_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[by
     return len(text).to_bytes(8, "little") + text, order
 
 
-def write(
-    path: Path,
-    values: Mapping[str, torch.Tensor],
-    *,
-    durable: bool = True,
-) -> dict[str, Any]:
+def write(path: Path, values: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Write tensors as safetensors, one at a time, from wherever they are.
 
     Args:
         path: The file.
         values: By name.
-        durable: As for `fsio.write_bytes`.
 
     Returns:
         What a manifest says of the file: its bytes and sha256.
@@ -136,7 +130,7 @@ def write(
         for name in order:
             yield _bytes_of(values[name])
 
-    return {"bytes": size, "sha256": fsio.write_chunks(path, chunks(), durable=durable)}
+    return {"bytes": size, "sha256": fsio.write_chunks(path, chunks())}
 
 
 def views(layout: Mapping[str, Tensor], buffer: bytearray) -> Iterator[tuple[str, torch.Tensor]]:

@@ -182,7 +182,9 @@ class _Preparation:
             if stamp and there.origin == self.text.origin and there.stamp != stamp:
                 there.restamp(stamp)
             return there
-        with fsio.stage(self.root) as staged:
+        target = self.root / name
+        fsio.make_dir(self.root)
+        with store.stage(target, key, replace=force or there is not None) as staged:
             facts = store.link(staged, same) if same else self._build(staged, surveyed or self._survey())
             manifest = {
                 "schema": store.SCHEMA_VERSION,
@@ -198,8 +200,8 @@ class _Preparation:
                 "whence": self.text.origin,
                 "stamp": stamp,
             }
-            fsio.write_json(staged / MANIFEST, manifest, durable=False)
-            return store.publish(staged, self.root / name, key, replace=force or there is not None)
+            fsio.create(staged / MANIFEST, [strictjson.encode(manifest)])
+        return Dataset.open(target)
 
     def _build(self, staged: Path, surveyed: survey.Survey) -> dict[str, Any]:
         """Make the tokenizer, encode both splits and write them; return the manifest's facts about them."""
@@ -227,8 +229,8 @@ class _Preparation:
             raise sources.changed(self.text.names[0])
         splits["train"] |= {"bytes": reading.bytes[0], "characters": at}
         splits["val"] |= {"bytes": reading.bytes[1], "characters": surveyed.characters - at}
-        raw = strictjson.dumps(tokenizer.to_dict()).encode()
-        sha256 = fsio.write_bytes(staged / TOKENIZER, raw, durable=False)
+        raw = strictjson.encode(tokenizer.to_dict())
+        sha256 = fsio.create(staged / TOKENIZER, [raw])
         files[TOKENIZER] = {"bytes": len(raw), "sha256": sha256}
         return {
             "source": {"documents": surveyed.documents, "bytes": surveyed.bytes, "sha256": surveyed.sha256},

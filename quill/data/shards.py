@@ -28,11 +28,11 @@ def write(path: Path, arrays: Iterable[Ids]) -> Written:
     """Write ids to a file, one array after the other.
 
     Args:
-        path: The file; its folder exists.
+        path: A new file in a folder that is being staged.
         arrays: Ids, little-endian, of one dtype.
 
     Raises:
-        ResourceError: Disk or permission.
+        OSError: Disk or permission.
     """
     tokens = n_bytes = 0
 
@@ -43,7 +43,7 @@ def write(path: Path, arrays: Iterable[Ids]) -> Written:
             n_bytes += array.nbytes
             yield array
 
-    sha256 = fsio.write_chunks(path, counted(), durable=False)
+    sha256 = fsio.create(path, counted())
     return Written(tokens, n_bytes, sha256)
 
 

@@ -288,8 +288,10 @@ def _copy_stream(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_b
                 on_bytes("receiving", done, None)
             yield data
 
-    path = stack.enter_context(fsio.stage(root)) / "text"
-    fsio.write_chunks(path, chunks(), durable=False)
+    fsio.make_dir(root)
+    path = stack.enter_context(fsio.scratch(root)) / "text"
+    with fsio.guard(path, "write"):
+        fsio.create(path, chunks())
     return path
 
 

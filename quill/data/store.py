@@ -10,6 +10,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -258,33 +259,30 @@ def datasets(root: Path) -> list[Dataset]:
     return [entry.dataset for entry in entries(root) if entry.dataset]
 
 
-def publish(staged: Path, target: Path, key: str, *, replace: bool) -> Dataset:
-    """Rename a staged folder into place.
+@contextmanager
+def stage(target: Path, key: str, *, replace: bool) -> Iterator[Path]:
+    """Stage a dataset's folder, and rename it into place at the end.
+
+    An equal dataset that another process published first is just as good.
 
     Args:
-        staged: The complete dataset, on the same file system.
-        target: Its folder.
+        target: Its folder; the one above it exists.
         key: Its key.
         replace: Replace a dataset that is there.
 
-    Returns:
-        The dataset there: ours, or an equal one that another process published first.
+    Yields:
+        An empty folder on the same file system.
 
     Raises:
         RefusedError: Another dataset took the name in the meantime.
     """
-    # Synced before the old one goes, so that the name is missing for no longer than two renames.
-    fsio.settle(staged)
-    if replace and os.path.lexists(target):
-        fsio.discard(target, target.parent / fsio.TRASH)
     try:
-        fsio.publish(staged, target)
+        with fsio.stage(target, replace=replace) as staged:
+            staged.mkdir()
+            yield staged
     except RefusedError:
-        there = Dataset.open(target)
-        if there.key != key:
+        if not target.is_dir() or Dataset.open(target).key != key:
             raise
-        return there
-    return Dataset.open(target)
 
 
 def link(staged: Path, same: Dataset) -> dict[str, Any]:
@@ -301,7 +299,7 @@ def link(staged: Path, same: Dataset) -> dict[str, Any]:
         try:
             os.link(same.path / name, staged / name)
         except OSError:
-            fsio.write_chunks(staged / name, _chunks(same.path / name), durable=False)
+            fsio.create(staged / name, _chunks(same.path / name))
     facts = {k: same.manifest[k] for k in ("tokenizer", "dtype", "splits", "files")}
     return {"source": dict(same.manifest["source"]), **facts}
 

@@ -105,7 +105,7 @@ def export(
             f"Ollama does not load {kind.name}", why="--modelfile is for it", hint="--format gguf"
         )
     fsio.make_dir(target.absolute().parent)
-    with fsio.workshop(target.absolute()) as made:
+    with fsio.stage(target.absolute(), replace=force) as made:
         notes = kind.write(loaded, made, dtype)
         if force:
             _refuse_other(made, target)
@@ -113,7 +113,6 @@ def export(
         if difference:
             _refuse_different(difference, kind, dtype, version)
         size = sum(f.stat().st_size for f in (made.rglob("*") if made.is_dir() else [made]))
-        fsio.deliver(made, target.absolute(), replace=force)
     if recipe and told:
         fsio.write_bytes(recipe.absolute(), told.encode())
         notes = (*notes, f"for Ollama: ollama create {version.name} -f {recipe}")

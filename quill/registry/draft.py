@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from quill import fsio
+from quill import fsio, strictjson
 from quill.errors import CorruptError, LockedError, QuillError, RefusedError
 from quill.registry import aliases, locks, manifest
 from quill.registry.version import Version
@@ -99,7 +99,8 @@ class Draft:
     def update_status(self, **facts: Any) -> None:
         """Add facts to the status that `quill list` and `quill show` read."""
         status = (self.status() or {}) | facts
-        fsio.write_json(self.path / manifest.STATUS, status, durable=False, check=self.check_owner)
+        with fsio.stage(self.path / manifest.STATUS, durable=False, fence=self.check_owner) as place:
+            fsio.create(place, [strictjson.encode(status)])
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one of its files as JSON, replacing it in one step.
@@ -108,11 +109,11 @@ class Draft:
             LockedError: Another process has taken it over; the old file stays, as for every write here.
             ResourceError: Disk or permission; the old file stays.
         """
-        fsio.write_json(self.path / name, value, check=self.check_owner)
+        self.write_chunks(name, [strictjson.encode(value)])
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write one of its files; raises as `write_json` does."""
-        fsio.write_bytes(self.path / name, data, check=self.check_owner)
+        self.write_chunks(name, [data])
 
     def write_chunks(self, name: str, chunks: Iterable[bytes]) -> str:
         """Write one of its files from chunks, so that a large one is never in memory whole.
@@ -126,7 +127,8 @@ class Draft:
         """
         path = self.path / name
         fsio.make_dir(path.parent)
-        return fsio.write_chunks(path, chunks, check=self.check_owner)
+        with fsio.stage(path, fence=self.check_owner) as place:
+            return fsio.create(place, chunks)
 
     def write_file(self, name: str, make: Callable[[Path], object]) -> None:
         """Write one of its files with a function or library that needs a path.
@@ -136,10 +138,8 @@ class Draft:
             make: Called with a staged path of that name to write; it need not sync.
         """
         self.check_owner()
-        target = self.path / name
-        with fsio.workshop(target) as staged:
-            make(staged)
-            fsio.deliver(staged, target, replace=True, check=self.check_owner)
+        with fsio.stage(self.path / name, fence=self.check_owner) as place:
+            make(place)
 
     def open_log(self, name: str, content: bytes | None = None) -> fsio.Log:
         """Open a log that lines are appended to.
@@ -150,7 +150,7 @@ class Draft:
                 one. Lines appended after another process started a new log are not part of that.
         """
         self.check_owner()
-        return fsio.Log(self.path / name, content, check=self.check_owner)
+        return fsio.Log(self.path / name, content, fence=self.check_owner)
 
     def save_state(self, step: int, make: Callable[[Path], object], keep: int = 2) -> Path:
         """Save a resume state as a whole and remove outdated ones.
@@ -170,15 +170,13 @@ class Draft:
         self.check_owner()
         folder = self.path / manifest.STATE
         target = folder / f"step-{step:06d}"
-        with fsio.stage(folder) as staged:
+        fsio.make_dir(folder)
+        # A run that resumed from an earlier state, because this one was damaged, replaces it.
+        with fsio.stage(target, fence=self.check_owner) as staged:
+            os.mkdir(staged)
             make(staged)
             document = manifest.of_state(staged, self.reference, step)
-            fsio.write_json(staged / manifest.FILE, document, durable=False)
-            if os.path.lexists(target):
-                # Left by a run that resumed from an earlier state because this one was damaged.
-                self.check_owner()
-                fsio.discard(target, self._trash)
-            fsio.publish(staged, target, check=self.check_owner)
+            fsio.create(staged / manifest.FILE, [strictjson.encode(document)])
         states = self.states()
         # A later step belongs to a future that was given up; it must not count as the newest.
         outdated = [s for s in states if s > step] + [s for s in states if s <= step][max(keep, 1) :]
@@ -212,13 +210,14 @@ class Draft:
         document = manifest.build(self.path, self.reference, facts)
         ours = False
 
-        def check() -> None:
+        def fence() -> None:
             nonlocal ours
             self.check_owner()
             ours = True
 
         try:
-            fsio.write_json(path, document, check=check)
+            with fsio.stage(path, fence=fence) as place:
+                fsio.create(place, [strictjson.encode(document)])
             if manifest.stamps(self.path) != before:
                 why = "another process wrote into its folder"
                 raise CorruptError(f"'{self.reference}' changed while it was published", why=why)

@@ -100,7 +100,7 @@ GOOD = raw({"a": entry()}, bytes(8))
         (b'{"error": "not found"}', "no safetensors file"),
         (raw(b"[1, 2]"), "no JSON object"),
         (raw(b"{nonsense"), "not JSON"),
-        (raw(b'{"a":' + b"[" * 50000), "nests deeper"),
+        (raw(b'{"a":' + b"[" * 50000), "nests too deep"),
         (raw(b'{"a": "\xff"}'), "not UTF-8"),
     ],
 )

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 import pytest
 from holding import held_elsewhere
 
-from quill import fsio
 from quill.cli.app import main
 from quill.registry import aliases as ledger
 from quill.registry.store import Registry
@@ -424,14 +423,14 @@ class TestGc:
     ):
         for name in ("a", "a", "b", "b"):
             publish(name)
-        rename = fsio._rename
+        rename = os.rename
 
         def refuse(source, target):
             if source.parent.name == "a":
                 raise OSError(30, os.strerror(30))
             rename(source, target)
 
-        monkeypatch.setattr(fsio, "_rename", refuse)
+        monkeypatch.setattr(os, "rename", refuse)
         code, out, err = run(capsys, "gc", "--keep", "1")
         assert code == 7
         assert "b:v1" in out

@@ -101,7 +101,7 @@ def test_standard_input_is_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert [list(text.chunks("reading")) for _ in range(2)] == [[["piped: é\n"]]] * 2
         assert text.label == "stdin"
         assert text.stamp() is None
-    assert os.listdir(data / ".staging") == []
+    assert os.listdir(data) == []
 
 
 def test_errors_name_standard_input(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

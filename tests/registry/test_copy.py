@@ -347,8 +347,8 @@ class TestMove:
         def refuse(*args):
             raise OSError(30, os.strerror(30))
 
-        for operation in ("_create", "_replace", "_rename", "_mkdir"):
-            monkeypatch.setattr(fsio, operation, refuse)
+        for operation in ("replace", "rename", "mkdir"):
+            monkeypatch.setattr(os, operation, refuse)
         for act in (
             lambda: moves.move(registry, "a", "b"),
             lambda: moves.copy(registry, "a", "b"),

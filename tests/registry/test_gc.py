@@ -215,14 +215,14 @@ class TestLeftovers:
         publish("b")
         publish("a")
         leave(registry.root / f".tmp-{UNIQUE}")
-        real = fsio._rename
+        real = os.rename
 
         def rename(source, target):
             if source.parent.name == "a":
                 raise OSError(5, "Input/output error")
             real(source, target)
 
-        monkeypatch.setattr(fsio, "_rename", rename)
+        monkeypatch.setattr(os, "rename", rename)
         done = clean(registry, older_than=0, keep=1)
         assert [t.what for t in done.things] == ["b:v1", f"weights/.tmp-{UNIQUE}"]
         assert [f.exit_code for f in done.failed] == [7]
@@ -444,7 +444,7 @@ class TestPrune:
         def refuse(*args):
             raise OSError(30, os.strerror(30))
 
-        monkeypatch.setattr(fsio, "_rename", refuse)
+        monkeypatch.setattr(os, "rename", refuse)
         with pytest.raises(ResourceError) as caught:
             prune(registry, "a", 1)
         assert caught.value.exit_code == 7

@@ -55,7 +55,7 @@ class HuggingFace(base.Format):
         end = tokenizer.eot_id
         ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
         fsio.make_dir(path)
-        tensors.write(path / "model.safetensors", _cast(weights, dtype), durable=False)
+        tensors.write(path / "model.safetensors", _cast(weights, dtype))
         # Before its version 5 transformers has another name for the type.
         stated = {**shape, **ids, "dtype": dtype, "torch_dtype": dtype}
         documents = {
