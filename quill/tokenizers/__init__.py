@@ -1,1 +1,1 @@
-"""Text into token ids and back: one file a tokenizer, its file name the name it is registered under."""
+"""Text to token ids and back: one file per tokenizer, registered under the file's name."""

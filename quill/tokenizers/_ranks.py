@@ -1,8 +1,8 @@
-"""What the byte-pair tokenizers share: ranks and a split pattern, run by tiktoken.
+"""The base of the byte-pair tokenizers: ranks and a split pattern, run by tiktoken.
 
-Byte-level BPE: Radford et al. 2019 (GPT-2), after Sennrich et al. 2016, arXiv:1508.07909. The ranks, the
-pattern and the special tokens are all in the JSON form, so what was stored once needs neither network nor
-training again. Decoding is a table of bytes and does not need tiktoken at all.
+Byte-level BPE: Radford et al. 2019 (GPT-2), after Sennrich et al. 2016, arXiv:1508.07909. The JSON form has
+the ranks, the pattern and the special tokens, so a stored tokenizer needs neither network nor training.
+Decoding is a table of bytes and does not need tiktoken.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
-from quill.errors import CorruptError, InputError, ResourceError
+from quill.errors import CorruptError, InputError, ResourceError, shorten
 from quill.tokenizers import base
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ END_OF_TEXT = "<|endoftext|>"
 LONGEST_BLANK = 1 << 16
 _BLANK = re.compile(rf"\s{{{LONGEST_BLANK}}}")
 _LARGEST_ID = 1 << 24
-_SMALLEST_PART = 1024
+_SMALLEST_HALF = 1024
 
 T = TypeVar("T")
 
@@ -37,9 +37,9 @@ class RankTokenizer(base.Tokenizer):
     """Byte-pair encoding by ranks.
 
     Args:
-        ranks: The bytes of each token; its place is its id and its rank.
-        specials: Tokens that no text is encoded to, by their names.
-        pattern: How text is split before pairs are merged, as a regular expression of tiktoken's.
+        ranks: The bytes of each token; its index is its id and its rank.
+        specials: Tokens that no text is encoded to, by name.
+        pattern: The regular expression, in tiktoken's syntax, that splits text before pairs are merged.
     """
 
     def __init__(self, ranks: Sequence[bytes], specials: Mapping[str, int], pattern: str) -> None:
@@ -47,7 +47,7 @@ class RankTokenizer(base.Tokenizer):
         self._specials = dict(specials)
         self._pattern = pattern
         self.eot_id = self._specials.get(END_OF_TEXT)
-        # Ids between the ranks and the special tokens may be nobody's; they decode to nothing.
+        # Ids between the ranks and the special tokens may be unused; they decode to nothing.
         size = max([len(self._ranks), *(i + 1 for i in self._specials.values())])
         self._bytes = self._ranks + [b""] * (size - len(self._ranks))
         for name, i in self._specials.items():
@@ -59,21 +59,21 @@ class RankTokenizer(base.Tokenizer):
         return len(self._bytes)
 
     def encode(self, text: str, *, unknown: base.Unknown = "error") -> list[int]:
-        """Text to ids; every character has its bytes, so only lone surrogates are unknown."""
+        """Encode text; only lone surrogates are unknown, since all other characters have bytes."""
         text = base.encodable(text, unknown)
         encode = self._encoding.encode_ordinary
         ids: list[int] = []
-        for part in parts(text):
-            for found in _guarded(encode, part):
+        for chunk in chunks(text):
+            for found in _guarded(encode, chunk):
                 ids += found
         return ids
 
     def encode_array(self, text: str) -> base.Ids:
-        """Text to ids in bulk, with no Python object for each and other threads free to run."""
+        """Encode text in bulk, without a Python object per id and without blocking other threads."""
         import numpy as np
 
         try:
-            found = [ids for part in parts(text) for ids in _guarded(self._encode_numpy, part)]
+            found = [ids for chunk in chunks(text) for ids in _guarded(self._encode_numpy, chunk)]
         except UnicodeEncodeError:
             base.encodable(text, "error")
             raise
@@ -81,13 +81,13 @@ class RankTokenizer(base.Tokenizer):
         return whole.astype(self.dtype, copy=False)
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token; of a special token, its name."""
+        """Return the bytes of one token, or the name of a special one."""
         if not 0 <= token < len(self._bytes):
             raise base.no_such_token(token, len(self._bytes))
         return self._bytes[token]
 
     def to_dict(self) -> dict[str, Any]:
-        """Pattern, special tokens, and the ranks in base64, in order, with a space between."""
+        """Return the pattern, the special tokens, and the ranks in base64, separated by spaces."""
         return {
             "schema": 1,
             "kind": self.kind,
@@ -98,7 +98,7 @@ class RankTokenizer(base.Tokenizer):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The tokenizer of those ranks."""
+        """Make the tokenizer of those ranks."""
         pattern = base.take(data, "pattern", str)
         specials = base.take(data, "specials", dict)
         try:
@@ -111,14 +111,14 @@ class RankTokenizer(base.Tokenizer):
         if missing:
             raise CorruptError(f"'ranks' has no token for the byte {min(missing)[0]:#04x}")
         if len(set(ranks)) != len(ranks) or b"" in ranks:
-            raise CorruptError("'ranks' holds a token twice or an empty one")
+            raise CorruptError("'ranks' has a token twice or an empty one")
         ids = list(specials.values())
         if any(type(i) is not int or not len(ranks) <= i < _LARGEST_ID for i in ids) or len(set(ids)) < len(
             ids
         ):
-            raise CorruptError("'specials' has an id that is taken or is none")
+            raise CorruptError("'specials' has an id that is taken or out of range")
         if not all(name and _is_text(name) for name in specials):
-            raise CorruptError("'specials' has a name that is no text")
+            raise CorruptError("'specials' has a name that is not text")
         return cls(ranks, specials, pattern)
 
     @cached_property
@@ -133,18 +133,18 @@ class RankTokenizer(base.Tokenizer):
                 special_tokens=self._specials,
             )
         except ValueError as e:
-            raise CorruptError(f"the {self.kind} tokenizer's pattern is refused", why=str(e)) from None
+            raise CorruptError(f"the {self.kind} tokenizer's pattern is invalid", why=str(e)) from None
 
     def _encode_numpy(self, text: str) -> base.Ids:
-        # Nothing is disallowed: the name of a special token is plain text like any other.
+        # The name of a special token is plain text.
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
 
 class PublishedTokenizer(RankTokenizer):
-    """A tokenizer whose ranks were published, and are fetched by tiktoken when first needed.
+    """A tokenizer with published ranks, which tiktoken downloads on first use.
 
     Attributes:
-        urls: Where they are, for whoever has to place them by hand.
+        urls: Where the ranks are, for placing them by hand.
     """
 
     urls: ClassVar[tuple[str, ...]] = ()
@@ -157,7 +157,7 @@ class PublishedTokenizer(RankTokenizer):
         vocab_size: int | None = None,
         vocabulary: Sequence[str] | None = None,
     ) -> Self:
-        """The published tokenizer; the text does not matter."""
+        """Return the published tokenizer, whatever the text."""
         refuse_vocabulary(cls.kind, vocabulary)
         ranks, specials, pattern = _published(cls.kind, cls.urls)
         tokenizer = cls(ranks, specials, pattern)
@@ -165,13 +165,13 @@ class PublishedTokenizer(RankTokenizer):
             raise InputError(
                 f"vocab_size {vocab_size} does not apply to {cls.kind}",
                 why=f"it has {tokenizer.vocab_size} tokens",
-                hint="leave --vocab-size out, or use --tokenizer bpe",
+                hint="set data.tokenizer=bpe",
             )
         return tokenizer
 
 
-def parts(text: str) -> Iterator[str]:
-    """The text in parts that a regex engine gets through: all of it, but for endless white space."""
+def chunks(text: str) -> Iterator[str]:
+    """Cut a text only where white space is longer than the regular expression engine can take."""
     # A run that long covers a whole window of half its length, wherever it begins.
     step = LONGEST_BLANK // 2
     if not any(text[i : i + step].isspace() for i in range(0, len(text), step)):
@@ -186,7 +186,7 @@ def parts(text: str) -> Iterator[str]:
 
 
 def refuse_vocabulary(kind: str, vocabulary: Sequence[str] | None) -> None:
-    """Refuse a list of characters where tokens are not characters.
+    """Refuse a list of characters for a tokenizer whose tokens are not characters.
 
     Raises:
         InputError: There is one.
@@ -194,26 +194,26 @@ def refuse_vocabulary(kind: str, vocabulary: Sequence[str] | None) -> None:
     if vocabulary is not None:
         raise InputError(
             f"vocabulary does not apply to the {kind} tokenizer",
-            why="it lists characters, and tokens here are not characters",
-            hint="leave it out, or use --tokenizer char",
+            why="it lists characters, and these tokens are not characters",
+            hint="set data.tokenizer=char",
         )
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether this is how a library written in Rust says that it gave up; no ordinary Exception."""
+    """Return whether a library written in Rust failed; its panics are not subclasses of Exception."""
     return type(error).__name__ == "PanicException"
 
 
 def _guarded(encode: Callable[[str], T], text: str) -> Iterator[T]:
-    """Encode, and where the library gives up encode the halves."""
+    """Encode a text, or its halves where the library panics."""
     try:
         yield encode(text)
         return
     except BaseException as e:
         if not is_panic(e):
             raise
-        if len(text) < _SMALLEST_PART:
-            raise InputError(f"the tokenizer gave up on {text[:40]!a}", why=str(e)) from None
+        if len(text) < _SMALLEST_HALF:
+            raise InputError(f"the tokenizer failed on {shorten(text, 40)}", why=str(e)) from None
     middle = len(text) // 2
     yield from _guarded(encode, text[:middle])
     yield from _guarded(encode, text[middle:])
@@ -229,7 +229,7 @@ def _published(kind: str, urls: Sequence[str]) -> tuple[list[bytes], dict[str, i
         place = folder or "$TIKTOKEN_CACHE_DIR"
         fetch = "; ".join(f"curl -o '{place}/{hashlib.sha1(url.encode()).hexdigest()}' {url}" for url in urls)
         raise ResourceError(
-            f"cannot get the ranks of the {kind} tokenizer",
+            f"cannot download the ranks of the {kind} tokenizer",
             why=f"{', '.join(urls)}: {_reason(e)}",
             hint=f"{'' if folder else 'set TIKTOKEN_CACHE_DIR to a folder; '}place them by hand: {fetch}",
         ) from e
@@ -238,7 +238,7 @@ def _published(kind: str, urls: Sequence[str]) -> tuple[list[bytes], dict[str, i
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause: what a stack of network libraries wraps in each other's words."""
+    """Return the innermost cause of what several network libraries wrapped."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return str(error) or type(error).__name__

@@ -1,8 +1,7 @@
-"""What every tokenizer is: text to ids and back, its own JSON form, and a fingerprint of it.
+"""The interface of all tokenizers: text to ids and back, a JSON form, and a fingerprint of it.
 
-A tokenizer is one file in this folder holding one subclass of Tokenizer; the file's name is its kind.
-Numpy and tiktoken are imported only where bulk work or a byte-pair encoder needs them, so that reading a
-model's tokenizer to draw a few characters costs nothing.
+A tokenizer is one file in this folder with one subclass of Tokenizer; the file's name is its kind. numpy and
+tiktoken are imported only for bulk work and byte-pair encoding, so loading a char tokenizer is fast.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from quill import discovery, strictjson
-from quill.errors import CorruptError, InputError
+from quill.errors import CorruptError, InputError, newer, shorten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,22 +27,21 @@ SCHEMA_VERSION = 1
 
 Unknown = Literal["error", "skip"]
 
-# After a letter or a digit, where every tokenizer here starts another token. Python's own view of
-# Unicode is newer or older than that of a regex engine, so only what was a letter or a digit in
-# Unicode 3.2 already counts.
+# Every tokenizer here starts a new token at one of these after a letter or a digit. Regex engines know
+# newer or older versions of Unicode than Python, so only letters and digits of Unicode 3.2 count.
 _STOPS = frozenset(" \n。、，！？：；")
 _LOOK_BACK = 65536
-_NAMED_AT_MOST = 100
+_MOST_NAMED = 100
 
 
 class Tokenizer(ABC):
     """Text to token ids and back.
 
     Attributes:
-        kind: The registered name, which is the name of the file that holds the class.
-        learns: What training looks at: "nothing", the distinct "characters", or the whole "text".
-        learn_chars: How much text training looks at, at the most, in characters; None is all of it.
-        eot_id: Id of the token between documents, where there is one.
+        kind: The registered name: that of the file with the class.
+        learns: What training reads: "nothing", the distinct "characters", or the whole "text".
+        learn_chars: Most characters that training reads; None: the whole text.
+        eot_id: Id of the token between documents, if there is one.
     """
 
     kind: ClassVar[str]
@@ -58,7 +56,7 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Number of ids: one more than the largest."""
+        """Number of ids: the largest plus one."""
 
     @classmethod
     @abstractmethod
@@ -69,13 +67,13 @@ class Tokenizer(ABC):
         vocab_size: int | None = None,
         vocabulary: Sequence[str] | None = None,
     ) -> Self:
-        """Learn a tokenizer, or make the one there is.
+        """Train a tokenizer, or return the only one of its kind.
 
         Args:
-            texts: Pieces of the text, cut where `boundary` allows; read once. What learns from characters
-                may be given the distinct ones alone.
-            vocab_size: How many ids to learn, or at the most to keep.
-            vocabulary: The characters in the order of their ids, where that is given and not learnt.
+            texts: Chunks of the text, cut where `boundary` allows; read once. For a tokenizer that learns
+                from characters, the distinct ones are enough.
+            vocab_size: Number of ids to learn, or the most to keep.
+            vocabulary: The characters in the order of their ids, instead of those in the text.
 
         Raises:
             InputError: A setting does not apply to this kind, or the text does not allow it.
@@ -83,32 +81,32 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str, *, unknown: Unknown = "error") -> list[int]:
-        """Text to ids. Special tokens written out in the text are plain text.
+        """Encode text. Names of special tokens in it are plain text.
 
         Args:
             text: Any text.
-            unknown: What to do with characters that have no id: refuse, or leave them out.
+            unknown: Refuse or skip characters without an id.
 
         Raises:
-            InputError: Naming each character that has no id.
+            InputError: Naming each character without an id.
         """
 
     def encode_array(self, text: str) -> Ids:
-        """Text to ids in bulk: the same ids as `encode`, as uint16 where they fit and uint32 otherwise."""
+        """Encode text in bulk: the same ids as `encode`, as uint16 or uint32; see `dtype`."""
         import numpy as np
 
         return np.array(self.encode(text), dtype=self.dtype)
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes of one token, which may be a part of a character.
+        """Return the UTF-8 bytes of one token, perhaps only some of a character's.
 
         Raises:
             InputError: There is no such id.
         """
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text; bytes that are no UTF-8 become U+FFFD.
+        """Decode ids; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             InputError: There is no such id.
@@ -117,13 +115,14 @@ class Tokenizer(ABC):
 
     @classmethod
     def boundary(cls, text: str) -> int:
-        """Last place where the text may be cut and its parts encoded apart with no id changed.
+        """Return the last position at which the text may be cut without changing any id.
 
-        The text may go on after its end. Holds for whatever starts a new token at the space, line end or
-        full stop after a word; a tokenizer that does not, or that can be cut anywhere, says so here.
+        The ids of both sides, encoded separately, are those of the whole, whatever follows the text. This
+        holds for tokenizers that start a new token at the space, line end or full stop after a word; others
+        override it.
 
         Returns:
-            An index into the text; 0 where there is no such place.
+            An index into the text; 0 if there is none.
         """
         from unicodedata import ucd_3_2_0
 
@@ -134,35 +133,35 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object that `tokenizer.json` holds: `schema`, `kind`, and what the kind needs."""
+        """Return the content of `tokenizer.json`: `schema`, `kind`, and what the kind needs."""
 
     @classmethod
     @abstractmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The tokenizer whose `to_dict` this is.
+        """Make the tokenizer that `to_dict` described.
 
         Raises:
-            CorruptError: The object is not one that `to_dict` makes.
+            CorruptError: `to_dict` cannot have returned this.
         """
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the JSON form: equal for tokenizers that give the same ids, in hex."""
+        """sha256 of the JSON form, in hex: equal tokenizers have equal ones."""
         return hashlib.sha256(strictjson.canonical(self.to_dict())).hexdigest()
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
-        """How ids are kept in bulk: uint16 up to 65536 of them, else uint32."""
+        """Type of ids in bulk: uint16 up to a vocabulary of 65,536, else uint32."""
         import numpy as np
 
         return np.dtype(np.uint16 if self.vocab_size <= 65536 else np.uint32)
 
 
 class StreamDecoder:
-    """Ids to text one at a time, holding back the bytes of a character that is not whole yet.
+    """Decodes ids one at a time, holding back the bytes of an incomplete character.
 
     Args:
-        tokenizer: Whose ids they are.
+        tokenizer: The tokenizer of the ids.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -170,27 +169,27 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
-        """The text that is certain once this token is known; often empty."""
+        """Return the text that is complete after this token; often empty."""
         return self._decoder.decode(self._bytes(token))
 
     def flush(self) -> str:
-        """What is still held back, at the end of the ids."""
+        """Return what is held back, at the end of the ids."""
         text = self._decoder.decode(b"", True)
         self._decoder.reset()
         return text
 
 
 def load(kind: str) -> type[Tokenizer]:
-    """The tokenizer class registered under a name.
+    """Return the tokenizer class of a kind.
 
     Raises:
-        InputError: Nothing is registered under it.
+        InputError: There is no such kind.
     """
     module = discovery.load("tokenizers", kind)
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Tokenizer) and value.kind == kind:
             return value
-    raise AssertionError(f"quill/tokenizers/{kind}.py holds no Tokenizer")
+    raise AssertionError(f"quill/tokenizers/{kind}.py has no Tokenizer")
 
 
 def read(data: dict[str, Any] | bytes | Path, *, origin: str = "tokenizer.json") -> Tokenizer:
@@ -198,7 +197,7 @@ def read(data: dict[str, Any] | bytes | Path, *, origin: str = "tokenizer.json")
 
     Args:
         data: The object, the bytes of the file, or the file.
-        origin: Where it came from, for messages.
+        origin: Its source, for messages.
 
     Raises:
         CorruptError: It is not the JSON form of a tokenizer.
@@ -211,20 +210,16 @@ def read(data: dict[str, Any] | bytes | Path, *, origin: str = "tokenizer.json")
     elif isinstance(data, bytes):
         data = strictjson.parse(data, origin=origin, error=CorruptError)
     if not isinstance(data, dict):
-        raise CorruptError(f"'{origin}' is not a tokenizer", why="a JSON object is needed")
+        raise CorruptError(f"'{origin}' is not a tokenizer", why="it is not a JSON object")
     schema, kind = data.get("schema"), data.get("kind")
     if type(schema) is int and schema > SCHEMA_VERSION:
-        raise InputError(
-            f"'{origin}' is of schema {schema}",
-            why=f"a newer quill wrote it; this one reads up to {SCHEMA_VERSION}",
-            hint="upgrade quill",
-        )
+        raise newer(f"'{origin}'", schema, SCHEMA_VERSION)
     if type(schema) is not int or schema < 1:
-        raise CorruptError(f"'{origin}' is not a tokenizer", why=f"'schema' is {short(schema)}")
+        raise CorruptError(f"'{origin}' is not a tokenizer", why=f"'schema' is {shorten(schema)}")
     if kind not in discovery.names("tokenizers"):
         raise CorruptError(
-            f"'{origin}' holds a tokenizer of kind {short(kind)}",
-            why=f"there is {', '.join(discovery.names('tokenizers'))}",
+            f"'{origin}' is a tokenizer of kind {shorten(kind)}",
+            why=f"the kinds are {', '.join(discovery.names('tokenizers'))}",
         )
     try:
         return load(kind).from_dict(data)
@@ -233,10 +228,10 @@ def read(data: dict[str, Any] | bytes | Path, *, origin: str = "tokenizer.json")
 
 
 def take(data: dict[str, Any], key: str, type_: type[Any]) -> Any:
-    """One value of a tokenizer's JSON form, of exactly the type it must have.
+    """Return one value of a tokenizer's JSON form, checking its type.
 
     Raises:
-        CorruptError: It is missing or of another type.
+        CorruptError: It is missing or has another type.
     """
     value = data.get(key)
     if type(value) is not type_:
@@ -245,10 +240,10 @@ def take(data: dict[str, Any], key: str, type_: type[Any]) -> Any:
 
 
 def encodable(text: str, unknown: Unknown) -> str:
-    """The text without lone surrogates, which have no UTF-8 form and so no place in any vocabulary.
+    """Refuse or skip lone surrogates, which have no UTF-8 form.
 
     Raises:
-        InputError: There are some, and they are not to be left out.
+        InputError: There are some, and `unknown` is "error".
     """
     try:
         text.encode()
@@ -260,28 +255,19 @@ def encodable(text: str, unknown: Unknown) -> str:
     return text
 
 
-def unknown_characters(
-    characters: Iterable[str], why: str, hint: str = "--unknown skip leaves them out"
-) -> InputError:
-    """The refusal of characters that have no id, naming each one once."""
+def unknown_characters(characters: Iterable[str], why: str, hint: str = 'unknown="skip"') -> InputError:
+    """Return the error for characters without an id, naming each one once."""
     distinct = list(dict.fromkeys(characters))
-    shown = ", ".join(f"{_show(c)} (U+{ord(c):04X})" for c in distinct[:_NAMED_AT_MOST])
-    more = f" and {len(distinct) - _NAMED_AT_MOST} more" if len(distinct) > _NAMED_AT_MOST else ""
+    shown = ", ".join(f"{_show(c)} (U+{ord(c):04X})" for c in distinct[:_MOST_NAMED])
+    more = f" and {len(distinct) - _MOST_NAMED} more" if len(distinct) > _MOST_NAMED else ""
     plural = "characters" if len(distinct) > 1 else "character"
     return InputError(f"unknown {plural} {shown}{more}", why=why, hint=hint)
 
 
-def short(value: object) -> str:
-    """A value of somebody else's making, as a message may show it."""
-    shown = ascii(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
 def no_such_token(token: object, vocab_size: int) -> InputError:
-    """The refusal of an id beyond the vocabulary."""
-    return InputError(f"no token has the id {token!r}", why=f"ids go from 0 to {vocab_size - 1}")
+    """Return the error for an id outside the vocabulary."""
+    return InputError(f"no token has the id {shorten(token)}", why=f"ids go from 0 to {vocab_size - 1}")
 
 
 def _show(character: str) -> str:
-    # What a terminal would act on, or has no form of its own, is shown as its escape.
     return f"'{character}'" if character.isprintable() else ascii(character)

@@ -1,4 +1,4 @@
-"""A byte-pair tokenizer learnt from the text itself, split the way GPT-4 splits it."""
+"""A byte-pair tokenizer trained on the text itself, which it splits as GPT-4 does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_SIZE = 4096
 _SMALLEST = 256 + 1
 _LARGEST = 1 << 20
 
-# GPT-4's split: contractions, words with the space or sign before them, digits by up to three, signs with the
+# GPT-4's split: contractions, words with the space or sign before them, up to three digits, signs with the
 # line ends after them, line ends, spaces.
 _PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
@@ -21,10 +21,10 @@ _PATTERN = (
 
 
 class BpeTokenizer(_ranks.RankTokenizer):
-    """Ranks learnt from text: the 256 bytes, the merges, and `<|endoftext|>` as the last id."""
+    """Ranks learned from text: the 256 bytes, the merges, and `<|endoftext|>` as the last id."""
 
     learns: ClassVar[Literal["nothing", "characters", "text"]] = "text"
-    # Merges are settled long before this, and the words of more text would take memory without end.
+    # More text hardly changes the merges, but its words take ever more memory.
     learn_chars: ClassVar[int | None] = 1 << 28
 
     @classmethod
@@ -40,35 +40,37 @@ class BpeTokenizer(_ranks.RankTokenizer):
         size = DEFAULT_SIZE if vocab_size is None else vocab_size
         if not _SMALLEST <= size <= _LARGEST:
             raise InputError(
-                f"vocab_size {size} is refused for bpe",
-                why=f"it is from {_SMALLEST} to {_LARGEST}: 256 bytes, {_ranks.END_OF_TEXT}, and merges",
-                hint=f"--vocab-size {DEFAULT_SIZE}",
+                f"vocab_size {size} is out of range for bpe",
+                why=f"it is from {_SMALLEST} to {_LARGEST}: 256 bytes, {_ranks.END_OF_TEXT}, and the merges",
+                hint=f"set data.vocab_size={DEFAULT_SIZE}",
             )
         merges = _learn(texts, size - 1)
         return cls(merges, {_ranks.END_OF_TEXT: len(merges)}, _PATTERN)
 
 
 def _learn(texts: Iterable[str], size: int) -> list[bytes]:
-    """Tokens in the order of their ids, single bytes first."""
+    """Return the tokens in the order of their ids, single bytes first."""
     try:
         import rustbpe  # type: ignore[import-untyped, import-not-found, unused-ignore]
     except ImportError:
         raise InputError(
-            "cannot learn a bpe vocabulary",
-            why="that needs the rustbpe package",
+            "cannot train a bpe tokenizer",
+            why="it needs the rustbpe package",
             hint="pip install 'quill-gpt[bpe]'",
         ) from None
 
-    def pieces() -> Iterator[str]:
+    def chunks() -> Iterator[str]:
         for text in texts:
-            yield from _ranks.parts(text)
+            yield from _ranks.chunks(text)
 
     learner = rustbpe.Tokenizer()
     try:
-        # A few at a time: it splits what it holds on all processors, and what it holds is memory.
-        learner.train_from_iterator(pieces(), vocab_size=size, buffer_size=16, pattern=_PATTERN)
+        # It splits as many chunks at a time on all processors, and holds them in memory.
+        learner.train_from_iterator(chunks(), vocab_size=size, buffer_size=16, pattern=_PATTERN)
     except BaseException as e:
         if not _ranks.is_panic(e):
             raise
-        raise InputError("learning a bpe vocabulary failed", why=str(e), hint="--tokenizer gpt2") from None
+        raise InputError(
+            "training the bpe tokenizer failed", why=str(e), hint="set data.tokenizer=gpt2"
+        ) from None
     return [bytes(token) for token, _ in sorted(learner.get_mergeable_ranks(), key=lambda pair: pair[1])]

@@ -1,4 +1,4 @@
-"""One id a character: the code points of the text in order, as nanoGPT's shakespeare_char has them."""
+"""One id per character: the text's code points in order, as in nanoGPT's shakespeare_char."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
-from quill.errors import CorruptError, InputError
+from quill.errors import CorruptError, InputError, shorten
 from quill.tokenizers import base
 
-# In bytes, an id no ASCII character has where the vocabulary is small enough for this path.
+# Marks characters without an id where ids fit in a byte.
 _NONE = 255
 
 
 class CharTokenizer(base.Tokenizer):
-    """A character for a token.
+    """A tokenizer whose tokens are characters.
 
     Args:
         vocabulary: The characters, distinct, in the order of their ids.
@@ -34,12 +34,12 @@ class CharTokenizer(base.Tokenizer):
         vocab_size: int | None = None,
         vocabulary: Sequence[str] | None = None,
     ) -> Self:
-        """Every distinct character of the text, sorted by code point, or those given."""
+        """Take the distinct characters of the text, sorted by code point, or those given."""
         if vocab_size is not None:
             raise InputError(
                 f"vocab_size {vocab_size} does not apply to the char tokenizer",
                 why="it has one id for each distinct character of the text",
-                hint="leave --vocab-size out, or use --tokenizer bpe",
+                hint="set data.tokenizer=bpe",
             )
         seen: set[str] = set()
         for text in texts:
@@ -48,13 +48,13 @@ class CharTokenizer(base.Tokenizer):
             vocabulary = sorted(seen)
         fault = _fault(vocabulary)
         if fault:
-            raise InputError("the vocabulary is refused", why=fault)
+            raise InputError("the vocabulary is not a list of characters", why=fault)
         unlisted = sorted(seen.difference(vocabulary))
         if unlisted:
             raise base.unknown_characters(
                 unlisted,
-                f"the text has them, the vocabulary of {len(vocabulary)} given has not",
-                "add them to data.vocabulary, or leave that out",
+                f"the text has them, but not the given vocabulary of {len(vocabulary)}",
+                "add them to data.vocabulary",
             )
         return cls(vocabulary)
 
@@ -64,7 +64,7 @@ class CharTokenizer(base.Tokenizer):
         return len(self._characters)
 
     def encode(self, text: str, *, unknown: base.Unknown = "error") -> list[int]:
-        """Text to ids, one a character."""
+        """Encode text, one id per character."""
         ids = self._ids
         if unknown == "skip":
             return [ids[c] for c in text if c in ids]
@@ -74,7 +74,7 @@ class CharTokenizer(base.Tokenizer):
             raise self._unknown(text) from None
 
     def encode_array(self, text: str) -> base.Ids:
-        """Text to ids through a table: one lookup a character, no Python object each."""
+        """Encode text in bulk through a lookup table."""
         import numpy as np
 
         if text.isascii() and self._ascii is not None:
@@ -89,7 +89,7 @@ class CharTokenizer(base.Tokenizer):
         return ids if ids.dtype == self.dtype else ids.astype(self.dtype)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids to text, one character each."""
+        """Decode ids, one character each."""
         characters, n = self._characters, len(self._characters)
         ids = list(ids)
         for token in ids:
@@ -98,23 +98,23 @@ class CharTokenizer(base.Tokenizer):
         return "".join([characters[i] for i in ids])
 
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes of one character."""
+        """Return the UTF-8 bytes of one character."""
         if not 0 <= token < len(self._characters):
             raise base.no_such_token(token, len(self._characters))
         return self._characters[token].encode()
 
     @classmethod
     def boundary(cls, text: str) -> int:
-        """Anywhere will do."""
+        """Return the end: any position will do."""
         return len(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """The characters as one string, in the order of their ids."""
+        """Return the characters as one string, in the order of their ids."""
         return {"schema": 1, "kind": self.kind, "vocabulary": "".join(self._characters)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The tokenizer of that string of characters."""
+        """Make the tokenizer of that string of characters."""
         vocabulary = base.take(data, "vocabulary", str)
         fault = _fault(vocabulary)
         if fault:
@@ -123,7 +123,7 @@ class CharTokenizer(base.Tokenizer):
 
     @cached_property
     def _ascii(self) -> bytes | None:
-        """Ids by ASCII code, as bytes.translate wants them; None where an id does not fit."""
+        """Ids by ASCII code, as bytes.translate takes them; None if an id does not fit."""
         ids = {ord(c): i for c, i in self._ids.items() if c.isascii()}
         if any(i >= _NONE for i in ids.values()):
             return None
@@ -131,7 +131,7 @@ class CharTokenizer(base.Tokenizer):
 
     @cached_property
     def _table(self) -> base.Ids:
-        """Ids by code point; what has none has vocab_size, one beyond the last."""
+        """Ids by code point; vocab_size where there is none."""
         import numpy as np
 
         dtype = np.dtype(np.uint16 if self.vocab_size < 65536 else np.uint32)
@@ -141,17 +141,16 @@ class CharTokenizer(base.Tokenizer):
 
     def _unknown(self, text: str) -> InputError:
         known = "".join(self._characters)
-        shown = ascii(known) if len(known) <= 80 else f"{known[:80]!a}..."
         return base.unknown_characters(
             (c for c in dict.fromkeys(text) if c not in self._ids),
-            f"the vocabulary holds these {len(known)}: {shown}",
+            f"the vocabulary has these {len(known)}: {shorten(known)}",
         )
 
 
 def _fault(vocabulary: Sequence[str]) -> str:
-    """Why a list of characters is no vocabulary; empty where it is one."""
+    """Return what is wrong with a vocabulary; empty if nothing is."""
     if not vocabulary or any(len(c) != 1 for c in vocabulary):
-        return "every entry is one character, and there is at least one"
+        return "every entry has to be one character, and there has to be one"
     if len(set(vocabulary)) != len(vocabulary):
         return "a character has two ids"
     if any("\ud800" <= c <= "\udfff" for c in vocabulary):

@@ -1,4 +1,4 @@
-"""GPT-4's tokenizer: 100,277 ids, of which 100,256 are byte-pair tokens and five are special."""
+"""GPT-4's tokenizer: 100,277 ids, of which 100,256 are byte-pair tokens and 5 are special."""
 
 from __future__ import annotations
 

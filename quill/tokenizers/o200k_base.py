@@ -1,4 +1,4 @@
-"""GPT-4o's tokenizer: 200,019 ids, of which 199,998 are byte-pair tokens and two are special."""
+"""GPT-4o's tokenizer: 200,019 ids, of which 199,998 are byte-pair tokens and 2 are special."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One trained tokenizer of each kind that is registered, learnt from a text with a bit of everything."""
+"""One tokenizer of each registered kind, trained on a text with a bit of everything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from quill import discovery
 from quill.tokenizers import base
 
-LESSON = (
+TEXT = (
     "The old man was thin and gaunt, with deep wrinkles in the back of his neck; he'd gone 84 days now.\n"
     "\tCafé, naïve, Straße — “quoted” … 12,345.67 €\r\n\r\n"
     "你好，世界。日本語のテキスト、とても良い。 Привет, мир! שלום ‫مرحبا‬ สวัสดี\n"
@@ -20,14 +20,14 @@ LESSON = (
 
 
 @pytest.fixture
-def lesson() -> str:
-    """The text that the tokenizers have learnt."""
-    return LESSON
+def training_text() -> str:
+    """The text that the tokenizers are trained on."""
+    return TEXT
 
 
 @pytest.fixture(params=discovery.names("tokenizers"))
 def tokenizer(request: pytest.FixtureRequest, ranks: Path, monkeypatch: pytest.MonkeyPatch) -> base.Tokenizer:
-    """Every tokenizer in turn; those whose published ranks are not at hand are skipped."""
+    """Each tokenizer in turn, skipping those whose published ranks are not in the cache."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
     for url in getattr(base.load(request.param), "urls", ()):
         if not (ranks / hashlib.sha1(url.encode()).hexdigest()).is_file():
@@ -39,5 +39,5 @@ def tokenizer(request: pytest.FixtureRequest, ranks: Path, monkeypatch: pytest.M
 
 @cache
 def trained(kind: str) -> base.Tokenizer:
-    """Learnt once, since no test changes it."""
-    return base.load(kind).train([LESSON])
+    """Return the tokenizer of a kind, trained once."""
+    return base.load(kind).train([TEXT])

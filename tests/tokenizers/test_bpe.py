@@ -1,4 +1,4 @@
-"""The learnt byte-pair tokenizer: its size, its learning, its limits."""
+"""The bpe tokenizer: its size, its training, its limits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_frequent_word_becomes_one_token() -> None:
     assert len(tokenizer.encode(" the")) == 1
 
 
-def test_learning_does_not_depend_on_the_pieces() -> None:
+def test_training_does_not_depend_on_the_chunks() -> None:
     lines = TEXT.splitlines(keepends=True)
     assert (
         BpeTokenizer.train(lines, vocab_size=300).fingerprint
@@ -43,34 +43,34 @@ def test_learning_does_not_depend_on_the_pieces() -> None:
 
 
 @pytest.mark.parametrize("size", [2, 255, 256, 1 << 24])
-def test_f21_a_size_without_room_for_the_bytes_is_refused(size: int) -> None:
+def test_f21_a_size_below_the_bytes_or_above_the_limit_is_refused(size: int) -> None:
     with pytest.raises(InputError, match=f"vocab_size {size}") as e:
         BpeTokenizer.train([TEXT], vocab_size=size)
     assert "257" in e.value.why
 
 
-def test_f21_a_size_out_of_reach_gives_what_there_is() -> None:
+def test_f21_an_unreachable_size_gives_a_smaller_vocabulary() -> None:
     tokenizer = BpeTokenizer.train(["abab"], vocab_size=100_000)
     assert 257 < tokenizer.vocab_size < 300
     assert tokenizer.decode(tokenizer.encode("abab, anything")) == "abab, anything"
 
 
-def test_f19_learning_gets_through_endless_runs() -> None:
+def test_f19_training_accepts_very_long_runs() -> None:
     blank = " " * (20 * LONGEST_BLANK) + "x"
     tokenizer = BpeTokenizer.train([blank, "a" * 1_000_000, TEXT], vocab_size=300)
     assert tokenizer.decode(tokenizer.encode(blank)) == blank
 
 
-def test_an_error_of_the_text_comes_through_learning() -> None:
+def test_an_error_of_the_text_is_raised_by_training() -> None:
     def texts():
         yield TEXT
-        raise InputError("the text is none")
+        raise InputError("bad text")
 
-    with pytest.raises(InputError, match="the text is none"):
+    with pytest.raises(InputError, match="bad text"):
         BpeTokenizer.train(texts(), vocab_size=300)
 
 
-def test_without_rustbpe_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_rustbpe_the_hint_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rustbpe", None)
     with pytest.raises(InputError) as e:
         BpeTokenizer.train([TEXT], vocab_size=300)

@@ -1,4 +1,4 @@
-"""Laws of every tokenizer, those not yet written too: each that discovery finds is held to them."""
+"""The laws of all tokenizers, tested for each one that discovery finds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EDGES = st.text(alphabet=" \n\r\t.,;'’-_/!aZé19日。、😀\u0301\u00a0\u300
 
 
 def known(tokenizer: base.Tokenizer, text: str) -> bool:
-    """Whether a tokenizer has a form for each character of a text."""
+    """Return whether a tokenizer knows each character of a text."""
     try:
         return all(tokenizer.decode(tokenizer.encode(c)) == c for c in set(text))
     except InputError:
@@ -30,7 +30,7 @@ def known(tokenizer: base.Tokenizer, text: str) -> bool:
 
 
 def refusal(encode: Callable[[str], object], text: str) -> str | None:
-    """What encoding a text is refused with, if it is."""
+    """Return the error of encoding a text, or None."""
     try:
         encode(text)
     except InputError as e:
@@ -40,17 +40,17 @@ def refusal(encode: Callable[[str], object], text: str) -> str | None:
 
 @law
 @given(text=st.one_of(st.text(max_size=80), EDGES))
-def test_any_text_it_has_characters_for_comes_back(tokenizer: base.Tokenizer, text: str) -> None:
+def test_text_of_known_characters_round_trips(tokenizer: base.Tokenizer, text: str) -> None:
     if known(tokenizer, text):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_the_text_it_learnt_comes_back(tokenizer: base.Tokenizer, lesson: str) -> None:
-    assert tokenizer.decode(tokenizer.encode(lesson)) == lesson
+def test_the_training_text_round_trips(tokenizer: base.Tokenizer, training_text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(training_text)) == training_text
 
 
 @pytest.mark.parametrize("text", ["", "a", " ", "\n", "😀", "👨‍👩‍👧‍👦", SENTENCE])
-def test_short_texts_come_back(tokenizer: base.Tokenizer, text: str) -> None:
+def test_short_texts_round_trip(tokenizer: base.Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -66,7 +66,7 @@ def test_bulk_encoding_gives_the_same_ids(tokenizer: base.Tokenizer, text: str) 
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
 
 
-def test_it_reads_back_from_its_json_form(tokenizer: base.Tokenizer, lesson: str, tmp_path: Path) -> None:
+def test_the_json_form_round_trips(tokenizer: base.Tokenizer, training_text: str, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text(strictjson.dumps(tokenizer.to_dict()), encoding="utf-8")
     for again in (base.read(tokenizer.to_dict()), base.read(file.read_bytes()), base.read(file)):
@@ -74,13 +74,13 @@ def test_it_reads_back_from_its_json_form(tokenizer: base.Tokenizer, lesson: str
         assert again.fingerprint == tokenizer.fingerprint
         assert again.vocab_size == tokenizer.vocab_size
         assert again.eot_id == tokenizer.eot_id
-        assert again.encode(lesson) == tokenizer.encode(lesson)
+        assert again.encode(training_text) == tokenizer.encode(training_text)
         assert again.decode(range(0, again.vocab_size, 97)) == tokenizer.decode(
             range(0, again.vocab_size, 97)
         )
 
 
-def test_kind_is_the_name_of_its_file(tokenizer: base.Tokenizer) -> None:
+def test_the_kind_is_the_name_of_the_file(tokenizer: base.Tokenizer) -> None:
     assert tokenizer.to_dict()["kind"] == tokenizer.kind
     assert base.load(tokenizer.kind) is type(tokenizer)
     assert tokenizer.kind in discovery.names("tokenizers")
@@ -96,20 +96,20 @@ def test_another_vocabulary_has_another_fingerprint(tokenizer: base.Tokenizer) -
 def test_f25_streamed_text_is_the_decoded_text(tokenizer: base.Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))
     stream = base.StreamDecoder(tokenizer)
-    pieces = [stream.feed(i) for i in ids] + [stream.flush()]
-    assert "".join(pieces) == tokenizer.decode(ids)
+    texts = [stream.feed(i) for i in ids] + [stream.flush()]
+    assert "".join(texts) == tokenizer.decode(ids)
 
 
-def test_f25_no_replacement_character_in_the_middle_of_one(tokenizer: base.Tokenizer) -> None:
+def test_f25_streaming_never_splits_a_character(tokenizer: base.Tokenizer) -> None:
     text = "é 你好 😀 👨‍👩‍👧‍👦 🇫🇮"
     stream = base.StreamDecoder(tokenizer)
-    pieces = [stream.feed(i) for i in tokenizer.encode(text)]
-    assert "".join(pieces) == text
+    texts = [stream.feed(i) for i in tokenizer.encode(text)]
+    assert "".join(texts) == text
     assert stream.flush() == ""
-    assert not any("\ufffd" in piece for piece in pieces)
+    assert not any("\ufffd" in each for each in texts)
 
 
-def test_a_character_left_unfinished_shows_at_the_end(tokenizer: base.Tokenizer) -> None:
+def test_an_incomplete_character_is_flushed_at_the_end(tokenizer: base.Tokenizer) -> None:
     ids = tokenizer.encode("😀")
     if len(ids) < 2:
         return
@@ -131,7 +131,7 @@ def test_f20_special_tokens_in_text_are_plain_text(tokenizer: base.Tokenizer) ->
 
 @law
 @given(text=st.one_of(st.text(max_size=60), EDGES, EDGES.map(lambda s: SENTENCE + s + SENTENCE)))
-def test_a_boundary_is_where_ids_do_not_notice(tokenizer: base.Tokenizer, text: str) -> None:
+def test_cutting_at_a_boundary_changes_no_id(tokenizer: base.Tokenizer, text: str) -> None:
     cut = tokenizer.boundary(text)
     assert 0 <= cut <= len(text)
     try:
@@ -147,7 +147,7 @@ def test_ordinary_text_has_boundaries(tokenizer: base.Tokenizer, text: str) -> N
 
 
 @pytest.mark.parametrize("token", [-1, 10**9])
-def test_an_id_beyond_the_vocabulary_is_refused(tokenizer: base.Tokenizer, token: int) -> None:
+def test_an_id_outside_the_vocabulary_is_refused(tokenizer: base.Tokenizer, token: int) -> None:
     for attempt in (
         tokenizer.token_bytes,
         lambda i: tokenizer.decode([i]),
@@ -159,7 +159,7 @@ def test_an_id_beyond_the_vocabulary_is_refused(tokenizer: base.Tokenizer, token
         tokenizer.token_bytes(tokenizer.vocab_size)
 
 
-def test_f17_lone_surrogates_are_named_or_left_out(tokenizer: base.Tokenizer) -> None:
+def test_f17_lone_surrogates_are_named_or_skipped(tokenizer: base.Tokenizer) -> None:
     assert tokenizer.decode(tokenizer.encode("a\ud800b", unknown="skip")) == "ab"
     refused = refusal(tokenizer.encode, "a\ud800")
     assert refusal(tokenizer.encode_array, "a\ud800") == refused
@@ -169,7 +169,7 @@ def test_f17_lone_surrogates_are_named_or_left_out(tokenizer: base.Tokenizer) ->
         assert "U+D800" in refused
 
 
-def test_f4_damaged_json_is_corrupt_and_no_traceback(tokenizer: base.Tokenizer) -> None:
+def test_f4_damaged_json_is_corrupt(tokenizer: base.Tokenizer) -> None:
     sound = tokenizer.to_dict()
     for key in sound:
         with pytest.raises(CorruptError):
@@ -179,18 +179,18 @@ def test_f4_damaged_json_is_corrupt_and_no_traceback(tokenizer: base.Tokenizer) 
                 again = base.read({**sound, key: value})
             except CorruptError:
                 continue
-            # Another vocabulary, then, but one that works.
+            # What is accepted is another vocabulary, and a working one.
             assert again.fingerprint != tokenizer.fingerprint
             again.decode(range(again.vocab_size))
 
 
-def test_f12_a_newer_schema_asks_for_a_newer_quill(tokenizer: base.Tokenizer) -> None:
+def test_f12_a_newer_schema_needs_a_newer_quill(tokenizer: base.Tokenizer) -> None:
     with pytest.raises(InputError, match="schema 2") as e:
         base.read({**tokenizer.to_dict(), "schema": 2})
     assert "upgrade" in e.value.hint
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\x80", b'{"schema": 1, "kind": "nonesuch"}', b"null"])
-def test_f12_what_is_no_tokenizer_is_refused(raw: bytes) -> None:
+def test_f12_other_documents_are_refused(raw: bytes) -> None:
     with pytest.raises(CorruptError):
         base.read(raw)

@@ -1,4 +1,4 @@
-"""Byte-pair tokenizers: the published ids, texts that break regex engines, and no network."""
+"""Byte-pair tokenizers: the published ids, texts that are hard on regex engines, and no network."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def gpt2(ranks: Path) -> base.Tokenizer:
         return base.load("gpt2").train([])
 
 
-def test_gpt2_gives_the_published_ids(gpt2: base.Tokenizer) -> None:
+def test_gpt2_has_the_published_ids(gpt2: base.Tokenizer) -> None:
     assert gpt2.vocab_size == 50257
     assert gpt2.eot_id == 50256
     assert gpt2.encode("Hello, world!") == [15496, 11, 995, 0]
     assert gpt2.token_bytes(995) == b" world"
 
 
-def test_gpt2_is_tiktokens_own(gpt2: base.Tokenizer, ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_equals_tiktokens(gpt2: base.Tokenizer, ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tiktoken
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
@@ -38,48 +38,48 @@ def test_gpt2_is_tiktokens_own(gpt2: base.Tokenizer, ranks: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("unit", [" ", "\n", "a", "!", "好", "<|endoftext|>"])
-def test_f19_a_million_of_anything_comes_back(gpt2: base.Tokenizer, unit: str) -> None:
+def test_f19_a_million_repeats_round_trip(gpt2: base.Tokenizer, unit: str) -> None:
     text = "a" + (unit * 1_000_000)[:1_000_000] + "b"
     assert gpt2.decode(gpt2.encode_array(text).tolist()) == text
 
 
-def test_f19_only_endless_white_space_is_cut() -> None:
+def test_f19_only_very_long_white_space_is_cut() -> None:
     n = _ranks.LONGEST_BLANK
     for whole in ("", " ", "words and  spaces " * 9000, "a" * 5 * n, " " * (n - 1)):
-        assert list(_ranks.parts(whole)) == [whole]
+        assert list(_ranks.chunks(whole)) == [whole]
     for run in (n, n + 1, 3 * n, 10 * n + 7):
         for text in (" " * run, "a" + " " * run + "b", "words " * 9999 + "\n" * run + "words " * 9999):
-            parts = list(_ranks.parts(text))
-            assert "".join(parts) == text
-            assert all(len(p) - len(p.rstrip()) <= n for p in parts)
+            chunks = list(_ranks.chunks(text))
+            assert "".join(chunks) == text
+            assert all(len(p) - len(p.rstrip()) <= n for p in chunks)
 
 
 class Panic(BaseException):
-    """What a Rust library raises when it gives up: no Exception, and known by name alone."""
+    """What a Rust library raises when it panics: not an Exception, and known by its name only."""
 
 
 Panic.__name__ = "PanicException"
 
 
-def test_f19_where_the_encoder_gives_up_halves_are_encoded() -> None:
+def test_f19_halves_are_encoded_where_the_encoder_panics() -> None:
     def limited(text: str) -> list[str]:
         if len(text) > 3000:
             raise Panic("stack overflow")
         return [text]
 
     text = "".join(map(chr, range(65, 65 + 20_000)))
-    assert "".join(part for [part] in _ranks._guarded(limited, text)) == text
+    assert "".join(half for [half] in _ranks._guarded(limited, text)) == text
 
 
-def test_f19_an_encoder_that_always_gives_up_is_an_input_error() -> None:
+def test_f19_an_encoder_that_always_panics_is_an_input_error() -> None:
     def broken(text: str) -> list[str]:
         raise Panic("stack overflow")
 
-    with pytest.raises(InputError, match="gave up"):
+    with pytest.raises(InputError, match="failed on"):
         list(_ranks._guarded(broken, "a" * 10_000))
 
 
-def test_f19_an_interruption_is_not_taken_for_a_panic() -> None:
+def test_f19_an_interrupt_is_not_taken_for_a_panic() -> None:
     def interrupted(text: str) -> list[str]:
         raise KeyboardInterrupt
 
@@ -88,7 +88,7 @@ def test_f19_an_interruption_is_not_taken_for_a_panic() -> None:
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
-def test_f50_without_a_network_it_says_where_from_and_where_to(
+def test_f50_without_a_network_the_hint_downloads_the_ranks(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
@@ -102,7 +102,7 @@ def test_f50_without_a_network_it_says_where_from_and_where_to(
         assert f"curl -o '{tmp_path}/{hashlib.sha1(url.encode()).hexdigest()}' {url}" in e.value.hint
 
 
-def test_f50_damaged_ranks_in_the_cache_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f50_damaged_ranks_in_the_cache_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
@@ -130,7 +130,7 @@ def test_another_size_is_refused(
     assert base.load("gpt2").train([], vocab_size=50257).fingerprint == gpt2.fingerprint
 
 
-def test_a_stored_pattern_that_is_none_is_corrupt(gpt2: base.Tokenizer) -> None:
+def test_an_invalid_stored_pattern_is_corrupt(gpt2: base.Tokenizer) -> None:
     broken = base.read({**gpt2.to_dict(), "pattern": "((("})
     with pytest.raises(CorruptError, match="pattern"):
         broken.encode("text")
@@ -148,12 +148,12 @@ def test_a_stored_pattern_that_is_none_is_corrupt(gpt2: base.Tokenizer) -> None:
         {"specials": {"": 50256}},
     ],
 )
-def test_f4_stored_ranks_that_do_not_fit_are_corrupt(gpt2: base.Tokenizer, damage: dict[str, object]) -> None:
+def test_f4_inconsistent_stored_ranks_are_corrupt(gpt2: base.Tokenizer, damage: dict[str, object]) -> None:
     with pytest.raises(CorruptError):
         base.read({**gpt2.to_dict(), **damage})
 
 
-def test_f4_a_rank_twice_is_corrupt(gpt2: base.Tokenizer) -> None:
+def test_f4_a_repeated_rank_is_corrupt(gpt2: base.Tokenizer) -> None:
     stored = gpt2.to_dict()
     with pytest.raises(CorruptError, match="twice"):
         base.read({**stored, "ranks": stored["ranks"] + " IQ=="})

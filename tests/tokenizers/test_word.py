@@ -13,10 +13,10 @@ from quill.tokenizers.word import WordTokenizer
 TEXT = "the cat and the dog and the bird; don't, the cat said.\n\nThe end"
 
 
-def test_distinct_words_are_counted_not_all_words() -> None:
+def test_words_are_counted_once_each() -> None:
     tokenizer = WordTokenizer.train([TEXT * 50])
-    pieces = ["the", "cat", "and", "dog", "bird", "don't", "said", "The", "end", ";", ",", ".", "\n\n", " "]
-    longer = [p for p in pieces if len(p) > 1]
+    tokens = ["the", "cat", "and", "dog", "bird", "don't", "said", "The", "end", ";", ",", ".", "\n\n", " "]
+    longer = [t for t in tokens if len(t) > 1]
     assert tokenizer.vocab_size == 1 + len(set(TEXT)) + len(longer) + len({"endthe"})
 
 
@@ -51,13 +51,13 @@ def test_a_cap_keeps_the_most_frequent_words() -> None:
     assert len(tokenizer.encode("cat")) == 3
 
 
-def test_f21_a_cap_below_the_characters_is_refused_with_what_it_takes() -> None:
+def test_f21_a_cap_below_the_characters_is_refused_with_the_minimum() -> None:
     with pytest.raises(InputError, match="vocab_size 5") as e:
         WordTokenizer.train([TEXT], vocab_size=5)
     assert str(1 + len(set(TEXT))) in e.value.hint
 
 
-def test_characters_never_seen_are_unknown() -> None:
+def test_unseen_characters_are_unknown() -> None:
     tokenizer = WordTokenizer.train([TEXT])
     assert tokenizer.decode(tokenizer.encode("the cat😀")) == "the cat<unk>"
     assert tokenizer.encode("😀") == [0]
