@@ -37,10 +37,10 @@ def load(reference: str, *, registry: str | PathLike[str] | None = None, device:
         NotFoundError: There is no such model.
         CorruptError: Its files are damaged.
     """
-    from quill.checkpoint import load as checkpoint
+    from quill.checkpoint.load import load_checkpoint
     from quill.generation.generator import Generator
 
-    loaded = checkpoint.load(_registry(registry).resolve(reference), device)
+    loaded = load_checkpoint(_registry(registry).resolve(reference), device)
     return Generator(loaded.model, loaded.tokenizer)
 
 
@@ -122,10 +122,10 @@ def evaluate(
     Raises:
         InputError: The text has characters the model has no token for.
     """
-    from quill.checkpoint import load as checkpoint
+    from quill.checkpoint.load import load_checkpoint
     from quill.evaluation.measure import evaluate_text
 
-    loaded = checkpoint.load(_registry(registry).resolve(reference), device)
+    loaded = load_checkpoint(_registry(registry).resolve(reference), device)
     return evaluate_text(loaded.model, loaded.tokenizer, text)
 
 

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from quill.checkpoint.load import load_state
+from quill.checkpoint.resume_state import load_state
 from quill.errors import QuillError
 from quill.registry import aliases as ledger
 from quill.registry import gc as cleaning

@@ -77,7 +77,7 @@ def model():
 @pytest.fixture
 def trained(registry, model):
     """Publish a version that loads: ready(name="tiny", dtype="float32") -> Version."""
-    from quill.checkpoint import load as checkpoint
+    from quill.checkpoint.weights import save_weights
     from quill.config.settings import RunConfig
     from quill.tokenizers import base
 
@@ -87,7 +87,7 @@ def trained(registry, model):
         tokenizer = base.load("char").train([], vocabulary=list("abcdefg"))
         draft.write_json("config.json", config.to_dict())
         draft.write_json("tokenizer.json", tokenizer.to_dict())
-        draft.write_file("model.safetensors", lambda path: checkpoint.save_weights(path, model, dtype))
+        draft.write_file("model.safetensors", lambda path: save_weights(path, model, dtype))
         return draft.publish(parameters=sum(p.numel() for p in model.parameters()))
 
     return ready

@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from quill.checkpoint import weights as tensors
-from quill.checkpoint.precision import refuse_overflow
-from quill.checkpoint.resume_state import load_state as load_state
-from quill.checkpoint.resume_state import save_state as save_state
 from quill.errors import CorruptError, InputError
 from quill.registry import manifest as manifests
 from quill.registry import migrations
@@ -51,7 +48,7 @@ class Checkpoint:
     version: Version
 
 
-def load(version: Version, device: str | torch.device = "cpu") -> Checkpoint:
+def load_checkpoint(version: Version, device: str | torch.device = "cpu") -> Checkpoint:
     """Read a model: each file once, hashed, and checked against the others before room is made for it.
 
     Args:
@@ -109,30 +106,6 @@ def read_tokenizer(version: Version) -> Tokenizer:
     from quill.tokenizers import base
 
     return base.read(version.read_object(TOKENIZER), origin=str(version.path / TOKENIZER))
-
-
-def save_weights(
-    path: Path,
-    model: GPT,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-) -> None:
-    """Write a model's weights; of tied ones a model has but one tensor, and so has the file.
-
-    Args:
-        path: The safetensors file.
-        model: Whose.
-        dtype: How they are kept; they are read back as float32.
-
-    Raises:
-        InputError: A weight is too large for the dtype.
-        ResourceError: Disk or permission.
-    """
-    import torch
-
-    refuse_overflow(model.state_dict(), dtype)
-    kind: torch.dtype = getattr(torch, dtype)
-    weights = {name: t.detach().to(kind) for name, t in model.state_dict().items()}
-    tensors.write(path, weights)
 
 
 def fit_vocabulary(config: RunConfig, tokenizer: Tokenizer, version: Version) -> RunConfig:

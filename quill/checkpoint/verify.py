@@ -232,19 +232,19 @@ def _check_file(held: Version, name: str, on_bytes: OnBytes) -> File:
 
 def _check_together(held: Version, files: list[File]) -> list[File]:
     """Hold config, tokenizer and weights to each other; the first that does not fit is named."""
-    from quill.checkpoint import load as checkpoint
     from quill.checkpoint import weights as tensors
+    from quill.checkpoint.load import blank_model, fit_vocabulary, read_config, read_tokenizer
 
     def read_weights(held: Version) -> Any:
-        config, tokenizer = checkpoint.read_config(held), checkpoint.read_tokenizer(held)
-        config = checkpoint.fit_vocabulary(config, tokenizer, held)
+        config, tokenizer = read_config(held), read_tokenizer(held)
+        config = fit_vocabulary(config, tokenizer, held)
         with held.open_file(_WEIGHTS) as reading:
             layout = tensors.read_layout(reading.file, reading.size, reading.path)
-            checkpoint.blank_model(config, layout, reading.path)
+            blank_model(config, layout, reading.path)
 
     tests: tuple[tuple[str, Callable[[Version], Any]], ...] = (
-        (_CONFIG, checkpoint.read_config),
-        (_TOKENIZER, checkpoint.read_tokenizer),
+        (_CONFIG, read_config),
+        (_TOKENIZER, read_tokenizer),
         (_WEIGHTS, read_weights),
     )
     for name, test in tests:

@@ -12,14 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from quill import fsio, strictjson
+from quill.checkpoint.precision import refuse_overflow
 from quill.errors import CorruptError
 from quill.registry.version import refuse
 
 if TYPE_CHECKING:
     import torch
+
+    from quill.model.gpt import GPT
 
 SIZES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
@@ -131,6 +134,30 @@ def write(path: Path, values: Mapping[str, torch.Tensor]) -> dict[str, Any]:
             yield _bytes_of(values[name])
 
     return {"bytes": size, "sha256": fsio.write_chunks(path, chunks())}
+
+
+def save_weights(
+    path: Path,
+    model: GPT,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> None:
+    """Write a model's weights; of tied ones a model has but one tensor, and so has the file.
+
+    Args:
+        path: The safetensors file.
+        model: Whose.
+        dtype: How they are kept; they are read back as float32.
+
+    Raises:
+        InputError: A weight is too large for the dtype.
+        ResourceError: Disk or permission.
+    """
+    import torch
+
+    refuse_overflow(model.state_dict(), dtype)
+    kind: torch.dtype = getattr(torch, dtype)
+    weights = {name: t.detach().to(kind) for name, t in model.state_dict().items()}
+    write(path, weights)
 
 
 def views(layout: Mapping[str, Tensor], buffer: bytearray) -> Iterator[tuple[str, torch.Tensor]]:

@@ -53,12 +53,12 @@ def command(
 
 def _settings(found: Version | Draft) -> dict[str, Any]:
     """The config with its defaults, so that one of an earlier quill differs only where it does."""
-    from quill.checkpoint import load as checkpoint
+    from quill.checkpoint.load import read_config
 
     if isinstance(found, Draft):
         settings_of(found)
         found = Version(found.name, found.number, found.path)
-    return checkpoint.read_config(found).to_dict()
+    return read_config(found).to_dict()
 
 
 def _figures(found: Version | Draft) -> dict[str, Any]:

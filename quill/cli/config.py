@@ -87,9 +87,9 @@ def show(
     if source.endswith(".json") or Path(source).is_file():
         document = reading.load(Path(source)).to_dict()
     else:
-        from quill.checkpoint import load as checkpoint
+        from quill.checkpoint.load import read_config
 
-        document = checkpoint.read_config(session.registry().resolve(source)).to_dict()
+        document = read_config(session.registry().resolve(source)).to_dict()
     session.output.write(strictjson.dumps(document))
 
 

@@ -63,13 +63,13 @@ def command(
     registry, output = session.registry(), session.output
     versions = [registry.resolve(r) for r in references]
 
-    from quill.checkpoint import load as checkpoint
+    from quill.checkpoint.load import load_checkpoint
     from quill.evaluation import measure
 
     rows: list[dict[str, Any]] = []
     with watch(output) as observer:
         for version in versions:
-            loaded = checkpoint.load(version, session.device())
+            loaded = load_checkpoint(version, session.device())
             on = _find(session, loaded, data, split, observer)
             output.detail(f"{version.reference}: {len(on.tokens):,} tokens of {on.what}")
             figures = measure.evaluate(loaded.model, on.tokens, n_bytes=on.n_bytes, iters=iters)

@@ -51,10 +51,10 @@ def command(
     config = reading.check(SampleConfig, dict(session.overrides), origin="the arguments")
     text = _prompt(words, prompt, prompt_file)
 
-    from quill.checkpoint import load as checkpoint
+    from quill.checkpoint.load import load_checkpoint
     from quill.generation.generator import Generator
 
-    loaded = checkpoint.load(version, session.device())
+    loaded = load_checkpoint(version, session.device())
     generator = Generator(loaded.model, loaded.tokenizer, notice=output.warn)
     echoed = "" if no_echo else text
     if output.form != "json" and stream and config.num_samples == 1:

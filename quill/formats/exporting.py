@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quill import fsio
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import Checkpoint, load_checkpoint
 from quill.errors import InputError, RefusedError
 from quill.formats import base
 
@@ -135,9 +135,9 @@ def _written(format_name: str, *, verify: bool) -> base.Format:
     return kind
 
 
-def _load(kind: base.Format, version: Version) -> checkpoint.Checkpoint:
+def _load(kind: base.Format, version: Version) -> Checkpoint:
     """The model, if the format can hold it."""
-    loaded = checkpoint.load(version)
+    loaded = load_checkpoint(version)
     if why := kind.refusal(loaded.config.model, loaded.tokenizer):
         able = _able(loaded)
         raise InputError(
@@ -159,7 +159,7 @@ def _dtype(kind: base.Format, dtype: str | None) -> str:
     return chosen
 
 
-def _able(loaded: checkpoint.Checkpoint) -> list[str]:
+def _able(loaded: Checkpoint) -> list[str]:
     """The formats that can hold a model."""
     kinds = (base.load(name) for name in base.names())
     return [k.name for k in kinds if k.writes and not k.refusal(loaded.config.model, loaded.tokenizer)]
@@ -186,7 +186,7 @@ def _refuse_other(made: Path, target: Path) -> None:
             )
 
 
-def _compare(kind: base.Format, loaded: checkpoint.Checkpoint, made: Path) -> Difference:
+def _compare(kind: base.Format, loaded: Checkpoint, made: Path) -> Difference:
     """Ask quill and the foreign program for the logits of the same tokens, at several lengths."""
     import torch
 

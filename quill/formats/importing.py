@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quill import fsio, naming, strictjson
-from quill.checkpoint import load as checkpoint
 from quill.checkpoint import weights as tensors
 from quill.checkpoint.card import card
+from quill.checkpoint.load import CONFIG, TOKENIZER, WEIGHTS, read_config, read_tokenizer
 from quill.config import reading
 from quill.config.differences import differences
 from quill.config.settings import RunConfig
@@ -161,7 +161,7 @@ def _detect(path: Path, source: str) -> base.Format:
         )
     why = f"quill imports {', '.join(k.name for k in kinds)}, and it is none of these"
     hint = "quill import --help"
-    if (path / manifests.FILE).is_file() and (path / checkpoint.WEIGHTS).is_file():
+    if (path / manifests.FILE).is_file() and (path / WEIGHTS).is_file():
         why, hint = (
             "it is a version in a quill registry",
             f"quill cp {shlex.quote(_with_slash(source))} my-model",
@@ -238,9 +238,9 @@ def _changes(version: Version, made: _Import) -> list[str]:
     was, now = manifest["imported"].get("format"), made.facts["imported"]["format"]
     if was != now:
         changed.append(f"its format was {was}, not {now}")
-    if checkpoint.read_tokenizer(version).fingerprint != made.incoming.tokenizer.fingerprint:
+    if read_tokenizer(version).fingerprint != made.incoming.tokenizer.fingerprint:
         changed.append("its tokenizer has another vocabulary")
-    before, after = checkpoint.read_config(version).to_dict(), made.config.to_dict()
+    before, after = read_config(version).to_dict(), made.config.to_dict()
     for setting, (was, now) in differences({"model": before["model"]}, {"model": after["model"]}).items():
         changed.append(f"{setting} was {shorten(was)}, not {shorten(now)}")
     return changed
@@ -249,9 +249,9 @@ def _changes(version: Version, made: _Import) -> list[str]:
 def _publish(made: _Import, registry: Registry) -> Version:
     draft = registry.begin(made.name)
     try:
-        draft.write_json(checkpoint.CONFIG, made.config.to_dict())
-        draft.write_json(checkpoint.TOKENIZER, made.incoming.tokenizer.to_dict())
-        draft.write_file(checkpoint.WEIGHTS, lambda path: tensors.write(path, made.incoming.weights))
+        draft.write_json(CONFIG, made.config.to_dict())
+        draft.write_json(TOKENIZER, made.incoming.tokenizer.to_dict())
+        draft.write_file(WEIGHTS, lambda path: tensors.write(path, made.incoming.weights))
         text = card(draft.reference, made.config, made.facts)
         draft.write_bytes("README.md", text.encode("utf-8", "replace"))
         return draft.publish(**made.facts)

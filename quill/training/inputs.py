@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import read_config, read_tokenizer
 from quill.config.settings import DataConfig, RunConfig
 from quill.data import prepare
 from quill.data.batches import check_length
@@ -40,8 +40,8 @@ def settle(
     data, model = config.data, config.model
     known = None
     if parent is not None:
-        known = checkpoint.read_tokenizer(parent)
-        model = checkpoint.read_config(parent).model.model_copy(update={"dropout": model.dropout})
+        known = read_tokenizer(parent)
+        model = read_config(parent).model.model_copy(update={"dropout": model.dropout})
         if data.tokenizer not in (None, known.kind):
             raise InputError(
                 f"'data.tokenizer' = '{data.tokenizer}' is not the tokenizer of {parent.reference}",

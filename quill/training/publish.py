@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from quill.checkpoint import load as checkpoint
 from quill.checkpoint.card import card
+from quill.checkpoint.load import load_checkpoint
 from quill.config.settings import RunConfig, SampleConfig
 from quill.evaluation import chart, curves, measure
 from quill.generation.generator import Generator
@@ -54,7 +54,7 @@ def publish(
         ResourceError: The disk refused; the draft is unchanged.
     """
     unpublished = Version(draft.name, draft.number, draft.path)
-    best = checkpoint.load(unpublished, device.name)
+    best = load_checkpoint(unpublished, device.name)
     loss = _published_loss(best.model, config, dataset, best_loss, poll)
     facts: dict[str, Any] = {
         "parameters": sum(p.numel() for p in best.model.parameters()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal
 
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import read_config
 from quill.config import reading
 from quill.config.differences import differences
 from quill.config.settings import RunConfig
@@ -122,7 +122,7 @@ def _changes_of_version(
     version: Version, config: RunConfig, dataset: Dataset, parent: Version | None
 ) -> list[str]:
     facts: dict[str, Any] = version.manifest or {}
-    changed = _changes(checkpoint.read_config(version), config, (facts.get("data") or {}).get("key"), dataset)
+    changed = _changes(read_config(version), config, (facts.get("data") or {}).get("key"), dataset)
     before = facts.get("parent") or {}
     if parent is not None and before.get("digest") not in (None, parent.digest):
         changed.append(f"the model it starts from: {before.get('reference')} -> {parent.reference}")

@@ -11,7 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from quill import fsio
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import WEIGHTS, load_checkpoint
+from quill.checkpoint.resume_state import load_state, save_state
+from quill.checkpoint.weights import save_weights
 from quill.config.settings import RunConfig
 from quill.data import prepare
 from quill.errors import CorruptError, InputError, InterruptedRun, RefusedError, ResourceError
@@ -275,7 +277,7 @@ class Run:
             "evaluated": reached[1],
             "seconds": self._seconds(),
         }
-        path = checkpoint.save_state(self.draft, step, tensors, info, self.config.train.keep_states)
+        path = save_state(self.draft, step, tensors, info, self.config.train.keep_states)
         self.draft.update_status(**progress(step))
         self._saved = reached
         self._emit(Saved(step, str(path)))
@@ -289,7 +291,7 @@ class Run:
 
     def publish(self) -> Outcome:
         """Make the best weights a version."""
-        if not self.draft.has(checkpoint.WEIGHTS):
+        if not self.draft.has(WEIGHTS):
             self._write_weights()
         step = self.trainer.step
         version = publish(
@@ -321,7 +323,7 @@ class Run:
 
     def _resume(self) -> tuple[Trainer, list[str]]:
         """A trainer at the last saved step, or at the first; and notes about damaged states."""
-        state = checkpoint.load_state(self.draft)
+        state = load_state(self.draft)
         if state is None:
             return self._trainer({}), []
         tensors, facts, notes = state
@@ -346,14 +348,14 @@ class Run:
             f"the weights and {c.train.keep_states} resume states",
         )
         if self.parent is not None and not facts:
-            model.load_state_dict(checkpoint.load(self.parent).model.state_dict())
+            model.load_state_dict(load_checkpoint(self.parent).model.state_dict())
         model.to(device)
         chosen = autotune.choose(model, c, self.dataset, device, facts.get("machine"))
         return Trainer(model, c.train, self.dataset.train, chosen)
 
     def _write_weights(self) -> None:
         model, dtype = self.trainer.model, self.config.train.weights_dtype
-        self.draft.write_file(checkpoint.WEIGHTS, lambda path: checkpoint.save_weights(path, model, dtype))
+        self.draft.write_file(WEIGHTS, lambda path: save_weights(path, model, dtype))
 
     def _emit(self, event: Event) -> None:
         self._log(event)

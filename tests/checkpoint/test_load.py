@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from quill import fsio
-from quill.checkpoint import load as checkpoint
 from quill.checkpoint import weights as tensors
+from quill.checkpoint.load import load_checkpoint, read_config
+from quill.checkpoint.weights import save_weights
 from quill.errors import CorruptError, InputError
 from quill.registry.store import Version
 
@@ -42,14 +43,14 @@ def rewrite(by_hand, model):
         weights = dict(model.state_dict())
         change(weights)
         tensors.write(by_hand.path / "model.safetensors", weights)
-        return checkpoint.load(by_hand)
+        return load_checkpoint(by_hand)
 
     return load
 
 
 def test_what_was_saved_comes_back(registry, trained, model):
     trained()
-    found = checkpoint.load(registry.resolve("tiny"))
+    found = load_checkpoint(registry.resolve("tiny"))
     assert torch.equal(found.model(IDS), model(IDS))
     assert found.model.shape == model.shape
     assert found.tokenizer.decode([0, 1, 2]) == "abc"
@@ -62,7 +63,7 @@ def test_what_was_saved_comes_back(registry, trained, model):
 
 def test_a_loaded_model_can_be_trained_on(registry, trained):
     trained()
-    model = checkpoint.load(registry.resolve("tiny")).model.train()
+    model = load_checkpoint(registry.resolve("tiny")).model.train()
     before = model.wte.weight.clone()
     model(IDS).sum().backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
@@ -72,7 +73,7 @@ def test_a_loaded_model_can_be_trained_on(registry, trained):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_read_as_float32(trained, model, dtype):
     version = trained(dtype=dtype)
-    found = checkpoint.load(version).model
+    found = load_checkpoint(version).model
     assert {p.dtype for p in found.parameters()} == {torch.float32}
     for name, value in model.state_dict().items():
         assert torch.equal(found.state_dict()[name], value.to(getattr(torch, dtype)).float())
@@ -88,19 +89,19 @@ def test_weights_beyond_float16_are_refused(tmp_path, model):
     with torch.no_grad():
         large.wte.weight[0, 0] = 1e6
     with pytest.raises(InputError, match="65,504"):
-        checkpoint.save_weights(tmp_path / "x", large, "float16")
+        save_weights(tmp_path / "x", large, "float16")
     assert not (tmp_path / "x").exists()
 
 
 def test_a_folder_by_hand_loads_without_a_manifest(by_hand, model):
-    found = checkpoint.load(by_hand)
+    found = load_checkpoint(by_hand)
     assert torch.equal(found.model(IDS), model(IDS))
     assert found.manifest is None
 
 
 def test_a_vocabulary_left_open_is_the_tokenizers(by_hand):
     edit(by_hand.path / "config.json", lambda c: c["model"].pop("vocab_size"))
-    assert checkpoint.load(by_hand).config.model.vocab_size == 7
+    assert load_checkpoint(by_hand).config.model.vocab_size == 7
 
 
 def test_f3_a_bit_flip_is_refused(trained):
@@ -110,7 +111,7 @@ def test_f3_a_bit_flip_is_refused(trained):
     raw[-9] ^= 1
     path.write_bytes(raw)
     with pytest.raises(CorruptError, match="sha256"):
-        checkpoint.load(version)
+        load_checkpoint(version)
 
 
 @pytest.mark.parametrize(
@@ -149,18 +150,18 @@ def test_f4_a_larger_tokenizer_than_the_model_is_refused(by_hand):
     path = by_hand.path / "tokenizer.json"
     edit(path, lambda t: t.update(vocabulary="abcdefgh"))
     with pytest.raises(CorruptError, match="8 tokens, the config's vocab_size is 7"):
-        checkpoint.load(by_hand)
+        load_checkpoint(by_hand)
 
 
 def test_a_smaller_tokenizer_leaves_padding(by_hand):
     edit(by_hand.path / "tokenizer.json", lambda t: t.update(vocabulary="abc"))
-    assert checkpoint.load(by_hand).tokenizer.vocab_size == 3
+    assert load_checkpoint(by_hand).tokenizer.vocab_size == 3
 
 
 def test_f4_a_config_of_many_layers_costs_nothing(by_hand):
     edit(by_hand.path / "config.json", lambda c: c["model"].update(n_layer=10**6))
     with pytest.raises(CorruptError, match="1000000 layers"):
-        checkpoint.load(by_hand)
+        load_checkpoint(by_hand)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -178,7 +179,7 @@ def test_f4_a_config_of_many_layers_costs_nothing(by_hand):
 def test_f1_a_wrong_file_by_hand_has_its_reason(by_hand, name, content, why):
     (by_hand.path / name).write_bytes(content)
     with pytest.raises(CorruptError) as caught:
-        checkpoint.load(by_hand)
+        load_checkpoint(by_hand)
     assert why in str(caught.value)
     assert name in str(caught.value)
 
@@ -186,27 +187,27 @@ def test_f1_a_wrong_file_by_hand_has_its_reason(by_hand, name, content, why):
 def test_a_damaged_config_names_the_setting(by_hand):
     edit(by_hand.path / "config.json", lambda c: c["model"].update(n_head="two"))
     with pytest.raises(CorruptError, match=r"model\.n_head"):
-        checkpoint.load(by_hand)
+        load_checkpoint(by_hand)
 
 
 def test_f12_a_config_of_a_newer_quill_is_an_input_error(by_hand):
     edit(by_hand.path / "config.json", lambda c: c.update(schema_version=2))
     with pytest.raises(InputError, match="needs quill"):
-        checkpoint.load(by_hand)
+        load_checkpoint(by_hand)
 
 
 def test_a_config_ignores_the_environment(trained, monkeypatch):
     monkeypatch.setenv("QUILL_DEVICE", "nonsense")
-    assert checkpoint.read_config(trained()).train.device == "auto"
+    assert read_config(trained()).train.device == "auto"
 
 
 def test_a_flat_config_of_older_projects_is_understood(by_hand):
     flat = {"vocab_size": 3, "block_size": 8, "n_embd": 16, "n_head": 2, "n_layer": 1, "dropout": 0.2}
     fsio.write_json(by_hand.path / "config.json", flat)
-    assert checkpoint.read_config(by_hand).model.block == "gpt2"
+    assert read_config(by_hand).model.block == "gpt2"
     fsio.write_json(by_hand.path / "config.json", flat | {"encode": {"a": 0}, "decode": {"0": "b"}})
     with pytest.raises(CorruptError):
-        checkpoint.read_config(by_hand)
+        read_config(by_hand)
 
 
 def test_loading_starts_no_compiler(registry, trained):
@@ -217,7 +218,7 @@ def test_loading_starts_no_compiler(registry, trained):
         "own = set(sys.modules)\n"
         "from pathlib import Path\n"
         "from quill.checkpoint import load as checkpoint\nfrom quill.registry import store\n"
-        f"checkpoint.load(store.Registry(Path({str(registry.root)!r})).resolve('tiny'))\n"
+        f"load_checkpoint(store.Registry(Path({str(registry.root)!r})).resolve('tiny'))\n"
         "print(sorted({'torch._dynamo', 'sympy', 'safetensors', 'tiktoken'} & set(sys.modules) - own))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

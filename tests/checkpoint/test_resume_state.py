@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from quill.checkpoint.load import load_state, save_state
+from quill.checkpoint.resume_state import load_state, save_state
 from quill.errors import CorruptError, ResourceError
 
 

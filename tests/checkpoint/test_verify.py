@@ -12,7 +12,7 @@ import torch
 
 from quill import fsio
 from quill.checkpoint import weights as tensors
-from quill.checkpoint.load import save_state
+from quill.checkpoint.resume_state import save_state
 from quill.checkpoint.verify import check, subjects
 from quill.errors import CorruptError, NotFoundError
 from quill.registry import aliases as ledger

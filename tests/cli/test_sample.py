@@ -184,17 +184,18 @@ def test_sampling_loads_only_what_it_needs():
 def test_f5_weights_that_are_not_finite_exit_6(tiny, tmp_path, capsys, monkeypatch):
     import torch
 
-    from quill.checkpoint import load as checkpoint
+    from quill.checkpoint.load import load_checkpoint
+    from quill.checkpoint.weights import save_weights
     from quill.registry.store import Registry
 
     registry = Registry(tmp_path / "weights")
     draft = registry.begin("nan")
-    loaded = checkpoint.load(tiny)
+    loaded = load_checkpoint(tiny)
     with torch.no_grad():
         next(iter(loaded.model.parameters())).fill_(float("nan"))
     for name in ("config.json", "tokenizer.json"):
         draft.write_bytes(name, tiny.read_file(name))
-    draft.write_file("model.safetensors", lambda path: checkpoint.save_weights(path, loaded.model))
+    draft.write_file("model.safetensors", lambda path: save_weights(path, loaded.model))
     draft.publish()
     monkeypatch.setenv("QUILL_REGISTRY", str(registry.root))
     assert main(["sample", "nan", "b"]) == 6

@@ -11,7 +11,7 @@ import pytest
 import torch
 from shapes import SHAPES
 
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.weights import save_weights
 from quill.config import reading
 from quill.config.settings import RunConfig
 from quill.model.gpt import GPT
@@ -63,7 +63,7 @@ def publish(tmp_path: Path, tokenizers: dict[str, Tokenizer]) -> Publish:
         draft = registry.begin(name)
         draft.write_json("config.json", config.to_dict())
         draft.write_json("tokenizer.json", chosen.to_dict())
-        draft.write_file("model.safetensors", lambda path: checkpoint.save_weights(path, network))
+        draft.write_file("model.safetensors", lambda path: save_weights(path, network))
         return draft.publish(parameters=sum(p.numel() for p in network.parameters()))
 
     return make

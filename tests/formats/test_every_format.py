@@ -11,7 +11,7 @@ import pytest
 import torch
 from shapes import SHAPES
 
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import load_checkpoint, read_tokenizer
 from quill.errors import CorruptError, InputError, QuillError, RefusedError
 from quill.formats import base, exporting, importing
 from quill.registry.store import Registry
@@ -25,7 +25,7 @@ TEXT = "The 3 seas are calm, said old Ahab"
 
 
 def refused(name: str, version) -> str | None:
-    loaded = checkpoint.load(version)
+    loaded = load_checkpoint(version)
     return base.load(name).refusal(loaded.config.model, loaded.tokenizer)
 
 
@@ -64,7 +64,7 @@ def test_what_is_exported_is_imported_with_the_same_logits(name, shape, publish,
     made = exporting.export(version, name)
     assert made.path.exists()
     back = importing.import_model(str(made.path), Registry(tmp_path / "other"), name="back")
-    ours, theirs = checkpoint.load(version), checkpoint.load(back)
+    ours, theirs = load_checkpoint(version), load_checkpoint(back)
     idx = torch.tensor([ours.tokenizer.encode(TEXT)[:20]])
     rows = ours.tokenizer.vocab_size
     difference = (ours.model.predict(idx)[..., :rows] - theirs.model.predict(idx)[..., :rows]).abs().max()
@@ -85,7 +85,7 @@ def test_a_tokenizer_comes_back_or_is_refused(name, tokenizer, publish, tokenize
         return
     made = exporting.export(version, name)
     back = importing.import_model(str(made.path), Registry(tmp_path / "other"), name="back")
-    ours, theirs = tokenizers[tokenizer], checkpoint.read_tokenizer(back)
+    ours, theirs = tokenizers[tokenizer], read_tokenizer(back)
     text = "The 12 seas\n are  rough; ünd Ælfrid 😀"
     assert theirs.encode(text, unknown="skip") == ours.encode(text, unknown="skip")
     assert [theirs.token_bytes(i) for i in range(ours.vocab_size)] == [

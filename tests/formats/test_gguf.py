@@ -15,8 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quill.checkpoint import load as checkpoint
-from quill.checkpoint.load import Checkpoint
+from quill.checkpoint.load import Checkpoint, load_checkpoint
 from quill.config.settings import ModelConfig, RunConfig, SampleConfig
 from quill.errors import CorruptError, InputError, QuillError
 from quill.formats import importing
@@ -154,7 +153,7 @@ def learned(root: Path, request: pytest.FixtureRequest) -> Any:
 
     def get(family: str, kind: str) -> tuple[Checkpoint, str]:
         if (family, kind) not in made and (family, kind) == ("modern", "char"):
-            made[family, kind] = checkpoint.load(Registry(root / "weights").resolve("shakespeare")), "ROMEO:"
+            made[family, kind] = load_checkpoint(Registry(root / "weights").resolve("shakespeare")), "ROMEO:"
         elif (family, kind) not in made:
             tokenizer = (
                 request.getfixturevalue("gpt2") if kind == "gpt2" else tokenizers.load("char").train([text])
@@ -277,7 +276,7 @@ def test_what_a_person_should_know_is_told(characters, tmp_path):
 
 
 def test_rows_of_a_rewritten_model_fit_the_blocks_of_q8_0(publish, tmp_path):
-    made = checkpoint.load(publish("quillgpt", mlp_size=128))
+    made = load_checkpoint(publish("quillgpt", mlp_size=128))
     notes = GGUF.write(made, tmp_path / "m", "q8_0")
     assert not any("no multiple of 32" in note for note in notes)
     assert File(tmp_path / "m").tensors["token_embd.weight"].dtype == "q8_0"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from quill.checkpoint import load as checkpoint
 from quill.checkpoint import weights as tensors
+from quill.checkpoint.load import load_checkpoint
 from quill.config import reading
 from quill.config.settings import ModelConfig, SampleConfig
 from quill.errors import InputError, QuillError
@@ -87,7 +87,7 @@ def largest(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def greedy(version: Version, folder: Path, prompt: str, n: int) -> tuple[str, str]:
     """What quill and transformers go on with from a text."""
-    loaded = checkpoint.load(version)
+    loaded = load_checkpoint(version)
     config = SampleConfig(temperature=0.0, max_new_tokens=n)
     ours = Generator(loaded.model, loaded.tokenizer).generate(prompt, config)[0]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -99,7 +99,7 @@ def greedy(version: Version, folder: Path, prompt: str, n: int) -> tuple[str, st
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_transformers_computes_the_same_logits_and_quill_reads_them_back(variant, publish, tmp_path):
     version = publish("gpt2", **{"block": "modern", "bias": False, **VARIANTS[variant]})
-    ours = checkpoint.load(version).model
+    ours = load_checkpoint(version).model
     folder = exporting.export(version, "hf", tmp_path / "out").path
     theirs, back = theirs_of(folder), ours_of(HF.read(folder, NOTHING))
     assert type(theirs).__module__.startswith("transformers.models.")
@@ -147,7 +147,7 @@ def test_every_dtype_is_kept_and_verified(variant, dtype, publish, tmp_path):
 
 def test_weights_that_float16_cannot_hold_are_refused(publish, tmp_path):
     version = publish("gpt2")
-    loaded = checkpoint.load(version)
+    loaded = load_checkpoint(version)
     with torch.no_grad():
         loaded.model.h[0].ln_1.weight[0] = 1e6
     with pytest.raises(InputError, match="do not fit float16") as caught:
@@ -189,8 +189,8 @@ def test_a_trained_gpt2_goes_on_with_the_same_text_and_evaluates_the_same(traine
     folder = exporting.export(trained, "hf", tmp_path / "out").path
     ours, theirs = greedy(trained, folder, "12 bells, ", 36)
     assert theirs == ours
-    back = checkpoint.load(importing.import_model(str(folder), Registry(tmp_path / "other"), name="back"))
-    wanted = checkpoint.load(trained)
+    back = load_checkpoint(importing.import_model(str(folder), Registry(tmp_path / "other"), name="back"))
+    wanted = load_checkpoint(trained)
     ids = torch.tensor([wanted.tokenizer.encode(tiny_text[:480])]).view(-1, 48)
     assert back.tokenizer.fingerprint == wanted.tokenizer.fingerprint
     losses = [
@@ -288,7 +288,7 @@ def test_what_transformers_saved_is_read(name, sharded, char, tmp_path):
     assert (folder / "model.safetensors").exists() != sharded
     assert HF.recognises(folder)
     version = importing.import_model(str(folder), Registry(tmp_path / "weights"), name="theirs")
-    ours = checkpoint.load(version)
+    ours = load_checkpoint(version)
     idx = torch.randint(30, (2, 20))
     with torch.inference_mode():
         assert largest(ours.model.predict(idx), theirs(idx).logits) < 1e-5
@@ -545,7 +545,7 @@ def test_f47_the_hubs_own_links_are_followed_and_no_others(folder):
         (snapshot / file.name).symlink_to(f"../../blobs/blob-{file.name}")
     assert HF.recognises(snapshot)
     version = importing.import_model(str(snapshot), Registry(folder.parent / "ok"), name="x")
-    assert checkpoint.load(version).config.model.n_layer == 2
+    assert load_checkpoint(version).config.model.n_layer == 2
     (blobs / "blob-model.safetensors").rename(snapshot.parent / "elsewhere")
     (blobs / "blob-model.safetensors").symlink_to("../snapshots/elsewhere")
     assert "link" in refused(snapshot).what

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from quill import fsio
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import read_tokenizer
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, ResourceError
 from quill.formats import base, exporting, importing
 from quill.formats.hf import hub as hub_module
@@ -142,7 +142,7 @@ def nanogpt(publish, tmp_path: Path) -> Path:
 def test_importing_again_with_another_vocabulary_is_refused(nanogpt, registry, tmp_path):
     first = importing.import_model(str(nanogpt), registry, name="a")
     assert importing.import_model(str(nanogpt), registry, name="a") == first
-    characters = checkpoint.read_tokenizer(first).to_dict()["vocabulary"]
+    characters = read_tokenizer(first).to_dict()["vocabulary"]
     given = tmp_path / "other.pkl"
     given.write_bytes(pickle.dumps(meta(characters[::-1])))
     for supplied in ({"tokenizer": str(given)}, {}):

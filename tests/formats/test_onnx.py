@@ -12,7 +12,7 @@ import torch
 from shapes import SHAPES
 
 from quill import strictjson
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import load_checkpoint
 from quill.config.settings import ModelConfig
 from quill.errors import CorruptError, InputError
 from quill.formats import base
@@ -76,7 +76,7 @@ def exported(publish, tmp_path):
     def write(shape, dtype="float32", **settings):
         variant = VARIANTS[shape]
         family = shape if shape in SHAPES else variant["block"]
-        made = checkpoint.load(publish(family, **{**variant, **settings}))
+        made = load_checkpoint(publish(family, **{**variant, **settings}))
         base.load("onnx").write(made, tmp_path / "out", dtype)
         return made, tmp_path / "out"
 
@@ -186,7 +186,7 @@ def test_float16_halves_the_weights_and_keeps_the_logits(shape, exported, tmp_pa
 
 
 def test_a_weight_beyond_float16_is_refused(publish, tmp_path):
-    made = checkpoint.load(publish("gpt2"))
+    made = load_checkpoint(publish("gpt2"))
     with torch.no_grad():
         made.model.h[1].mlp.c_fc.weight[0, 0] = 70_000
     with pytest.raises(InputError, match="do not fit float16") as caught:
@@ -219,7 +219,7 @@ def test_a_model_beyond_the_two_gigabytes_of_a_protobuf_has_all_weights_outside(
 
 def test_the_usage_shown_goes_on_as_quill_does(root: Path, tmp_path: Path):
     pytest.importorskip("tokenizers", reason="tokenizers, which the usage reads text with")
-    made = checkpoint.load(Registry(root / "weights").resolve("shakespeare"))
+    made = load_checkpoint(Registry(root / "weights").resolve("shakespeare"))
     base.load("onnx").write(made, tmp_path / "shakespeare-onnx", "float32")
     done = subprocess.run(
         [sys.executable, "-I", "-c", USAGE], cwd=tmp_path, capture_output=True, timeout=100, check=False
@@ -234,7 +234,7 @@ def test_the_tokenizer_is_there_as_quill_and_as_the_tokenizers_library_read_it(p
     library = pytest.importorskip("tokenizers")
     text = "The 3 seas are calm; ünd Ælfrid laughed"
     for kind, ours in tokenizers.items():
-        made = checkpoint.load(publish("gpt2", kind, name=kind))
+        made = load_checkpoint(publish("gpt2", kind, name=kind))
         folder = tmp_path / kind
         base.load("onnx").write(made, folder, "float32")
         theirs = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -243,7 +243,7 @@ def test_the_tokenizer_is_there_as_quill_and_as_the_tokenizers_library_read_it(p
 
 
 def test_a_block_it_does_not_know_is_refused(publish):
-    made = checkpoint.load(publish("modern"))
+    made = load_checkpoint(publish("modern"))
     kind = base.load("onnx")
     assert kind.refusal(made.config.model, made.tokenizer) is None
     new = made.config.model.model_copy(update={"block": "newer"})

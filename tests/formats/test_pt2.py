@@ -16,7 +16,7 @@ import torch
 from shapes import SHAPES
 
 from quill import strictjson
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import load_checkpoint
 from quill.errors import CorruptError, InputError, ResourceError
 from quill.formats import base
 from quill.generation.generator import generate
@@ -63,7 +63,7 @@ def exported(publish, tmp_path):
     """Write a model: `exported("gpt2", dtype="float16")` gives the checkpoint and the file."""
 
     def write(shape, dtype="float32", **settings):
-        made = checkpoint.load(publish(shape, **settings))
+        made = load_checkpoint(publish(shape, **settings))
         base.load("pt2").write(made, tmp_path / "out", dtype)
         return made, tmp_path / "out"
 
@@ -111,7 +111,7 @@ def test_a_text_beyond_the_context_is_refused(exported):
 
 
 def test_it_runs_where_quill_is_not_and_goes_on_as_quill_does(root: Path, tmp_path: Path):
-    made = checkpoint.load(Registry(root / "weights").resolve("shakespeare"))
+    made = load_checkpoint(Registry(root / "weights").resolve("shakespeare"))
     base.load("pt2").write(made, tmp_path / "shakespeare.pt2", "float32")
     done = subprocess.run(
         [sys.executable, "-I", "-c", ALONE, "shakespeare.pt2"],
@@ -157,7 +157,7 @@ def test_the_archive_holds_config_and_tokenizer_and_neither_pickles_nor_paths_of
 
 
 def test_a_weight_beyond_float16_is_refused(publish, tmp_path):
-    made = checkpoint.load(publish("gpt2"))
+    made = load_checkpoint(publish("gpt2"))
     with torch.no_grad():
         made.model.h[0].attn.c_attn.weight[0, 0] = -70_000
     with pytest.raises(InputError, match="do not fit float16"):
@@ -166,7 +166,7 @@ def test_a_weight_beyond_float16_is_refused(publish, tmp_path):
 
 
 def test_a_full_disk_is_refused_and_does_not_end_the_process(publish, tmp_path):
-    made = checkpoint.load(publish("gpt2", n_embd=192, n_layer=1))
+    made = load_checkpoint(publish("gpt2", n_embd=192, n_layer=1))
     child = os.fork()
     if child == 0:
         code = 1

@@ -15,7 +15,7 @@ import torch
 from crashing import WAYS, Disk, at_every_operation, collected, invariants, operations, power_loss, versions
 
 from quill import fsio
-from quill.checkpoint.load import load_state, save_state
+from quill.checkpoint.resume_state import load_state, save_state
 from quill.errors import CorruptError
 from quill.registry import aliases as ledger
 from quill.registry.store import Registry

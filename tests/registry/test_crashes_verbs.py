@@ -14,7 +14,7 @@ import pytest
 import torch
 from crashing import WAYS, at_every_operation, invariants, power_loss, snapshot, versions
 
-from quill.checkpoint.load import save_state
+from quill.checkpoint.resume_state import save_state
 from quill.errors import NotFoundError, RefusedError
 from quill.registry import aliases as ledger
 from quill.registry import copy as moves

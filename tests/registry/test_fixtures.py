@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from quill import fsio
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import load_checkpoint
+from quill.checkpoint.resume_state import load_state
 from quill.cli.app import main
 from quill.registry import aliases as ledger
 from quill.registry import migrations
@@ -121,7 +122,7 @@ def test_models_are_read_as_they_were_written(weights, release):
     assert {v.reference for v in found} == set(expected)
     for version in found:
         assert version.damaged is None
-        wanted, loaded = expected[version.reference], checkpoint.load(version)
+        wanted, loaded = expected[version.reference], load_checkpoint(version)
         assert loaded.tokenizer.encode(wanted["text"]) == wanted["ids"]
         assert loaded.tokenizer.decode(wanted["ids"]) == wanted["text"]
         assert loaded.tokenizer.fingerprint == wanted["fingerprint"]
@@ -168,7 +169,7 @@ def test_commands_that_read_do(weights, said):
 
 def test_an_unfinished_run_can_be_gone_on_with(weights):
     draft = Registry(weights).unfinished("tide")
-    tensors, info, notes = checkpoint.load_state(draft)
+    tensors, info, notes = load_state(draft)
     assert (info["trainer"]["step"], notes) == (1, [])
     assert {n.partition("/")[0] for n in tensors} == {"model", "optimizer"}
     assert draft.status()["step"] == 1

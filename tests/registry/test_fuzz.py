@@ -25,7 +25,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from quill import fsio
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import load_checkpoint
+from quill.checkpoint.resume_state import load_state, save_state
 from quill.cli.app import main
 from quill.config import reading
 from quill.errors import CorruptError, InputError, QuillError
@@ -219,7 +220,7 @@ def valid(tiny_registry, tmp_path_factory) -> Path:
     draft.take()
     import torch
 
-    checkpoint.save_state(draft, 3, {"w": torch.ones(4)}, {"trainer": {"step": 3}, "best_val_loss": None})
+    save_state(draft, 3, {"w": torch.ones(4)}, {"trainer": {"step": 3}, "best_val_loss": None})
     return folder
 
 
@@ -258,10 +259,10 @@ def read_all(root: Path) -> None:
     for draft in attempt(registry.drafts) or []:
         status = draft.status()
         assert status is None or isinstance(status, dict)
-        attempt(lambda d=draft: checkpoint.load_state(d))
+        attempt(lambda d=draft: load_state(d))
     for ref in ("tiny", "tiny:v1", "tiny:best", str(root / "tiny"), str(root / "tiny" / "v1")):
         if version := attempt(lambda r=ref: registry.resolve(r)):
-            attempt(lambda v=version: checkpoint.load(v))
+            attempt(lambda v=version: load_checkpoint(v))
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from quill.checkpoint import load as checkpoint
+from quill.checkpoint.load import load_checkpoint
 from quill.config import reading
 from quill.config.settings import DataConfig, RunConfig
 from quill.data import prepare as preparing
@@ -99,7 +99,7 @@ def test_a_run_leaves_a_version_that_loads(config: RunConfig, registry: Registry
     outcome = run(config, registry, observer=events.append)
     assert (outcome.reference, outcome.reason) == ("tide:v1", "trained")
     version = registry.resolve("tide")
-    loaded = checkpoint.load(version)
+    loaded = load_checkpoint(version)
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("3 bells")) == "3 bells"
     assert version.manifest is not None
     assert version.manifest["steps"] == 12
