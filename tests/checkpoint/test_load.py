@@ -217,7 +217,7 @@ def test_loading_starts_no_compiler(registry, trained):
         # What torch brings along by itself is not ours to answer for.
         "own = set(sys.modules)\n"
         "from pathlib import Path\n"
-        "from quill.checkpoint import load as checkpoint\nfrom quill.registry import store\n"
+        "from quill.checkpoint.load import load_checkpoint\nfrom quill.registry import store\n"
         f"load_checkpoint(store.Registry(Path({str(registry.root)!r})).resolve('tiny'))\n"
         "print(sorted({'torch._dynamo', 'sympy', 'safetensors', 'tiktoken'} & set(sys.modules) - own))"
     )
