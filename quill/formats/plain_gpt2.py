@@ -1,24 +1,25 @@
-"""Any model of the gpt2 family as one that GPT-2's own shape holds, computing the same logits.
+"""Any model with the gpt2 block rewritten to GPT-2's own shape, with the same logits.
 
-GPT-2 has heads that are n_embd / n_head wide, scores divided by the root of that, every bias but none on the
-output head. What deviates is rewritten exactly, up to rounding:
+GPT-2 has heads of width n_embd / n_head, scores divided by the root of that, a bias everywhere but on the
+output head. Other shapes are rewritten exactly, up to rounding:
 
-- A head narrower than n_embd / n_head gets channels of zeros; a factor on the queries makes up for the
-  divisor of the scores, and for an attention scale of the model's own.
-- Where heads do not fit, or the output head has a bias, the residual stream gets further channels that stay
-  at zero. Only LayerNorms read it, and they take its mean away: so everything that writes to it may be
-  centred over the channels first, and then the wider norm sees mean zero as well and a variance smaller by
+- A head narrower than n_embd / n_head gets channels of zeros. A factor on the queries makes up for the
+  divisor of the scores, and for a different attention scale.
+- If the heads do not fit, or the output head has a bias, the residual stream gets more channels that stay at
+  zero. Only LayerNorms read the stream, and they subtract its mean. So everything that writes to it is
+  centered over the channels first; the wider norm then sees a mean of zero too, and a variance smaller by
   C / C', for which its gain and its epsilon make up.
-- A bias of the output head rides on such a channel: the last norm's gain is 0 there and its shift 1, so the
+- The bias of the output head uses such a channel: the last norm's gain is 0 there and its shift 1, so the
   channel is 1 at every position, and the head's column for it is the bias.
-- A table of bigrams is a layer of zeros between embeddings that are unit vectors, which the last norm gives
-  back as they are, and a head that is the table.
+- A bigram table becomes a layer of zeros between embeddings that are unit vectors, which the last norm
+  returns unchanged, and a head that is the table.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quill.config.settings import ModelConfig
@@ -26,89 +27,92 @@ from quill.config.settings import ModelConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What reads the stream through a norm, and the norms' shifts.
+    from quill.config.shape import Shape
+
+# Tensors that read the stream through a norm, and the norms' shifts.
 _READERS = (
     "c_attn.weight", "c_fc.weight", "lm_head.weight", "ln_1.bias", "ln_2.bias", "ln_f.bias",
 )  # fmt: skip
-# The unit vectors of more tokens than this take more memory than anybody's bigrams are worth.
+# The unit vectors of more tokens than this would take too much memory.
 MOST_BIGRAMS = 4096
 
 
 def rewrite(
-    config: ModelConfig, weights: Mapping[str, Tensor], multiple: int = 1
-) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
+    shape: Shape, weights: Mapping[str, Tensor], multiple: int = 1
+) -> tuple[Shape, dict[str, Tensor], tuple[str, ...]]:
     """Rewrite a model.
 
     Args:
-        config: A gpt2 model, or one without layers; vocab_size is set.
+        shape: With the gpt2 block, or without layers.
         weights: By quill's names; not changed.
-        multiple: What a new width shall be a multiple of.
+        multiple: A wider stream gets a multiple of this many channels.
 
     Returns:
-        The shape and weights of an equal model with every bias, a head without one, and heads that are
-        n_embd / n_head wide with scores divided by the root of that; and what was done, a sentence each.
-        Tensors that need no change are those given.
+        The shape and weights of an equal model with every bias, a head without one, and heads of width
+        n_embd / n_head with scores divided by the root of that; and notes on what was done. Tensors that
+        need no change are those given.
     """
-    if config.n_layer == 0:
-        return _bigrams(config, weights)
-    H, D, C = config.n_head, config.head_size or 0, config.n_embd
-    width = max(C + config.head_bias, H * D)
+    if shape.n_layer == 0:
+        return _bigrams(shape, weights)
+    H, D, C = shape.n_head, shape.head_size, shape.n_embd
+    width = max(C + shape.head_bias, H * D)
     step = math.lcm(H, multiple) if width % H or width != C else H
     width = -(-width // step) * step
     notes = []
     made = dict(weights)
     if width != C:
-        made = _widened(config, made, width)
+        made = _widened(shape, made, width)
+        use = "the output head's bias and " if shape.head_bias else ""
         notes.append(
-            f"{width - C} channels were added to the {C} of the residual stream, which is centred now: "
-            + (f"the head's bias is on one, {H} heads of {width // H} fill them" if config.head_bias
-               else f"{H} heads of {width // H} fill them")
-        )  # fmt: skip
-    scale = (config.attention_scale or D**-0.5) * (width // H) ** 0.5
+            f"the residual stream was centered and widened from {C} to {width} channels, "
+            f"for {use}{H} heads of width {width // H}"
+        )
+    scale = shape.attention_scale * (width // H) ** 0.5
     if width // H != D:
-        made = _padded_heads(config, made, width // H)
-        notes.append(f"heads of {D} were padded with zeros to {width // H}")
+        made = _padded_heads(shape, made, width // H)
+        notes.append(f"heads of width {D} were padded with zeros to {width // H}")
     if abs(scale - 1) > 1e-9:
-        made = _scaled_queries(config, made, width, scale)
-        if config.attention_scale is not None:
-            notes.append("the attention scale is in the queries' weights")
-    plain = {
-        **config.model_dump(),
-        "n_embd": width,
-        "head_size": width // H,
-        "bias": True,
-        "qkv_bias": True,
-        "head_bias": False,
-        "attention_scale": None,
-        "tie_embeddings": config.tie_embeddings and "lm_head.weight" not in made,
-        "norm_eps": (config.norm_eps or 1e-5) * (C / width),
-    }
-    return ModelConfig(**plain), _with_biases(made), tuple(notes)
+        made = _scaled_queries(made, width, scale)
+        if not math.isclose(shape.attention_scale, D**-0.5):
+            notes.append("the attention scale was multiplied into the queries' weights")
+    plain = replace(
+        shape,
+        block="gpt2",
+        n_embd=width,
+        head_size=width // H,
+        bias=True,
+        qkv_bias=True,
+        head_bias=False,
+        attention_scale=(width // H) ** -0.5,
+        tie_embeddings=shape.tie_embeddings and "lm_head.weight" not in made,
+        norm_eps=shape.norm_eps * (C / width),
+    )
+    return plain, _with_biases(made), tuple(notes)
 
 
-def _widened(config: ModelConfig, weights: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
-    """Centre what writes to the residual stream and give it channels that are always zero."""
+def _widened(shape: Shape, weights: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Center everything that writes to the residual stream, and add channels that are always zero."""
     import torch
 
-    C = config.n_embd
+    C = shape.n_embd
     more = width - C
     made: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")):
             value = torch.cat([value * (C / width) ** 0.5, value.new_zeros(more)])
         elif name.endswith(("wte.weight", "wpe.weight")):
-            value = torch.nn.functional.pad(_centred(value, 1), (0, more))
+            value = torch.nn.functional.pad(_centered(value, 1), (0, more))
         elif name.endswith("c_proj.weight"):
-            value = torch.nn.functional.pad(_centred(value, 0), (0, 0, 0, more))
+            value = torch.nn.functional.pad(_centered(value, 0), (0, 0, 0, more))
         elif name.endswith("c_proj.bias"):
-            value = torch.nn.functional.pad(_centred(value, 0), (0, more))
+            value = torch.nn.functional.pad(_centered(value, 0), (0, more))
         elif name.endswith(_READERS):
             value = torch.nn.functional.pad(value, (0, more))
         made[name] = value
-    if config.tie_embeddings:
-        # The head reads what the last norm gives, not the stream, so its rows must stay as they were.
+    if shape.tie_embeddings:
+        # The head reads the output of the last norm, not the stream, so its rows are not centered.
         made["lm_head.weight"] = torch.nn.functional.pad(weights["wte.weight"], (0, more))
-    if config.head_bias:
+    if shape.head_bias:
         made["lm_head.weight"][:, C] = made.pop("lm_head.bias")
         shift = made.get("ln_f.bias", torch.zeros(width))
         shift[C] = 1.0
@@ -116,11 +120,11 @@ def _widened(config: ModelConfig, weights: Mapping[str, Tensor], width: int) -> 
     return made
 
 
-def _padded_heads(config: ModelConfig, weights: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
-    """Give every head channels of zeros, so that it is `size` wide."""
+def _padded_heads(shape: Shape, weights: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+    """Pad every head with channels of zeros to the width `size`."""
     from torch.nn.functional import pad
 
-    H, D = config.n_head, config.head_size or 0
+    H, D = shape.n_head, shape.head_size
     made = dict(weights)
     for name, value in weights.items():
         if name.endswith("c_attn.weight"):
@@ -134,9 +138,7 @@ def _padded_heads(config: ModelConfig, weights: Mapping[str, Tensor], size: int)
     return made
 
 
-def _scaled_queries(
-    config: ModelConfig, weights: Mapping[str, Tensor], width: int, scale: float
-) -> dict[str, Tensor]:
+def _scaled_queries(weights: Mapping[str, Tensor], width: int, scale: float) -> dict[str, Tensor]:
     made = dict(weights)
     for name, value in weights.items():
         if ".c_attn." in name:
@@ -146,7 +148,7 @@ def _scaled_queries(
 
 
 def _with_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the biases that are not there, as zeros."""
+    """Add missing biases as zeros."""
     made: dict[str, Tensor] = {}
     for name, value in weights.items():
         made[name] = value
@@ -156,24 +158,22 @@ def _with_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return made
 
 
-def _bigrams(
-    config: ModelConfig, weights: Mapping[str, Tensor]
-) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
+def _bigrams(shape: Shape, weights: Mapping[str, Tensor]) -> tuple[Shape, dict[str, Tensor], tuple[str, ...]]:
     import torch
 
     table = weights["wte.weight"]
     V = len(table)
-    # Of one token alone there is no variance to norm; a second channel gives it some.
+    # A single channel has no variance to normalize by.
     C = max(V, 2)
     eps = 1e-5
     variance = (1 - 1 / C) / C
     plain = ModelConfig(
-        block="gpt2", n_layer=1, n_head=1, n_embd=C, mlp_size=1, block_size=config.block_size, vocab_size=V,
-        bias=True, activation="relu", tie_embeddings=False, norm_eps=eps, dropout=config.dropout,
+        block="gpt2", n_layer=1, n_head=1, n_embd=C, mlp_size=1, block_size=shape.block_size, vocab_size=V,
+        bias=True, activation="relu", tie_embeddings=False, norm_eps=eps, dropout=shape.dropout,
     )  # fmt: skip
     made: dict[str, Tensor] = {
         "wte.weight": torch.eye(V, C),
-        "wpe.weight": torch.zeros(config.block_size, C),
+        "wpe.weight": torch.zeros(shape.block_size, C),
         "ln_f.weight": torch.full((C,), (variance + eps) ** 0.5),
         "ln_f.bias": torch.full((C,), 1 / C),
         "lm_head.weight": torch.nn.functional.pad(table.t(), (0, C - V)).contiguous(),
@@ -185,12 +185,12 @@ def _bigrams(
         "mlp.c_fc.weight": (1, C), "mlp.c_fc.bias": (1,),
         "mlp.c_proj.weight": (C, 1), "mlp.c_proj.bias": (C,),
     }  # fmt: skip
-    made |= {f"h.0.{name}": torch.zeros(shape) for name, shape in zeros.items()}
-    note = "the table of bigrams is the output head; embeddings are unit vectors, the one layer is zeros"
-    return plain, made, (note,)
+    made |= {f"h.0.{name}": torch.zeros(size) for name, size in zeros.items()}
+    note = "the bigram table became the output head; the embeddings are unit vectors, the one layer is zeros"
+    return plain.shape(), made, (note,)
 
 
-def _centred(value: Tensor, dim: int) -> Tensor:
-    """Less its mean, taken in float64 so that what is left sums to zero as nearly as it can."""
+def _centered(value: Tensor, dim: int) -> Tensor:
+    """Subtract the mean, in float64 so that the rest sums to zero as closely as possible."""
     exact = value.double()
     return (exact - exact.mean(dim, keepdim=True)).to(value.dtype)

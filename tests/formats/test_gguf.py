@@ -258,27 +258,29 @@ def test_what_is_written_reads_back_as_it_was(shape, characters, tmp_path):
 @pytest.mark.parametrize(
     ("shape", "why"),
     [
-        ({"block": "gpt2", "activation": "relu2"}, "no gpt2 block with relu2"),
-        ({"activation": "gelu"}, "no modern block with gelu"),
-        ({"activation": "relu"}, "no modern block with relu"),
+        ({"block": "gpt2", "activation": "relu2"}, "no equivalent of the gpt2 block with relu2"),
+        ({"activation": "gelu"}, "no equivalent of the modern block with gelu"),
+        ({"activation": "relu"}, "no equivalent of the modern block with relu"),
     ],
 )
-def test_what_llama_cpp_has_not_is_refused(shape, why, characters):
+def test_models_that_llama_cpp_cannot_run_are_refused(shape, why, characters):
     config = ModelConfig(vocab_size=characters.vocab_size, n_embd=32, n_head=2, **shape)
     assert why in (GGUF.refusal(config, characters) or "")
 
 
-def test_what_a_person_should_know_is_told(characters, tmp_path):
+def test_notes_say_what_the_user_should_know(characters, tmp_path):
     told = " ".join(GGUF.write(model_of(characters, block="gpt2", n_embd=48), tmp_path / "m", "q8_0"))
-    assert "tanh approximation" in told and "<|endoftext|> was added" in told and "no multiple of 32" in told
+    assert (
+        "approximates GELU" in told and "<|endoftext|> was added" in told and "not a multiple of 32" in told
+    )
     told = " ".join(GGUF.write(model_of(characters), tmp_path / "m", "float32"))
-    assert "tanh" not in told and "32" not in told
+    assert "GELU" not in told and "32" not in told
 
 
 def test_rows_of_a_rewritten_model_fit_the_blocks_of_q8_0(publish, tmp_path):
     made = load_checkpoint(publish("quillgpt", mlp_size=128))
     notes = GGUF.write(made, tmp_path / "m", "q8_0")
-    assert not any("no multiple of 32" in note for note in notes)
+    assert not any("not a multiple of 32" in note for note in notes)
     assert File(tmp_path / "m").tensors["token_embd.weight"].dtype == "q8_0"
     back = GGUF.read(tmp_path / "m", Supplied())
     assert back.model.n_embd % 32 == 0 and back.model.n_embd % back.model.n_head == 0

@@ -123,10 +123,10 @@ def test_what_is_rewritten_is_rewritten_exactly(variant):
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=generator) * 0.3)
-    plain, weights, notes = plain_gpt2.rewrite(config, model.state_dict())
-    assert not plain.head_bias and plain.n_head * (plain.head_size or 0) == plain.n_embd
+    plain, weights, notes = plain_gpt2.rewrite(config.shape(), model.state_dict())
+    assert not plain.head_bias and plain.n_head * plain.head_size == plain.n_embd
     assert notes
-    again = GPT(plain.shape()).double()
+    again = GPT(plain).double()
     again.load_state_dict({n: t.double() for n, t in weights.items()})
     idx = torch.randint(61, (2, 24))
     # Not only nearly: in double precision what is left is that precision's rounding.
@@ -338,7 +338,7 @@ def test_one_file_of_weights_is_read_with_what_lies_beside_it(char, tmp_path):
     (tmp_path / "config.json").rename(elsewhere)
     with pytest.raises(InputError, match=r"no config\.json") as caught:
         HF.read(tmp_path / "best.safetensors", NOTHING)
-    assert "--config" in caught.value.hint
+    assert "config=" in caught.value.hint
     found = HF.read(tmp_path / "best.safetensors", base.Supplied(config=elsewhere))
     assert found.model.n_layer == 2
 
@@ -350,7 +350,7 @@ def test_a_tokenizer_of_either_kind_may_be_given(char, tmp_path):
     own.write_text(json.dumps(char.to_dict()))
     with pytest.raises(InputError, match="no tokenizer") as caught:
         HF.read(tmp_path, NOTHING)
-    assert "--tokenizer" in caught.value.hint
+    assert "tokenizer=" in caught.value.hint
     for given in (theirs, own):
         assert (
             HF.read(tmp_path, base.Supplied(tokenizer=str(given))).tokenizer.fingerprint == char.fingerprint
@@ -393,7 +393,7 @@ def test_another_end_of_text_is_told_of(tokenizers, tmp_path):
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by"),
         ("gpt2", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("qwen3", {"hidden_act": "gelu"}, "hidden_act"),
-        ("qwen3", {"hidden_act": "relu"}, "gate of its own"),
+        ("qwen3", {"hidden_act": "relu"}, "with a gate"),
         ("qwen3", {"attention_bias": True}, "attention_bias"),
         ("qwen3", {"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "rotary"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window"),
@@ -404,7 +404,7 @@ def test_what_quill_does_not_compute_is_refused(config, changed, why, char, tmp_
     saved(tmp_path, CONFIGS[config](), char)
     stated = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**stated, **changed}))
-    with pytest.raises(InputError, match="no such model") as caught:
+    with pytest.raises(InputError, match="does not support") as caught:
         HF.read(tmp_path, NOTHING)
     assert why in caught.value.why
 

@@ -247,7 +247,7 @@ def test_a_block_it_does_not_know_is_refused(publish):
     kind = base.load("onnx")
     assert kind.refusal(made.config.model, made.tokenizer) is None
     new = made.config.model.model_copy(update={"block": "newer"})
-    assert "gpt2 and modern, not newer" in (kind.refusal(new, made.tokenizer) or "")
+    assert "gpt2 and modern, not for newer" in (kind.refusal(new, made.tokenizer) or "")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

@@ -1,7 +1,7 @@
-"""GGUF, for llama.cpp, Ollama and what else runs on them: one file that holds weights and tokenizer.
+"""GGUF, for llama.cpp, Ollama and programs built on them: one file with the weights and the tokenizer.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Writing and reading take no package; the
-comparison with llama.cpp takes llama-cpp-python.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Only the comparison with llama.cpp requires
+a package.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from quill.config.settings import ModelConfig, SampleConfig
 from quill.errors import CorruptError
 from quill.formats import base
 from quill.formats.gguf import model
-from quill.formats.gguf import tokenizer as tokens
+from quill.formats.gguf import tokenizer as tokenizers
 from quill.formats.gguf.file import MAGIC, File, Value, write
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from quill.checkpoint.load import Checkpoint
+    from quill.config.shape import Shape
     from quill.tokenizers.base import Tokenizer
 
-# What the format calls the type that most weights have.
+# The format's number for the type that most weights have.
 _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7}
-_QUANTISATION_VERSION = 2
-# llama.cpp reads these in a model's name as another model's habits, and then finds no such token.
+_QUANTIZATION_VERSION = 2
+# llama.cpp treats a model with this in its name as Phi-3, and then misses some token.
 _MISLEADING = ("phi-3", "phi3")
 
 
 class Gguf(base.Format):
-    """llama.cpp's file."""
+    """A file for llama.cpp."""
 
     suffix: ClassVar[str] = ".gguf"
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "q8_0")
@@ -43,29 +44,26 @@ class Gguf(base.Format):
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 5e-3, "float16": 1e-2, "q8_0": 0.15}
 
     def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
-        """Why llama.cpp cannot run a model, as a clause."""
-        return model.refusal(config) or tokens.refusal(tokenizer)
+        """Why llama.cpp cannot run a model, as a clause; None if it can."""
+        return model.refusal(config.shape(tokenizer.vocab_size)) or tokenizers.refusal(tokenizer)
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
         """Write a model and its tokenizer."""
         tokenizer = checkpoint.tokenizer
-        vocabulary = tokens.write(tokenizer)
-        config, weights, done = model.fitted(checkpoint.config.model, checkpoint.model.state_dict(), dtype)
-        stored = list(model.tensors(config, weights, tokenizer.vocab_size, vocabulary.added, dtype))
-        write(path, {**_general(config, checkpoint.version.name, dtype), **vocabulary.metadata}, stored)
+        vocabulary = tokenizers.write(tokenizer)
+        shape, weights, done = model.fitted(checkpoint.model.shape, checkpoint.model.state_dict(), dtype)
+        stored = list(model.tensors(shape, weights, tokenizer.vocab_size, vocabulary.added, dtype))
+        write(path, {**_general(shape, checkpoint.version.name, dtype), **vocabulary.metadata}, stored)
         notes = [*done, *vocabulary.notes]
-        if config.activation == "gelu":
-            notes.append(
-                "llama.cpp computes GELU by its tanh approximation, this model by its definition: "
-                "--verify tells the difference"
-            )
+        if shape.activation == "gelu":
+            notes.append("llama.cpp approximates GELU by tanh, while this model uses exact GELU")
         odd = sum(len(t.shape) > 1 and t.dtype == "float16" for t in stored) if dtype == "q8_0" else 0
         if odd:
-            notes.append(f"{odd} tensors are kept in float16: their rows are no multiple of 32")
+            notes.append(f"{odd} tensors stay in float16, as their rows are not a multiple of 32")
         return tuple(notes)
 
     def logits(self, path: Path, idx: Tensor) -> Tensor:
-        """What llama.cpp makes of token ids, with keys and values kept in float32."""
+        """llama.cpp's logits, with keys and values in float32."""
         try:
             import llama_cpp  # type: ignore[import-untyped, import-not-found, unused-ignore]
         except ImportError:
@@ -73,7 +71,7 @@ class Gguf(base.Format):
         import torch
 
         length = idx.shape[1]
-        # It writes warnings to stderr, quiet or not.
+        # It writes warnings to stderr even if it is not verbose.
         with contextlib.redirect_stderr(io.StringIO()) as said:
             try:
                 loaded = llama_cpp.Llama(
@@ -88,7 +86,7 @@ class Gguf(base.Format):
                 )
             except (ValueError, RuntimeError) as e:
                 why = (said.getvalue().strip().splitlines() or [str(e)])[-1]
-                raise CorruptError(f"llama.cpp does not load '{path}'", why=why) from None
+                raise CorruptError(f"llama.cpp cannot load '{path}'", why=why) from None
             try:
                 loaded.eval(idx[0].tolist())
                 return torch.from_numpy(loaded.scores[:length].copy())[None]
@@ -96,10 +94,10 @@ class Gguf(base.Format):
                 loaded.close()
 
     def modelfile(self, name: str, checkpoint: Checkpoint) -> str:
-        """What `ollama create` makes a model of.
+        """The Modelfile for `ollama create`.
 
-        Ollama's own defaults are for large chat models: a penalty on repeated tokens ruins a model of
-        characters, and a model that never ends its text would go on for ever.
+        Ollama's defaults are for large chat models: a penalty on repeated tokens ruins a character model, and
+        a model without an end-of-text token would never stop.
         """
         sampling = SampleConfig()
         parameters = {
@@ -117,9 +115,9 @@ class Gguf(base.Format):
         return "\n".join(lines) + "\n"
 
     def recognises(self, path: Path) -> bool:
-        """Whether a file begins as GGUF does."""
+        """Whether a file begins like GGUF."""
         try:
-            # Asked first, as a FIFO would not open until somebody wrote to it.
+            # Opening a FIFO would block until something writes to it.
             if not path.is_file():
                 return False
             with open(path, "rb") as file:
@@ -128,27 +126,27 @@ class Gguf(base.Format):
             return False
 
     def read(self, path: Path, supplied: base.Supplied) -> base.Incoming:
-        """Read a model of the architecture gpt2 or qwen3 and its tokenizer."""
+        """Read a model with the architecture gpt2 or qwen3, and its tokenizer."""
         file = File(path)
         settings = model.read(file)
         if supplied.tokenizer is not None:
-            from quill.formats import vocabulary as _vocabulary
+            from quill.formats import vocabulary
 
-            tokenizer = _vocabulary.given(supplied.tokenizer, settings["vocab_size"])
+            tokenizer = vocabulary.given(supplied.tokenizer, settings["vocab_size"])
         else:
-            tokenizer = tokens.read(file)
-            if tokens.KIND in file and tokenizer.eot_id is None:
+            tokenizer = tokenizers.read(file)
+            if tokenizers.KIND in file and tokenizer.eot_id is None:
                 settings["vocab_size"] = min(settings["vocab_size"], tokenizer.vocab_size)
         config = reading.check(ModelConfig, settings, origin=str(path), error=CorruptError)
-        weights = model.Weights(file, config)
-        quantised = sum(entry.dtype == "q8_0" for entry in file.tensors.values())
-        notes = (f"{quantised} tensors were rounded to 8 bits",) if quantised else ()
+        weights = model.weights(file, config.shape())
+        quantized = sum(entry.dtype == "q8_0" for entry in file.tensors.values())
+        notes = (f"{quantized} tensors are quantized to 8 bits",) if quantized else ()
         return base.Incoming(config, weights, tokenizer, notes=notes)
 
 
-def _general(config: ModelConfig, name: str, dtype: str) -> dict[str, Value]:
+def _general(shape: Shape, name: str, dtype: str) -> dict[str, Value]:
     keys = {
-        "general.architecture": Value("string", model.architecture(config)),
+        "general.architecture": Value("string", model.architecture(shape)),
         "general.type": Value("string", "model"),
         "general.name": Value("string", name),
         "general.file_type": Value("uint32", _FILE_TYPES[dtype]),
@@ -156,5 +154,5 @@ def _general(config: ModelConfig, name: str, dtype: str) -> dict[str, Value]:
     if any(part in name.lower() for part in _MISLEADING):
         del keys["general.name"]
     if dtype == "q8_0":
-        keys["general.quantization_version"] = Value("uint32", _QUANTISATION_VERSION)
-    return keys | model.metadata(config)
+        keys["general.quantization_version"] = Value("uint32", _QUANTIZATION_VERSION)
+    return keys | model.metadata(shape)

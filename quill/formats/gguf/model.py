@@ -1,335 +1,355 @@
-"""Models in a GGUF file, both directions over one table of names.
+"""Models in a GGUF file, both directions over one table for each of llama.cpp's architectures.
 
-llama.cpp's architectures: "gpt2" is the gpt2 block with tanh-approximated GELU and every bias; "mpt", with
-learned positions and without ALiBi, is the same with biases optional and with a divisor after the
-nonlinearity; "qwen3" is the modern block with swiglu. Others are held exactly by what these have:
+"gpt2" is the gpt2 block with tanh-approximated GELU and every bias. "mpt", with learned positions and without
+ALiBi, is the same with optional biases and with a divisor after the activation. "qwen3" is the modern block
+with swiglu. They also represent, exactly up to rounding:
 
-- ReLU is GELU of a large multiple, divided by it: beyond a few units GELU is the identity or nothing, so
-  with 2^16 it is off by less than 3e-6. The factors are powers of two, on weights, norms and "mpt"'s divisor.
-- ReLU squared is ReLU(x) x, which is swiglu with the same weights twice where SiLU is taken of a large
-  multiple: with 2^10 it is off by less than 5e-7.
-- Heads of any width, a bias on the output head, and tables of bigrams: see `plain_gpt2`.
+- ReLU: GELU of a large multiple, divided by it. Beyond a few units GELU is the identity or zero, so with a
+  factor of 2^16 it is off by less than 3e-6. The factors are powers of two, on weights, norms and the divisor
+  of "mpt".
+- ReLU squared: ReLU(x) x, which is swiglu with the same weights twice if SiLU gets a large multiple. With
+  2^10 it is off by less than 5e-7.
+- Heads of any width, a bias on the output head, and bigram tables: see `plain_gpt2`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quill.errors import CorruptError, InputError
+from quill.errors import InputError, shorten
 from quill.formats import plain_gpt2
-from quill.formats.gguf.file import Stored, Value
+from quill.formats.base import LazyTensors
+from quill.formats.gguf.file import Kind, Stored, Value
 from quill.formats.gguf.tensor_types import TYPES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from quill.config.settings import ModelConfig
+    from quill.config.shape import Shape
     from quill.formats.gguf.file import File
 
 ACTIVATION, BIAS, QKV_BIAS = "quill.activation", "quill.bias", "quill.qkv_bias"
 
-# The file's name of each tensor, less ".weight" or ".bias", and quill's; {} is the layer.
-_GPT2 = {
-    "token_embd": "wte", "position_embd": "wpe", "blk.{}.attn_norm": "h.{}.ln_1",
-    "blk.{}.attn_qkv": "h.{}.attn.c_attn", "blk.{}.attn_output": "h.{}.attn.c_proj",
-    "blk.{}.ffn_norm": "h.{}.ln_2", "blk.{}.ffn_up": "h.{}.mlp.c_fc", "blk.{}.ffn_down": "h.{}.mlp.c_proj",
-    "output_norm": "ln_f", "output": "lm_head",
+
+class Key(NamedTuple):
+    """A field of a shape in the metadata: its type, its name, and its value if a file leaves it out."""
+
+    kind: Kind
+    field: str
+    default: Callable[[Mapping[str, Any]], Any] = lambda shape: None
+
+
+class Architecture(NamedTuple):
+    """One of llama.cpp's architectures.
+
+    Attributes:
+        block: The block that it computes.
+        activations: Those of the block's activations that it computes or `fitted` represents.
+        tensors: quill's names by the file's, without ".weight" or ".bias"; {} is the layer.
+        biased: Whether it has biases.
+        keys: Fields of a shape by the file's keys, without the architecture.
+    """
+
+    block: str
+    activations: tuple[str, ...]
+    tensors: Mapping[str, str]
+    biased: bool
+    keys: Mapping[str, Key]
+
+
+_SIZES = {
+    "context_length": Key("uint32", "block_size"), "embedding_length": Key("uint32", "n_embd"),
+    "block_count": Key("uint32", "n_layer"), "feed_forward_length": Key("uint32", "mlp_size"),
+    "attention.head_count": Key("uint32", "n_head"),
 }  # fmt: skip
-_QWEN3 = {
-    "token_embd": "wte", "blk.{}.attn_norm": "h.{}.input_layernorm", "blk.{}.attn_q": "h.{}.self_attn.q_proj",
-    "blk.{}.attn_k": "h.{}.self_attn.k_proj", "blk.{}.attn_v": "h.{}.self_attn.v_proj",
-    "blk.{}.attn_q_norm": "h.{}.self_attn.q_norm", "blk.{}.attn_k_norm": "h.{}.self_attn.k_norm",
-    "blk.{}.attn_output": "h.{}.self_attn.o_proj", "blk.{}.ffn_norm": "h.{}.post_attention_layernorm",
-    "blk.{}.ffn_gate": "h.{}.mlp.gate_proj", "blk.{}.ffn_up": "h.{}.mlp.up_proj",
-    "blk.{}.ffn_down": "h.{}.mlp.down_proj", "output_norm": "ln_f", "output": "lm_head",
-}  # fmt: skip
-_BLOCKS = {"gpt2": ("gpt2", _GPT2), "mpt": ("gpt2", _GPT2), "qwen3": ("modern", _QWEN3)}
+_GPT2 = Architecture(
+    block="gpt2",
+    activations=("gelu", "gelu_tanh"),
+    tensors={
+        "token_embd": "wte", "position_embd": "wpe", "blk.{}.attn_norm": "h.{}.ln_1",
+        "blk.{}.attn_qkv": "h.{}.attn.c_attn", "blk.{}.attn_output": "h.{}.attn.c_proj",
+        "blk.{}.ffn_norm": "h.{}.ln_2", "blk.{}.ffn_up": "h.{}.mlp.c_fc",
+        "blk.{}.ffn_down": "h.{}.mlp.c_proj", "output_norm": "ln_f", "output": "lm_head",
+    },
+    biased=True,
+    keys={**_SIZES, "attention.layer_norm_epsilon": Key("float32", "norm_eps")},
+)  # fmt: skip
+_QWEN3 = Architecture(
+    block="modern",
+    activations=("swiglu", "relu2"),
+    tensors={
+        "token_embd": "wte", "blk.{}.attn_norm": "h.{}.input_layernorm",
+        "blk.{}.attn_q": "h.{}.self_attn.q_proj", "blk.{}.attn_k": "h.{}.self_attn.k_proj",
+        "blk.{}.attn_v": "h.{}.self_attn.v_proj", "blk.{}.attn_q_norm": "h.{}.self_attn.q_norm",
+        "blk.{}.attn_k_norm": "h.{}.self_attn.k_norm", "blk.{}.attn_output": "h.{}.self_attn.o_proj",
+        "blk.{}.ffn_norm": "h.{}.post_attention_layernorm", "blk.{}.ffn_gate": "h.{}.mlp.gate_proj",
+        "blk.{}.ffn_up": "h.{}.mlp.up_proj", "blk.{}.ffn_down": "h.{}.mlp.down_proj",
+        "output_norm": "ln_f", "output": "lm_head",
+    },
+    biased=False,
+    keys={
+        **_SIZES,
+        "attention.head_count_kv": Key("uint32", "n_kv_head", lambda shape: shape["n_head"]),
+        "attention.key_length": Key(
+            "uint32", "head_size", lambda shape: shape["n_embd"] // (shape["n_head"] or 1)
+        ),
+        "attention.layer_norm_rms_epsilon": Key("float32", "norm_eps"),
+        "rope.freq_base": Key("float32", "rope_theta", lambda shape: 10000.0),
+    },
+)  # fmt: skip
+_ARCHITECTURES = {"gpt2": _GPT2, "mpt": _GPT2._replace(activations=("relu",)), "qwen3": _QWEN3}
 _UNBIASED = {"token_embd", "position_embd", "output"}
 _DIVISOR = "blk.{}.ffn.act.scales"
 
-# What tensors are multiplied with on their way out, by the end of quill's name. Half of ReLU's factor is on
-# the norm, as neither a weight nor what it meets may leave float16's range.
-_RELU = {"ln_2.weight": 2.0**8, "ln_2.bias": 2.0**8, "mlp.c_fc.weight": 2.0**8, "mlp.c_fc.bias": 2.0**16}
-_RELU_DIVISOR = 2.0**16
-_RELU2 = {
-    "post_attention_layernorm.weight": 2.0**-3,
-    "mlp.up_proj.weight": 2.0**-3,
-    "mlp.down_proj.weight": 2.0**-4,
+# Factors of tensors in the file, by the end of quill's name. Half of ReLU's factor is on the norm, so that
+# neither a weight nor its input leaves float16's range.
+_FACTORS = {
+    "relu": {"ln_2.weight": 2.0**8, "ln_2.bias": 2.0**8, "mlp.c_fc.weight": 2.0**8, "mlp.c_fc.bias": 2.0**16},
+    "relu2": {
+        "post_attention_layernorm.weight": 2.0**-3,
+        "mlp.up_proj.weight": 2.0**-3,
+        "mlp.down_proj.weight": 2.0**-4,
+    },
 }
+_RELU_DIVISOR = 2.0**16
 _RELU2_GATE = 2.0**13
 
 
-def architecture(config: ModelConfig) -> str:
-    """Llama.cpp's name for what a model is that `fitted` gives."""
-    if config.block == "modern":
-        return "qwen3"
-    return "mpt" if config.activation == "relu" else "gpt2"
+def architecture(shape: Shape) -> str:
+    """llama.cpp's name for the architecture of a shape that `fitted` returns."""
+    return next(
+        name
+        for name, known in _ARCHITECTURES.items()
+        if known.block == shape.block and shape.activation in known.activations
+    )
 
 
-def refusal(config: ModelConfig) -> str | None:
-    """Why no architecture of llama.cpp computes a model, as a clause; None where one does."""
-    if config.n_layer == 0:
-        too_many = (config.vocab_size or 0) > plain_gpt2.MOST_BIGRAMS
-        return (
-            f"a table of more than {plain_gpt2.MOST_BIGRAMS} tokens is too large there" if too_many else None
-        )
-    if config.block not in ("gpt2", "modern"):
-        return f"llama.cpp has no block {config.block}"
-    allowed = ("gelu", "gelu_tanh", "relu") if config.block == "gpt2" else ("swiglu", "relu2")
-    if config.activation not in allowed:
-        return (
-            f"llama.cpp has no {config.block} block with {config.activation}, only with {', '.join(allowed)}"
-        )
+def refusal(shape: Shape) -> str | None:
+    """Why no architecture of llama.cpp computes a model, as a clause; None if one does."""
+    if shape.n_layer == 0:
+        most = plain_gpt2.MOST_BIGRAMS
+        return f"a bigram table can have {most:,} tokens at most" if shape.vocab_size > most else None
+    allowed = [a for k in _ARCHITECTURES.values() if k.block == shape.block for a in k.activations]
+    if not allowed:
+        return f"llama.cpp has no equivalent of the {shape.block} block"
+    if shape.activation not in allowed:
+        which = f"the {shape.block} block with {shape.activation}"
+        return f"llama.cpp has no equivalent of {which}, only with {', '.join(allowed)}"
     return None
 
 
 def fitted(
-    config: ModelConfig, weights: Mapping[str, Tensor], dtype: str
-) -> tuple[ModelConfig, Mapping[str, Tensor], tuple[str, ...]]:
-    """A model as one that an architecture has, with the same logits; and what was done to it, if anything.
+    shape: Shape, weights: Mapping[str, Tensor], dtype: str
+) -> tuple[Shape, Mapping[str, Tensor], tuple[str, ...]]:
+    """Rewrite a model, if need be, for an architecture of llama.cpp, with the same logits.
 
     Args:
-        config: A shape that `refusal` lets pass.
+        shape: One that `refusal` accepts.
         weights: By quill's names, float32.
-        dtype: What the matrices will be kept as; rows of blocks have a multiple of 32 values.
+        dtype: The type of the matrices in the file; its rows must be whole quantization groups.
+
+    Returns:
+        The model, and notes on what was done.
     """
-    odd = config.head_bias or config.n_head * (config.head_size or 0) != config.n_embd
-    if config.n_layer == 0 or (config.block == "gpt2" and odd):
-        return plain_gpt2.rewrite(config, weights, 32 if dtype == "q8_0" else 1)
-    return config, weights, ()
+    odd = shape.head_bias or shape.n_head * shape.head_size != shape.n_embd
+    if shape.n_layer == 0 or (shape.block == _GPT2.block and odd):
+        return plain_gpt2.rewrite(shape, weights, TYPES[dtype].values)
+    return shape, weights, ()
 
 
-def metadata(config: ModelConfig) -> dict[str, Value]:
-    """A model's shape as the keys of its architecture, and what of it they cannot say."""
-    arch = architecture(config)
-    keys: dict[str, Value] = {
-        "context_length": Value("uint32", config.block_size),
-        "embedding_length": Value("uint32", config.n_embd),
-        "block_count": Value("uint32", config.n_layer),
-        "feed_forward_length": Value("uint32", config.mlp_size),
-        "attention.head_count": Value("uint32", config.n_head),
-    }
-    if arch == "qwen3":
-        keys |= {
-            "attention.head_count_kv": Value("uint32", config.n_kv_head),
-            "attention.key_length": Value("uint32", config.head_size),
-            "attention.value_length": Value("uint32", config.head_size),
-            "attention.layer_norm_rms_epsilon": Value("float32", config.norm_eps),
-            "rope.freq_base": Value("float32", config.rope_theta),
-        }
-    else:
-        keys["attention.layer_norm_epsilon"] = Value("float32", config.norm_eps)
-    own = {ACTIVATION: Value("string", config.activation)}
-    if config.block == "gpt2":
-        own |= {BIAS: Value("bool", config.bias), QKV_BIAS: Value("bool", bool(config.qkv_bias))}
+def metadata(shape: Shape) -> dict[str, Value]:
+    """A model's shape as the keys of its architecture, and as quill's own for what they cannot say."""
+    arch = architecture(shape)
+    known = _ARCHITECTURES[arch]
+    keys = {name: Value(key.kind, getattr(shape, key.field)) for name, key in known.keys.items()}
+    if known is _QWEN3:
+        keys["attention.value_length"] = Value("uint32", shape.head_size)
+    own = {ACTIVATION: Value("string", shape.activation)}
+    if known.biased:
+        own |= {BIAS: Value("bool", shape.bias), QKV_BIAS: Value("bool", shape.qkv_bias)}
     return {f"{arch}.{key}": value for key, value in keys.items()} | own
 
 
 def tensors(
-    config: ModelConfig, weights: Mapping[str, Tensor], rows: int, added: int, dtype: str
+    shape: Shape, weights: Mapping[str, Tensor], rows: int, added: int, dtype: str
 ) -> Iterator[Stored]:
     """A model's tensors, in the order of the file.
 
     Args:
-        config: Its shape.
+        shape: The model's shape.
         weights: By quill's names, float32.
-        rows: Tokens of its tokenizer; what the embedding has beyond them is never drawn, and left out.
+        rows: Tokens of its tokenizer. Further rows of the embedding are never drawn, and are left out.
         added: Tokens to add to them.
-        dtype: How matrices are kept; vectors and positions are float32.
+        dtype: The type of matrices; vectors and positions are float32.
     """
-    arch = architecture(config)
-    for theirs, ours in _names(arch, config.n_layer):
+    arch = architecture(shape)
+    for theirs, ours in _names(arch, shape.n_layer):
         make: Callable[[], Tensor]
         if ours in ("wte.weight", "lm_head.weight") and ours in weights:
-            shape: tuple[int, ...] = (rows + added, config.n_embd)
+            size: tuple[int, ...] = (rows + added, shape.n_embd)
             make = partial(_with_rows, weights[ours], rows, added)
         elif ours in weights:
-            shape = tuple(weights[ours].shape)
-            make = partial(_outgoing, config, ours, weights[ours])
+            size = tuple(weights[ours].shape)
+            make = partial(_outgoing, shape, ours, weights[ours])
         elif ours.endswith("gate_proj.weight"):  # of ReLU squared
             up = weights[ours.replace("gate_proj", "up_proj")]
-            shape, make = tuple(up.shape), partial(_times, up, _RELU2_GATE)
+            size, make = tuple(up.shape), partial(_times, up, _RELU2_GATE)
         elif ours.endswith(".bias") and arch == "gpt2":
-            shape = (len(weights[ours.replace(".bias", ".weight")]),)
-            make = partial(_filled, shape, 0.0)
+            size = (len(weights[ours.replace(".bias", ".weight")]),)
+            make = partial(_filled, size, 0.0)
         else:
             continue
-        yield Stored(theirs, shape, _kept(theirs, shape, dtype), make)
+        yield Stored(theirs, size, _stored_type(theirs, size, dtype), make)
     if arch == "mpt":
-        shape = (config.mlp_size or 0,)
-        for i in range(config.n_layer):
-            yield Stored(_DIVISOR.format(i), shape, "float32", partial(_filled, shape, _RELU_DIVISOR))
+        size = (shape.mlp_size,)
+        for i in range(shape.n_layer):
+            yield Stored(_DIVISOR.format(i), size, "float32", partial(_filled, size, _RELU_DIVISOR))
 
 
 def read(file: File) -> dict[str, Any]:
-    """A model's shape, as settings of ModelConfig; vocab_size is the rows of its embedding.
+    """Read a model's shape as settings of ModelConfig; vocab_size is the rows of its embedding.
 
     Raises:
-        CorruptError: Keys are missing or of the wrong type.
-        InputError: It is no architecture of quill's.
+        CorruptError: Keys are missing or have the wrong type.
+        InputError: quill does not have its architecture.
     """
     arch = file.get("general.architecture", str)
-    if arch not in _BLOCKS or (arch == "mpt" and ACTIVATION not in file):
-        raise InputError(
-            f"'{file.path}' is a model of the architecture {arch!a}", why="quill has gpt2 and qwen3"
-        )
+    known = _ARCHITECTURES.get(arch)
+    if known is None or (arch == "mpt" and ACTIVATION not in file):
+        raise _unsupported(file, f"its architecture is {shorten(arch)}; quill has gpt2 and qwen3")
     if "token_embd.weight" not in file.tensors:
         raise file.damaged("it has no tensor token_embd.weight")
-    block, _ = _BLOCKS[arch]
     shape: dict[str, Any] = {
-        "block": block,
-        "n_layer": file.get(f"{arch}.block_count", int),
-        "n_head": file.get(f"{arch}.attention.head_count", int),
-        "n_embd": file.get(f"{arch}.embedding_length", int),
-        "mlp_size": file.get(f"{arch}.feed_forward_length", int),
-        "block_size": file.get(f"{arch}.context_length", int),
+        "block": known.block,
+        "activation": file.get(ACTIVATION, str, "gelu_tanh" if known.biased else known.activations[0]),
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "tie_embeddings": "output.weight" not in file.tensors,
     }
+    for name, key in known.keys.items():
+        value = file.get(f"{arch}.{name}", float if key.kind == "float32" else int, key.default(shape))
+        shape[key.field] = _shortest(value) if key.kind == "float32" else value
     if not 0 < shape["n_layer"] <= len(file.tensors):
-        raise file.damaged(f"it has {shape['n_layer']:,} layers and {len(file.tensors):,} tensors")
-    if block == "gpt2":
-        shape["activation"] = file.get(ACTIVATION, str, "gelu_tanh")
+        raise file.damaged(f"it states {shape['n_layer']:,} layers and has {len(file.tensors):,} tensors")
+    if known.biased:
         shape["bias"] = file.get(BIAS, bool, True)
         shape["qkv_bias"] = file.get(QKV_BIAS, bool, True)
-        epsilon = file.get(f"{arch}.attention.layer_norm_epsilon", float)
     else:
-        shape["activation"] = file.get(ACTIVATION, str, "swiglu")
-        shape["n_kv_head"] = file.get(f"{arch}.attention.head_count_kv", int, shape["n_head"])
-        shape["head_size"] = file.get(
-            f"{arch}.attention.key_length", int, shape["n_embd"] // (shape["n_head"] or 1)
-        )
-        shape["rope_theta"] = _short(file.get(f"{arch}.rope.freq_base", float, 10000.0))
-        epsilon = file.get(f"{arch}.attention.layer_norm_rms_epsilon", float)
-        _refuse_other_attention(file, arch, shape["head_size"])
-    shape["norm_eps"] = _short(epsilon)
+        _refuse_other_rotations(file, arch, shape["head_size"])
     return shape
 
 
-class Weights(Mapping[str, "Tensor"]):
-    """A file's tensors by quill's names and as quill has them, each made when it is asked for.
+def weights(file: File, shape: Shape) -> LazyTensors:
+    """A file's tensors by quill's names and as quill has them.
 
     Args:
-        file: Whose.
-        config: Its shape.
+        file: The file.
+        shape: The shape that it states.
 
     Raises:
-        CorruptError: The shape is none of the architecture's, or has no place for a tensor that is there.
+        CorruptError: The shape is not the architecture's, or it has no place for some tensor.
     """
+    arch = file.get("general.architecture", str)
+    if refusal(shape) or architecture(shape) != arch:
+        raise file.damaged(f"{ACTIVATION} is {shape.activation}, which {arch} does not compute")
+    names = {ours: theirs for theirs, ours in _names(arch, shape.n_layer) if theirs in file.tensors}
+    known = set(names.values())
+    if shape.activation == "relu2":
+        names = {ours: theirs for ours, theirs in names.items() if "gate_proj" not in ours}
+    if arch == "mpt":
+        known |= {_DIVISOR.format(i) for i in range(shape.n_layer)}
+        _refuse_other_divisors(file, shape.n_layer)
+    if unknown := sorted(set(file.tensors) - known):
+        raise file.damaged(f"it has the tensor {shorten(unknown[0])}, which {arch} does not have")
+    for ours in [name for name in names if name.endswith(".bias") and not _has_bias(shape, name)]:
+        theirs = names.pop(ours)
+        if bool(file.tensor(theirs).any()):
+            raise file.damaged(f"{theirs} is not zero, but the model is said to have no such bias")
+    return LazyTensors(
+        {ours: partial(_incoming, file, shape, ours, theirs) for ours, theirs in names.items()}
+    )
 
-    def __init__(self, file: File, config: ModelConfig) -> None:
-        arch = file.get("general.architecture", str)
-        if refusal(config) or architecture(config) != arch:
-            raise file.damaged(f"{ACTIVATION} is {config.activation}, which is not what {arch} computes")
-        self._file, self._config = file, config
-        self._names = {
-            ours: theirs for theirs, ours in _names(arch, config.n_layer) if theirs in file.tensors
-        }
-        known = set(self._names.values())
-        if config.activation == "relu2":
-            self._names = {o: t for o, t in self._names.items() if "gate_proj" not in o}
-        if arch == "mpt":
-            known |= {_DIVISOR.format(i) for i in range(config.n_layer)}
-            self._refuse_other_divisors()
-        if unknown := sorted(set(file.tensors) - known):
-            raise file.damaged(f"it holds {unknown[0]!a}, which {arch} has not")
-        for ours in [name for name in self._names if not self._biased(name)]:
-            theirs = self._names.pop(ours)
-            if bool(file.tensor(theirs).any()):
-                raise file.damaged(f"{theirs} is not zero, though it says it has no such bias")
 
-    def __getitem__(self, name: str) -> Tensor:
-        value = self._file.tensor(self._names[name])
-        if name in ("wte.weight", "lm_head.weight"):
-            # What is beyond the vocabulary was added for llama.cpp.
-            return value[: self._config.vocab_size]
-        return _incoming(self._config, name, value)
+def _has_bias(shape: Shape, name: str) -> bool:
+    return shape.qkv_bias if name.endswith("c_attn.bias") else shape.bias
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def _biased(self, name: str) -> bool:
-        if not name.endswith(".bias") or self._config.block != "gpt2":
-            return True
-        return bool(self._config.qkv_bias if name.endswith("c_attn.bias") else self._config.bias)
-
-    def _refuse_other_divisors(self) -> None:
-        for i in range(self._config.n_layer):
-            name = _DIVISOR.format(i)
-            if name not in self._file.tensors or bool((self._file.tensor(name) != _RELU_DIVISOR).any()):
-                raise CorruptError(f"'{self._file.path}' is damaged", why=f"{name} is not that of ReLU")
+def _refuse_other_divisors(file: File, n_layer: int) -> None:
+    for name in map(_DIVISOR.format, range(n_layer)):
+        if name not in file.tensors or bool((file.tensor(name) != _RELU_DIVISOR).any()):
+            raise file.damaged(f"{name} is not the divisor for ReLU")
 
 
 def _names(arch: str, n_layer: int) -> Iterator[tuple[str, str]]:
-    """Their names and quill's, of everything that may be there."""
-    _, table = _BLOCKS[arch]
-    for theirs, ours in table.items():
-        parts = ("weight",) if arch == "qwen3" or theirs in _UNBIASED else ("weight", "bias")
+    """The file's names and quill's of every tensor that the architecture may have."""
+    known = _ARCHITECTURES[arch]
+    for theirs, ours in known.tensors.items():
+        ends = ("weight", "bias") if known.biased and theirs not in _UNBIASED else ("weight",)
         for i in range(n_layer if "{}" in theirs else 1):
-            yield from ((f"{theirs.format(i)}.{part}", f"{ours.format(i)}.{part}") for part in parts)
+            yield from ((f"{theirs.format(i)}.{end}", f"{ours.format(i)}.{end}") for end in ends)
 
 
-def _kept(name: str, shape: tuple[int, ...], dtype: str) -> str:
-    if len(shape) < 2 or name.startswith("position_embd"):
+def _stored_type(name: str, size: tuple[int, ...], dtype: str) -> str:
+    if len(size) < 2 or name.startswith("position_embd"):
         return "float32"
-    return dtype if shape[-1] % TYPES[dtype].values == 0 else "float16"
+    return dtype if size[-1] % TYPES[dtype].values == 0 else "float16"
 
 
-def _factor(config: ModelConfig, name: str) -> float:
-    table = {"relu": _RELU, "relu2": _RELU2}.get(config.activation or "", {})
+def _factor(shape: Shape, name: str) -> float:
+    table = _FACTORS.get(shape.activation, {})
     return next((factor for end, factor in table.items() if name.endswith(end)), 1.0)
 
 
-def _outgoing(config: ModelConfig, name: str, value: Tensor) -> Tensor:
-    value = _times(value, _factor(config, name))
-    if config.attention_scale and ".c_attn." in name:
-        # The architecture divides by the root of the head's width; what is left of the scale is the queries'.
-        size = config.head_size or 1
+def _outgoing(shape: Shape, name: str, value: Tensor) -> Tensor:
+    value = _times(value, _factor(shape, name))
+    # The architecture divides scores by the root of the head's width; the queries get the rest of the scale.
+    scale = shape.attention_scale * shape.head_size**0.5
+    if ".c_attn." in name and abs(scale - 1) > 1e-9:
         value = value.clone()
-        value[: config.n_head * size] *= config.attention_scale * size**0.5
+        value[: shape.n_head * shape.head_size] *= scale
     return value
 
 
-def _incoming(config: ModelConfig, name: str, value: Tensor) -> Tensor:
-    return _times(value, 1 / _factor(config, name))
+def _incoming(file: File, shape: Shape, ours: str, theirs: str) -> Tensor:
+    value = file.tensor(theirs)
+    if ours in ("wte.weight", "lm_head.weight"):
+        # Rows beyond the vocabulary were added for llama.cpp.
+        return value[: shape.vocab_size]
+    return _times(value, 1 / _factor(shape, ours))
 
 
 def _times(value: Tensor, factor: float) -> Tensor:
     return value if factor == 1.0 else value * factor
 
 
-def _filled(shape: tuple[int, ...], value: float) -> Tensor:
+def _filled(size: tuple[int, ...], value: float) -> Tensor:
     import torch
 
-    return torch.full(shape, value)
+    return torch.full(size, value)
 
 
 def _with_rows(value: Tensor, rows: int, added: int) -> Tensor:
-    """The first rows, and their mean for each token added: a logit that is the mean is never the largest."""
+    """The first rows, and their mean for each added token: a logit that is the mean is never the largest."""
     import torch
 
     value = value[:rows]
     return torch.cat([value, value.mean(0, keepdim=True).expand(added, -1)]) if added else value
 
 
-def _refuse_other_attention(file: File, arch: str, head_size: int) -> None:
+def _refuse_other_rotations(file: File, arch: str, head_size: int) -> None:
     if file.get(f"{arch}.attention.value_length", int, head_size) != head_size:
-        raise InputError(
-            f"quill has no such model as '{file.path}'", why="its values are wider than its keys"
-        )
+        raise _unsupported(file, "its values are not as wide as its keys")
     if file.get(f"{arch}.rope.dimension_count", int, head_size) != head_size:
-        raise InputError(
-            f"quill has no such model as '{file.path}'", why="only a part of each head is rotated"
-        )
+        raise _unsupported(file, "it rotates only part of each head")
     if file.get(f"{arch}.rope.scaling.type", str, "none") != "none":
-        raise InputError(f"quill has no such model as '{file.path}'", why="its rotary positions are scaled")
+        raise _unsupported(file, "its rotary positions are scaled")
 
 
-def _short(value: float) -> float:
-    """A float32 as the decimal that it was written from: 1e-5, and not 9.999999747e-06."""
+def _unsupported(file: File, why: str) -> InputError:
+    return InputError(f"quill does not support the model in '{file.path}'", why=why)
+
+
+def _shortest(value: float) -> float:
+    """A float32 as the decimal that it was written from: 1e-5 instead of 9.999999747e-06."""
     return float(f"{value:.7g}")

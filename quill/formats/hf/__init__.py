@@ -1,8 +1,8 @@
-"""Hugging Face: a folder that transformers loads as it is, without code of its own.
+"""Hugging Face: a folder that transformers loads without custom code.
 
 Format: `config.json` and `model.safetensors` (https://huggingface.co/docs/transformers/main_classes/model),
-`tokenizer.json` (https://huggingface.co/docs/tokenizers). Writing takes no package; fetching from the Hub
-takes huggingface_hub, the comparison with transformers takes transformers.
+`tokenizer.json` (https://huggingface.co/docs/tokenizers). Downloads require huggingface_hub, and the
+comparison requires transformers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from quill import fsio, strictjson
 from quill.checkpoint.precision import refuse_overflow
-from quill.errors import CorruptError, InputError, QuillError
-from quill.formats import base, byte_level, tokenizer_json
+from quill.errors import CorruptError, InputError, QuillError, shorten
+from quill.formats import base, tokenizer_json
 from quill.formats.hf import model as models
 from quill.formats.hf.folder import Folder
 from quill.formats.tokenizer_json import bpe
@@ -34,7 +34,7 @@ _CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "config.json", "tokenizer.json", "token
 
 
 class HuggingFace(base.Format):
-    """A folder of transformers."""
+    """A folder for transformers."""
 
     suffix: ClassVar[str] = "-hf"
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "bfloat16")
@@ -43,21 +43,21 @@ class HuggingFace(base.Format):
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 
     def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
-        """Why transformers has no class for a model or its tokenizer, as a clause."""
-        return models.refusal(config) or tokenizer_json.refusal(tokenizer)
+        """Why transformers cannot load a model or its tokenizer, as a clause; None if it can."""
+        return models.refusal(config.shape(tokenizer.vocab_size)) or tokenizer_json.refusal(tokenizer)
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
         """Write a model and its tokenizer."""
         from quill.checkpoint import weights as tensors
 
         tokenizer, config = checkpoint.tokenizer, checkpoint.config.model
-        shape, weights, notes = models.write(config, checkpoint.model.state_dict())
+        settings, weights, notes = models.write(checkpoint.model.shape, checkpoint.model.state_dict())
         end = tokenizer.eot_id
         ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
         fsio.make_dir(path)
         tensors.write(path / "model.safetensors", _cast(weights, dtype))
-        # Before its version 5 transformers has another name for the type.
-        stated = {**shape, **ids, "dtype": dtype, "torch_dtype": dtype}
+        # Before version 5 transformers called the dtype torch_dtype.
+        stated = {**settings, **ids, "dtype": dtype, "torch_dtype": dtype}
         documents = {
             _CONFIG: stated,
             "generation_config.json": {"_from_model_config": True, **ids},
@@ -66,12 +66,12 @@ class HuggingFace(base.Format):
         }
         for name, document in documents.items():
             fsio.write_json(path / name, document, durable=False)
-        card = _card(checkpoint, shape["architectures"][0], notes)
+        card = _card(checkpoint, settings["architectures"][0], notes)
         fsio.write_bytes(path / "README.md", card.encode(), durable=False)
         return notes
 
     def logits(self, path: Path, idx: Tensor) -> Tensor:
-        """What transformers makes of token ids, computed in float32."""
+        """transformers' logits, computed in float32."""
         try:
             transformers: Any = import_module("transformers")
         except ImportError:
@@ -84,15 +84,15 @@ class HuggingFace(base.Format):
                     path, local_files_only=True, trust_remote_code=False, output_loading_info=True
                 )
         except (OSError, ValueError, RuntimeError, KeyError) as e:
-            raise CorruptError(f"transformers does not load '{path}'", why=str(e)[:500]) from None
+            raise CorruptError(f"transformers cannot load '{path}'", why=str(e)[:500]) from None
         if wrong := [f"{kind} {names}" for kind, names in loading.items() if names and kind.endswith("keys")]:
-            raise CorruptError(f"transformers does not know '{path}' whole", why="; ".join(wrong)[:500])
+            raise CorruptError(f"transformers cannot load all of '{path}'", why="; ".join(wrong)[:500])
         with torch.inference_mode():
             found: Tensor = model.float().eval()(idx).logits
         return found
 
     def recognises(self, path: Path) -> bool:
-        """Whether a folder, or the folder of a safetensors file, has a config of transformers."""
+        """Whether a folder, or that of a safetensors file, has a config.json of transformers."""
         if not path.is_dir() and path.suffix != ".safetensors":
             return False
         try:
@@ -102,22 +102,22 @@ class HuggingFace(base.Format):
         return isinstance(stated, dict) and ("architectures" in stated or "model_type" in stated)
 
     def read(self, path: Path, supplied: base.Supplied) -> base.Incoming:
-        """Read a folder, or one file of weights with what lies beside it."""
+        """Read a folder, or one file of weights and the other files in its folder."""
         folder = Folder(path)
         origin = _CONFIG if supplied.config is None else str(supplied.config)
         stated = folder.json(_CONFIG) if supplied.config is None else strictjson.read(supplied.config)
         if stated is None:
-            why = "without it the shape of the model is not known"
-            raise InputError(f"'{folder.path}' has no {_CONFIG}", why=why, hint="--config FILE")
+            why = "the model's shape is unknown without it"
+            raise InputError(f"'{folder.path}' has no {_CONFIG}", why=why, hint="set config=")
         if not isinstance(stated, dict):
-            raise CorruptError(f"'{origin}' is damaged", why="a JSON object is needed")
+            raise CorruptError(f"'{origin}' is damaged", why="it is not a JSON object")
         _refuse_code(stated, origin)
         config, weights = models.read(stated, folder.tensors(), origin)
         if supplied.tokenizer is None:
-            tokenizer, notes = _tokenizer(folder, config.block)
+            tokenizer, notes = _tokenizer(folder, models.split_pattern(stated, origin))
         else:
             tokenizer, notes = _given(supplied.tokenizer, config.vocab_size or 0), ()
-        return base.Incoming(config, weights, tokenizer, notes=notes + _other_end(stated, tokenizer))
+        return base.Incoming(config, weights, tokenizer, notes=notes + _end_notes(stated, tokenizer))
 
 
 def _cast(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
@@ -156,7 +156,7 @@ def _card(checkpoint: Checkpoint, architecture: str, notes: tuple[str, ...]) -> 
 
 
 def _opening(tokenizer: Tokenizer) -> str:
-    """A text that the tokenizer has tokens for, as Python writes it."""
+    """A Python literal of a text that the tokenizer can encode."""
     try:
         return json.dumps("The" if tokenizer.encode("The") else "")
     except InputError:
@@ -166,13 +166,13 @@ def _opening(tokenizer: Tokenizer) -> str:
 def _refuse_code(stated: Mapping[str, Any], origin: str) -> None:
     if stated.get("auto_map"):
         raise CorruptError(
-            f"'{origin}' asks for code of its own to be run",
-            why=f"auto_map is {ascii(stated['auto_map'])[:120]}; quill runs no code that comes with a model",
-            hint="where the model is plain GPT-2 or Qwen3 without it, take auto_map out",
+            f"'{origin}' requires custom code",
+            why=f"auto_map is {shorten(stated['auto_map'], 120)}; quill never runs code from a model",
+            hint="if the model is plain GPT-2 or Qwen3, remove auto_map from the file",
         )
 
 
-def _tokenizer(folder: Folder, block: str) -> tuple[Tokenizer, tuple[str, ...]]:
+def _tokenizer(folder: Folder, pattern: str) -> tuple[Tokenizer, tuple[str, ...]]:
     stated = folder.json(_TOKENIZER_CONFIG)
     stated = stated if isinstance(stated, dict) else {}
     _refuse_code(stated, _TOKENIZER_CONFIG)
@@ -184,16 +184,15 @@ def _tokenizer(folder: Folder, block: str) -> tuple[Tokenizer, tuple[str, ...]]:
         raise InputError(
             f"'{folder.path}' has no tokenizer",
             why=f"it has neither {_TOKENIZER} nor vocab.json with merges.txt",
-            hint="--tokenizer gpt2, or the file of another",
+            hint="tokenizer=gpt2",
         )
     added = folder.json("added_tokens.json")
     specials = _specials(stated.get("added_tokens_decoder"), added, vocabulary)
-    pattern = byte_level.GPT2 if block == "gpt2" else byte_level.QWEN2
     return bpe.read_files(vocabulary, merges, specials, pattern, "vocab.json"), ()
 
 
 def _specials(listed: Any, added: Any, vocabulary: Any) -> dict[str, int]:
-    """The special tokens of a folder without tokenizer.json, from wherever it has them."""
+    """The special tokens of a folder without tokenizer.json, from every place that may list them."""
     found: dict[str, int] = {}
     if isinstance(vocabulary, dict) and type(vocabulary.get(END_OF_TEXT)) is int:
         found[END_OF_TEXT] = vocabulary[END_OF_TEXT]
@@ -207,28 +206,28 @@ def _specials(listed: Any, added: Any, vocabulary: Any) -> dict[str, int]:
 
 
 def _given(wanted: str, rows: int) -> Tokenizer:
-    """What `--tokenizer` names; a tokenizer.json may also be one of the tokenizers library."""
+    """The tokenizer that the caller names; a tokenizer.json may also be one of the tokenizers library."""
     path = fsio.expanded(wanted)
     if path.suffix == ".json" and path.is_file():
         document = strictjson.read(path, error=CorruptError)
         if isinstance(document, dict) and "model" in document:
             return tokenizer_json.read(document, wanted)[0]
-    from quill.formats import vocabulary as _vocabulary
+    from quill.formats import vocabulary
 
-    return _vocabulary.given(wanted, rows)
+    return vocabulary.given(wanted, rows)
 
 
-def _other_end(stated: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, ...]:
+def _end_notes(stated: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[str, ...]:
     ends = stated.get("eos_token_id")
     if type(ends) is not int or ends == tokenizer.eot_id or not 0 <= ends < tokenizer.vocab_size:
         return ()
-    shown = tokenizer.token_bytes(ends).decode("utf-8", "replace")
-    return (f"its texts end with {shown!a}; quill ends them with {END_OF_TEXT} alone",)
+    end = tokenizer.token_bytes(ends).decode("utf-8", "replace")
+    return (f"its texts end with {end!a}; quill only knows {END_OF_TEXT} as the end",)
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without progress bars and advice of the library's own."""
+    """Turn off the library's progress bars and advice."""
     logging: Any = import_module("transformers.utils.logging")
     level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

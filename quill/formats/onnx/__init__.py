@@ -1,10 +1,11 @@
-"""ONNX, for ONNX Runtime and what else runs it: on servers, phones and in browsers.
+"""ONNX, for ONNX Runtime and other runtimes on servers, on phones and in browsers.
 
-A folder with two graphs over one file of weights. `model.onnx` takes token ids and gives the logits of
-every position; `model_with_past.onnx` also takes the keys and values of earlier tokens, none at first,
-and gives them back with those of the new ones, so that each token is computed once. Old and new tokens
-together fit the context. Inputs and outputs are called as Optimum and Transformers.js call them, which
-run the second graph as it is. Format: https://onnx.ai/onnx/repo-docs/IR.html
+A folder with two graphs over one file of weights. `model.onnx` takes token ids and returns the logits of
+every position. `model_with_past.onnx` also takes the keys and values of earlier tokens, at first empty, and
+returns them with those of the new ones, so that each token is computed once. Old and new tokens together must
+fit the context. Inputs and outputs have the names that Optimum and Transformers.js expect, and both run the
+second graph.
+Format: https://onnx.ai/onnx/repo-docs/IR.html
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from quill.config.settings import ModelConfig
     from quill.tokenizers.base import Tokenizer
 
-# The graphs' files, and whether each takes what was seen before.
+# The graphs' files, and whether each takes the keys and values of earlier tokens.
 GRAPHS = {"model.onnx": False, "model_with_past.onnx": True}
 WEIGHTS, CONFIG, TOKENIZER = "model.onnx_data", "config.json", "quill_tokenizer.json"
-_BLOCKS = ("gpt2", "modern")
+# The blocks that there are graphs for, with the model type whose settings Optimum and Transformers.js expect.
+BLOCKS = {"gpt2": "gpt2", "modern": "qwen3"}
 
 
 class Onnx(base.Format):
@@ -41,15 +43,15 @@ class Onnx(base.Format):
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 1e-2}
 
     def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
-        """Every shape of the blocks it knows."""
-        if config.n_layer and config.block not in _BLOCKS:
-            return f"it knows the blocks {' and '.join(_BLOCKS)}, not {config.block}"
+        """Why there is no graph for a model's block, as a clause; None if there is one."""
+        if config.n_layer and config.block not in BLOCKS:
+            return f"it has graphs for the blocks {' and '.join(BLOCKS)}, not for {config.block}"
         return None
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
-        """Write both graphs, their weights, the tokenizer, and what a program needs to know of them."""
+        """Write both graphs, their weights, the tokenizer, and a config for programs that run them."""
         try:
-            from quill.formats.onnx import model as _onnx_model
+            from quill.formats.onnx.model import GraphOfGPT
         except ImportError as e:
             if e.name != "onnx":
                 raise
@@ -62,9 +64,9 @@ class Onnx(base.Format):
         model = checkpoint.model
         refuse_overflow(model.state_dict(), dtype)
         weights = WeightsFile(WEIGHTS)
-        kept: torch.dtype = getattr(torch, dtype)
+        stored: torch.dtype = getattr(torch, dtype)
         graphs = {
-            name: _onnx_model.GraphOfGPT(model, weights, kept, cached=cached).build(quill.__version__)
+            name: GraphOfGPT(model, weights, stored, cached=cached).build(quill.__version__)
             for name, cached in GRAPHS.items()
         }
         fsio.make_dir(path)
@@ -76,11 +78,11 @@ class Onnx(base.Format):
         for name, document in {CONFIG: _config(checkpoint, dtype), **files}.items():
             fsio.write_json(path / name, document, durable=False)
         if dtype == "float16":
-            notes += ("weights are kept in float16; the graphs compute in float32",)
+            notes += ("the weights are stored in float16; the graphs compute in float32",)
         return notes
 
     def logits(self, path: Path, idx: Tensor) -> Tensor:
-        """What ONNX Runtime makes of token ids, with the graph that takes them alone."""
+        """ONNX Runtime's logits, by the graph without keys and values."""
         try:
             import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
         except ImportError:
@@ -88,7 +90,7 @@ class Onnx(base.Format):
         import torch
 
         options = onnxruntime.SessionOptions()
-        # Errors alone: a library does not print.
+        # Only errors: a library does not print.
         options.log_severity_level = 3
         try:
             session = onnxruntime.InferenceSession(
@@ -96,59 +98,61 @@ class Onnx(base.Format):
             )
             (logits,) = session.run(["logits"], {"input_ids": idx.numpy()})
         except Exception as e:
-            # Its exceptions have no base of their own.
+            # Its exceptions have no common base class.
             reason = str(e).strip().splitlines()[0][:300]
             raise CorruptError(f"ONNX Runtime cannot run '{path}'", why=reason) from e
         return torch.from_numpy(logits)
 
 
 def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
-    """What a program needs to know to run the graphs, named as configs of transformers name it."""
-    c, tokenizer = checkpoint.config.model, checkpoint.tokenizer
-    K, D = c.n_kv_head or c.n_head, c.head_size
+    """The settings that a program needs to run the graphs, with transformers' names."""
+    s, tokenizer = checkpoint.model.shape, checkpoint.tokenizer
+    K, D = s.n_kv_head, s.head_size
     ids = {"dtype": "int64", "shape": ["batch", "length"]}
-    logits = {"dtype": "float32", "shape": ["batch", "length", c.vocab_size]}
+    logits = {"dtype": "float32", "shape": ["batch", "length", s.vocab_size]}
     past = {"dtype": "float32", "shape": ["batch", K, "past", D]}
     present = {"dtype": "float32", "shape": ["batch", K, "past + length", D]}
     graphs: dict[str, Any] = {}
     for name, cached in GRAPHS.items():
         inputs: dict[str, Any] = {"input_ids": ids}
         outputs: dict[str, Any] = {"logits": logits}
-        if cached and c.n_layer:
+        if cached and s.n_layer:
             for kind in ("key", "value"):
                 inputs[f"past_key_values.{{i}}.{kind}"] = past
                 outputs[f"present.{{i}}.{kind}"] = present
         graphs[name] = {"inputs": inputs, "outputs": outputs}
-    # GPT-2's readers take its width over its heads for the size of one.
-    gpt2 = c.block == "gpt2" and c.n_head * (c.head_size or 0) == c.n_embd
+    model_type = BLOCKS[s.block]
+    if model_type == "gpt2" and s.n_head * s.head_size != s.n_embd:
+        # Programs take the width of GPT-2 over its heads for the width of a head.
+        model_type = "qwen3"
     config = {
         "format": "quill-onnx",
         "schema": 1,
         "model": checkpoint.version.reference,
         "dtype": dtype,
-        "vocab_size": c.vocab_size,
-        "max_position_embeddings": c.block_size,
-        "num_hidden_layers": c.n_layer,
-        "num_attention_heads": c.n_head,
+        "vocab_size": s.vocab_size,
+        "max_position_embeddings": s.block_size,
+        "num_hidden_layers": s.n_layer,
+        "num_attention_heads": s.n_head,
         "num_key_value_heads": K,
         "head_dim": D,
-        "hidden_size": c.n_embd,
+        "hidden_size": s.n_embd,
         "bos_token_id": tokenizer.eot_id,
         "eos_token_id": tokenizer.eot_id,
-        # By this Optimum and Transformers.js choose where to look for the sizes of keys and values.
-        "model_type": "gpt2" if gpt2 else "qwen3",
+        # It tells Optimum and Transformers.js where to find the sizes of keys and values.
+        "model_type": model_type,
         "graphs": graphs,
     }
-    if gpt2:
-        config |= {"n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd, "n_positions": c.block_size}
+    if model_type == "gpt2":
+        config |= {"n_layer": s.n_layer, "n_head": s.n_head, "n_embd": s.n_embd, "n_positions": s.block_size}
     return config
 
 
 def _tokenizer_files(tokenizer: Tokenizer, context: int) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The tokenizer as quill has it and, where it can, as the tokenizers library has it; and notes."""
+    """The tokenizer's files, for quill and, if it can represent it, for the tokenizers library; and notes."""
     files: dict[str, Any] = {TOKENIZER: tokenizer.to_dict()}
     if why := tokenizer_json.refusal(tokenizer):
-        return files, (f"there is no tokenizer.json for the tokenizers library: {why}",)
+        return files, (f"no tokenizer.json was written for the tokenizers library: {why}",)
     settings = tokenizer_json.settings(tokenizer, context)
     files |= {"tokenizer.json": tokenizer_json.write(tokenizer), "tokenizer_config.json": settings}
     return files, ()

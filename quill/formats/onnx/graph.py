@@ -1,8 +1,7 @@
-"""An ONNX graph as it is put together, and the file of weights that several graphs share.
+"""Builds an ONNX graph, and the file of weights that several graphs share.
 
-Format: https://onnx.ai/onnx/repo-docs/IR.html, weights beside the graph:
-https://onnx.ai/onnx/repo-docs/ExternalData.html. They lie outside because a protobuf holds 2 GB at the
-most, and because two graphs so need them only once.
+Format: https://onnx.ai/onnx/repo-docs/IR.html, weights in their own file:
+https://onnx.ai/onnx/repo-docs/ExternalData.html. A protobuf is limited to 2 GB, and both graphs share them.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
-# Gelu is an operator from 20 on. What came later, such as attention in one piece, fewer runtimes know.
+# Gelu is an operator since 20. Later operators, such as Attention, are known to fewer runtimes.
 OPSET = 20
-# The one that opset 20 came with.
+# The version that opset 20 came with.
 IR_VERSION = 9
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 _TYPES = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16}
 
-# Where a large tensor starts, so that any system can map it into memory; and where another does.
+# Large tensors start at a page, so that any system can map them into memory; others are aligned.
 _LARGE, _PAGE, _ALIGNMENT = 1 << 20, 1 << 16, 64
 
 
@@ -35,13 +34,13 @@ class _Place(NamedTuple):
 
 
 class WeightsFile:
-    """Tensors one after another, pointed to by graphs; none is copied before `chunks` comes to it.
+    """A file of tensors that graphs point to; `chunks` copies one tensor at a time.
 
     Args:
         location: The file's name, in the folder of the graphs.
 
     Attributes:
-        size: Of the file, in bytes, as far as it is laid out.
+        size: The file's size in bytes so far.
     """
 
     def __init__(self, location: str) -> None:
@@ -50,15 +49,15 @@ class WeightsFile:
         self.size = 0
 
     def place(self, name: str, values: Tensor, dtype: torch.dtype) -> TensorProto:
-        """Give a tensor its place, or find the one it has.
+        """Place a tensor in the file, unless it has a place already.
 
         Args:
-            name: Of the same name are the same values.
-            values: Them, or a view of them.
-            dtype: How they are kept, float32 or float16.
+            name: The tensor's name. The same name means the same values.
+            values: The tensor, or a view.
+            dtype: The stored dtype, float32 or float16.
 
         Returns:
-            What a graph lists to point there.
+            The graph's entry that points there.
         """
         place = self._places.get(name)
         if place is None:
@@ -74,23 +73,21 @@ class WeightsFile:
         return proto
 
     def chunks(self) -> Iterator[Any]:
-        """The file's bytes, a tensor at a time."""
+        """The file's bytes, one tensor at a time."""
         at = 0
         for place in self._places.values():
             yield bytes(place.start - at)
-            # ONNX is little-endian wherever it is written.
+            # ONNX is always little-endian.
             array = place.values.detach().to(place.dtype).contiguous().numpy()
             yield array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
             at = place.start + place.size
 
 
 class Graph:
-    """Operators in the order they run, and the constants they use.
-
-    A value is the name it has in the graph.
+    """Operators in the order they run, and their constants. A value is its name in the graph.
 
     Args:
-        file: Where weights are placed.
+        file: The file for the weights.
     """
 
     def __init__(self, file: WeightsFile) -> None:
@@ -104,36 +101,36 @@ class Graph:
 
         Args:
             kind: Its name in ONNX.
-            inputs: Values it takes.
-            output: What its output is called; made up where empty.
-            attributes: Its own.
+            inputs: Its input values.
+            output: The name of its output; empty for any.
+            attributes: Its attributes.
         """
         return self._add(kind, inputs, [output or f"{kind}_{len(self._nodes)}"], attributes)[0]
 
     def split(self, x: str, parts: int) -> list[str]:
-        """Cut a value into equal parts along its last axis."""
+        """Split a value into equal parts along its last axis."""
         names = [f"Split_{len(self._nodes)}_{i}" for i in range(parts)]
         return self._add("Split", (x,), names, {"axis": -1, "num_outputs": parts})
 
     def integer(self, value: int) -> str:
-        """A whole number without dimensions."""
+        """An integer scalar."""
         return self._constant(np.array(value, np.int64))
 
     def integers(self, *values: int) -> str:
-        """A row of whole numbers, such as a shape."""
+        """A vector of integers, such as a shape."""
         return self._constant(np.array(values, np.int64))
 
     def number(self, value: float) -> str:
-        """A float32 without dimensions."""
+        """A float32 scalar."""
         return self._constant(np.array(value, np.float32))
 
     def weight(self, name: str, values: Tensor, dtype: torch.dtype = torch.float32) -> str:
-        """A tensor from the file of weights, in float32 whatever it is kept in.
+        """A tensor from the file of weights, cast to float32.
 
         Args:
             name: Its name.
-            values: Them, or a view of them.
-            dtype: How they are kept.
+            values: The tensor, or a view.
+            dtype: The stored dtype.
         """
         if name not in self._initializers:
             self._initializers[name] = self._file.place(name, values, dtype)
@@ -146,12 +143,12 @@ class Graph:
     def model(
         self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto], producer: str
     ) -> ModelProto:
-        """What has been put together, as a model.
+        """Finish the graph as a model.
 
         Args:
-            name: The graph's.
-            inputs: What it is given.
-            outputs: What it gives; each is the output of an operator.
+            name: The graph's name.
+            inputs: The model's inputs.
+            outputs: The model's outputs, each an operator's.
             producer: The version of quill.
         """
         graph = helper.make_graph(self._nodes, name, inputs, outputs, list(self._initializers.values()))

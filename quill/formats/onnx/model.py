@@ -1,9 +1,9 @@
-"""A GPT as ONNX operators: both block families, with and without keys and values of earlier tokens.
+"""A GPT as ONNX operators: each block, with and without keys and values of earlier tokens.
 
-The graph is put together from its operators, not traced: what comes out is what is written here, named
-as quill names its weights, for any batch and length. Built for float32 arithmetic.
+The graph is built operator by operator, not traced, so it is exactly what is written here, with quill's names
+for the weights, for any batch and length, in float32 arithmetic.
 
-Legend: B batch, T new tokens, S tokens in all, C n_embd, H n_head, K n_kv_head, D head_size, V vocabulary.
+Legend: B batch, T new tokens, S all tokens, C n_embd, H n_head, K n_kv_head, D head_size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class GraphOfGPT:
     """The operators of one model.
 
     Args:
-        model: Whose.
-        file: Where its weights are placed; graphs of the same model may share it.
-        dtype: How matrices are kept; vectors, which take no room, are float32.
-        cached: Whether it takes keys and values of earlier tokens, and gives them with the new ones.
+        model: The model.
+        file: The file for its weights, which graphs of the same model may share.
+        dtype: The stored dtype of matrices; vectors, which are small, stay float32.
+        cached: Whether the graph takes keys and values of earlier tokens, and returns them with the new ones.
     """
 
     def __init__(self, model: GPT, file: WeightsFile, dtype: torch.dtype, *, cached: bool) -> None:
@@ -39,7 +39,7 @@ class GraphOfGPT:
         self.g = Graph(file)
 
     def build(self, producer: str) -> ModelProto:
-        """Put it together.
+        """Build the graph.
 
         Args:
             producer: The version of quill.
@@ -63,16 +63,20 @@ class GraphOfGPT:
         g, c = self.g, self.shape
         self._position()
         x = g.op("Gather", self._matrix("wte.weight"), "input_ids")  # (B, T, C)
-        if c.block == "gpt2":
+        if "wpe.weight" in self.weights:
             x = g.op("Add", x, g.op("Gather", self._matrix("wpe.weight"), self.positions))
-        block = self._gpt2_block if c.block == "gpt2" else self._modern_block
+        blocks = {
+            "gpt2": (self._gpt2_block, self._layer_norm),
+            "modern": (self._modern_block, self._rms_norm),
+        }
+        block, norm = blocks[c.block]
         for i in range(c.n_layer):
             x = block(x, i)
-        x = self._norm(x, "ln_f")
+        x = norm(x, "ln_f")
         if not c.tie_embeddings:
             self._linear(x, "lm_head", output="logits")
             return
-        # Gemm takes the embedding as it is kept, (V, C), where MatMul would need it a second time, turned.
+        # Gemm takes the embedding as it is stored, (V, C); MatMul would need a transposed copy.
         flat = g.op(
             "Gemm", g.op("Reshape", x, g.integers(-1, c.n_embd)), self._matrix("wte.weight"), transB=1
         )
@@ -80,7 +84,7 @@ class GraphOfGPT:
         g.op("Reshape", flat, shape, output="logits")
 
     def _position(self) -> None:
-        """What all layers share: positions of the new tokens, what each may see, and rotations."""
+        """What all layers share: positions of the new tokens, the causal mask, and rotations."""
         g, c = self.g, self.shape
         zero, one = g.integer(0), g.integer(1)
         total = g.op("Gather", g.op("Shape", "input_ids"), one)
@@ -92,33 +96,33 @@ class GraphOfGPT:
         keys = g.op("Range", zero, total, one) if self.cached else self.positions  # (S)
         seen = g.op("LessOrEqual", keys, g.op("Unsqueeze", self.positions, g.integers(1)))
         self.mask = g.op("Where", seen, g.number(0.0), g.number(-math.inf))  # (T, S)
-        if c.block == "modern":
-            # Rows are looked up, not computed: a position beyond the context is an error, as it should be.
+        if "wpe.weight" not in self.weights:
+            # Rows are looked up, not computed, so that a position beyond the context is an error.
             table = Rope.table(c.block_size, c.head_size, c.rope_theta, torch.device("cpu"))
             self.cos = g.op("Gather", g.weight("rope.cos", table.cos), self.positions)  # (T, D)
             self.sin = g.op("Gather", g.weight("rope.sin", table.sin), self.positions)
 
     def _gpt2_block(self, x: str, i: int) -> str:
         g, c, h = self.g, self.shape, f"h.{i}"
-        qkv = self._linear(self._norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn")
+        qkv = self._linear(self._layer_norm(x, f"{h}.ln_1"), f"{h}.attn.c_attn")
         q, k, v = (self._heads(part, c.n_head) for part in g.split(qkv, 3))
         q, k, v = (g.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, k, v))  # (B, H, T, D)
         y = self._attend(q, k, v, i)
         x = g.op("Add", x, self._linear(y, f"{h}.attn.c_proj"))
-        y = self._activation(self._linear(self._norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc"))
+        y = self._activation(self._linear(self._layer_norm(x, f"{h}.ln_2"), f"{h}.mlp.c_fc"))
         return g.op("Add", x, self._linear(y, f"{h}.mlp.c_proj"))
 
     def _modern_block(self, x: str, i: int) -> str:
         g, c, h = self.g, self.shape, f"h.{i}"
-        y, attn = self._norm(x, f"{h}.input_layernorm"), f"{h}.self_attn"
+        y, attn = self._rms_norm(x, f"{h}.input_layernorm"), f"{h}.self_attn"
         K = c.n_kv_head
-        q = self._norm(self._heads(self._linear(y, f"{attn}.q_proj"), c.n_head), f"{attn}.q_norm")
-        k = self._norm(self._heads(self._linear(y, f"{attn}.k_proj"), K), f"{attn}.k_norm")
+        q = self._rms_norm(self._heads(self._linear(y, f"{attn}.q_proj"), c.n_head), f"{attn}.q_norm")
+        k = self._rms_norm(self._heads(self._linear(y, f"{attn}.k_proj"), K), f"{attn}.k_norm")
         v = self._heads(self._linear(y, f"{attn}.v_proj"), K)
         q, k, v = (g.op("Transpose", t, perm=[0, 2, 1, 3]) for t in (q, k, v))  # (B, H or K, T, D)
         y = self._attend(self._rotate(q), self._rotate(k), v, i)
         x = g.op("Add", x, self._linear(y, f"{attn}.o_proj"))
-        y, mlp = self._norm(x, f"{h}.post_attention_layernorm"), f"{h}.mlp"
+        y, mlp = self._rms_norm(x, f"{h}.post_attention_layernorm"), f"{h}.mlp"
         up = self._linear(y, f"{mlp}.up_proj")
         if c.activation == "swiglu":
             gate = self._linear(y, f"{mlp}.gate_proj")
@@ -137,7 +141,7 @@ class GraphOfGPT:
         q = g.op("Mul", q, g.number(c.attention_scale))
         k = g.op("Transpose", k, perm=[0, 1, 3, 2])
         if H != K:
-            # The heads of a group get an axis of their own, along which keys and values are broadcast.
+            # The heads of a group get their own axis, along which keys and values are broadcast.
             q = g.op("Reshape", q, g.integers(0, K, H // K, -1, D))
             k, v = (g.op("Unsqueeze", t, g.integers(2)) for t in (k, v))
         share = g.op("Softmax", g.op("Add", g.op("MatMul", q, k), self.mask), axis=-1)
@@ -155,14 +159,16 @@ class GraphOfGPT:
         swapped = g.op("Concat", second, first, axis=-1)
         return g.op("Add", g.op("Mul", x, self.cos), g.op("Mul", swapped, self.sin))
 
-    def _norm(self, x: str, name: str) -> str:
-        g, c = self.g, self.shape
+    def _layer_norm(self, x: str, name: str) -> str:
+        weight = self.g.weight(f"{name}.weight", self.weights[f"{name}.weight"])
+        bias = [self._bias(name)] if f"{name}.bias" in self.weights else []
+        return self.g.op("LayerNormalization", x, weight, *bias, epsilon=self.shape.norm_eps)
+
+    def _rms_norm(self, x: str, name: str) -> str:
+        g = self.g
         weight = g.weight(f"{name}.weight", self.weights[f"{name}.weight"])
-        if c.block == "gpt2":
-            bias = [self._bias(name)] if f"{name}.bias" in self.weights else []
-            return g.op("LayerNormalization", x, weight, *bias, epsilon=c.norm_eps)
         mean = g.op("ReduceMean", g.op("Pow", x, g.number(2.0)), g.integers(-1))
-        root = g.op("Sqrt", g.op("Add", mean, g.number(c.norm_eps)))
+        root = g.op("Sqrt", g.op("Add", mean, g.number(self.shape.norm_eps)))
         return g.op("Mul", g.op("Div", x, root), weight)
 
     def _activation(self, x: str) -> str:
@@ -177,15 +183,15 @@ class GraphOfGPT:
                 return g.op("Gelu", x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
     def _linear(self, x: str, name: str, output: str = "") -> str:
-        g = self.g
         biased = f"{name}.bias" in self.weights
-        # Kept as (in, out): the product that every runtime, and every tool that quantises, knows best.
-        y = g.op("MatMul", x, self._matrix(f"{name}.weight", turned=True), output="" if biased else output)
-        return g.op("Add", y, self._bias(name), output=output) if biased else y
+        # Stored as (in, out), which every runtime and every tool for quantization handles best.
+        values = self.weights[f"{name}.weight"].t()
+        matrix = self.g.weight(f"{name}.weight.T", values, self.dtype)
+        y = self.g.op("MatMul", x, matrix, output="" if biased else output)
+        return self.g.op("Add", y, self._bias(name), output=output) if biased else y
 
-    def _matrix(self, name: str, turned: bool = False) -> str:
-        values = self.weights[name]
-        return self.g.weight(f"{name}.T" if turned else name, values.t() if turned else values, self.dtype)
+    def _matrix(self, name: str) -> str:
+        return self.g.weight(name, self.weights[name], self.dtype)
 
     def _bias(self, name: str) -> str:
         return self.g.weight(f"{name}.bias", self.weights[f"{name}.bias"])
