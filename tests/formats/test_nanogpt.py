@@ -1,13 +1,15 @@
-"""nanoGPT's checkpoints, as its train.py writes them and its sample.py and train.py read them."""
+"""nanoGPT's checkpoints: what its train.py writes, and what its sample.py and train.py read."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,7 +125,7 @@ def build(incoming: base.Incoming) -> GPT:
     return model
 
 
-def held(tokenizer: Any = None, steps: int | None = None, **model: Any) -> Checkpoint:
+def in_memory(tokenizer: Any = None, steps: int | None = None, **model: Any) -> Checkpoint:
     """A model in memory, none of whose numbers is a default."""
     tokenizer = tokenizer or CharTokenizer(CHARACTERS)
     shape = {"block": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6, "dropout": 0.25}
@@ -142,8 +144,8 @@ IDS = torch.tensor([[1, 5, 3, 0, 2, 11], [4, 4, 1, 7, 9, 10]])
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
-def test_a_checkpoint_reads_to_the_loss_that_it_was_made_with(tmp_path, bias, prefix):
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+def test_an_imported_checkpoint_computes_the_same_logits(tmp_path, bias, prefix):
     arguments = ARGUMENTS | {"bias": bias}
     weights = state(arguments)
     folder = save(tmp_path, arguments, model={prefix + n: t for n, t in weights.items()})
@@ -165,8 +167,32 @@ def test_a_checkpoint_reads_to_the_loss_that_it_was_made_with(tmp_path, bias, pr
         assert incoming.facts == {"steps": 250, "best_val_loss": 1.25}
 
 
+def test_two_names_for_one_tensor_are_refused(tmp_path):
+    weights = state(ARGUMENTS)
+    weights["module.transformer.ln_f.weight"] = weights["transformer.ln_f.weight"].clone()
+    meta(save(tmp_path, model=weights) / "meta.pkl")
+    with pytest.raises(CorruptError) as caught:
+        FORMAT.read(tmp_path, NOTHING)
+    assert caught.value.why == "it has two tensors for 'ln_f.weight'"
+
+
+def test_a_namespace_and_numpy_scalars_are_read_as_plain_values(tmp_path):
+    run = argparse.Namespace(dataset="chars", learning_rate=np.float64(1e-3))
+    folder = save(tmp_path / "out", config=run, iter_num=np.int64(250), best_val_loss=np.float32(1.25))
+    meta(tmp_path / "data" / "chars" / "meta.pkl")
+    incoming = FORMAT.read(folder, NOTHING)
+    assert incoming.facts == {"steps": 250, "best_val_loss": 1.25}
+    assert incoming.tokenizer.vocab_size == len(CHARACTERS)
+
+
+def test_a_folder_with_ckpt_and_meta_imports_without_flags(tmp_path, quill):
+    meta(save(tmp_path / "out-shakespeare-char") / "meta.pkl")
+    done = quill("import", str(tmp_path / "out-shakespeare-char"))
+    assert (done.returncode, done.stdout) == (0, b"out-shakespeare-char:v1\n"), done.stderr
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_come_as_they_are_kept(tmp_path, dtype):
+def test_weights_keep_their_dtype(tmp_path, dtype):
     weights = {n: t.to(dtype) for n, t in state(ARGUMENTS).items()}
     meta(save(tmp_path, model=weights) / "meta.pkl")
     read = FORMAT.read(tmp_path, NOTHING).weights
@@ -174,13 +200,13 @@ def test_weights_come_as_they_are_kept(tmp_path, dtype):
     assert torch.equal(read["h.1.mlp.c_fc.weight"], weights["transformer.h.1.mlp.c_fc.weight"])
 
 
-def test_masks_of_older_versions_are_dropped(tmp_path):
+def test_the_masks_of_older_versions_are_dropped(tmp_path):
     masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 6, 6) for i in range(2)}
     meta(save(tmp_path, model=state(ARGUMENTS) | masks) / "meta.pkl")
     assert not [n for n in FORMAT.read(tmp_path, NOTHING).weights if n.endswith(".attn.bias")]
 
 
-def test_a_head_is_tied_where_its_numbers_are_and_kept_where_not(tmp_path):
+def test_a_head_equal_to_the_embedding_is_tied_and_any_other_is_kept(tmp_path):
     shared = state(ARGUMENTS)
     copied = shared | {"lm_head.weight": shared["lm_head.weight"].clone()}
     without = {n: t for n, t in shared.items() if n != "lm_head.weight"}
@@ -200,13 +226,13 @@ def test_a_head_is_tied_where_its_numbers_are_and_kept_where_not(tmp_path):
 @pytest.mark.parametrize(
     "loss", [1.25, torch.tensor(1.25, dtype=torch.float64), None, 1e9, float("nan"), "x"]
 )
-def test_the_best_loss_is_told_where_there_is_one(tmp_path, loss):
+def test_the_best_loss_is_recorded_if_it_is_finite(tmp_path, loss):
     meta(save(tmp_path, best_val_loss=loss) / "meta.pkl")
     best = FORMAT.read(tmp_path, NOTHING).facts.get("best_val_loss")
     assert best == (1.25 if isinstance(loss, Tensor) or loss == 1.25 else None)
 
 
-def test_the_vocabulary_is_the_first_that_is_there(tmp_path, monkeypatch):
+def test_the_vocabulary_is_the_nearest_that_exists(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     folder = save(tmp_path / "nano" / "out")
@@ -214,7 +240,7 @@ def test_the_vocabulary_is_the_first_that_is_there(tmp_path, monkeypatch):
     metas = [META | {"itos": dict(enumerate(o)), "stoi": {c: i for i, c in enumerate(o)}} for o in orders]
     with pytest.raises(InputError, match="vocabulary") as caught:
         FORMAT.read(folder, NOTHING)
-    assert "--tokenizer" in caught.value.hint
+    assert "tokenizer=" in caught.value.hint
     places = [
         tmp_path / "work" / "data" / "chars" / "meta.pkl",
         tmp_path / "nano" / "data" / "chars" / "meta.pkl",
@@ -230,7 +256,7 @@ def test_the_vocabulary_is_the_first_that_is_there(tmp_path, monkeypatch):
     assert read.tokenizer.decode(range(12)) == orders[3]
 
 
-def test_the_vocabulary_may_be_given_as_the_text(tmp_path):
+def test_the_vocabulary_can_be_read_from_the_text(tmp_path):
     save(tmp_path)
     text = tmp_path / "input.txt"
     # Windows' line ends are one newline to Python, and so to nanoGPT's prepare.py.
@@ -240,7 +266,7 @@ def test_the_vocabulary_may_be_given_as_the_text(tmp_path):
     text.write_bytes((CHARACTERS + "z").encode())
     with pytest.raises(InputError, match="not the vocabulary") as caught:
         FORMAT.read(tmp_path, base.Supplied(tokenizer=str(text)))
-    assert "13 tokens, the model 12" in caught.value.why
+    assert "13 tokens; the model has 12" in caught.value.why
     text.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(InputError, match="not UTF-8"):
         FORMAT.read(tmp_path, base.Supplied(tokenizer=str(text)))
@@ -248,7 +274,7 @@ def test_the_vocabulary_may_be_given_as_the_text(tmp_path):
         FORMAT.read(tmp_path, base.Supplied(tokenizer="nowhere"))
 
 
-def test_the_vocabulary_of_another_run_is_not_taken(tmp_path):
+def test_the_vocabulary_of_another_run_is_not_used(tmp_path):
     folder = save(tmp_path / "out")
     meta(folder / "meta.pkl", {"vocab_size": 2, "itos": {0: "a", 1: "b"}, "stoi": {"a": 0, "b": 1}})
     with pytest.raises(InputError) as caught:
@@ -274,14 +300,14 @@ def test_the_vocabulary_of_another_run_is_not_taken(tmp_path):
         META | {"stoi": META["stoi"] | {"x": "y"}},
     ],
 )
-def test_what_is_no_vocabulary_is_refused(value, tmp_path):
+def test_an_invalid_vocabulary_is_refused(value, tmp_path):
     meta(save(tmp_path) / "meta.pkl", value)
-    with pytest.raises(CorruptError, match="holds no vocabulary"):
+    with pytest.raises(CorruptError, match="is not a vocabulary"):
         FORMAT.read(tmp_path, NOTHING)
 
 
 @pytest.mark.parametrize("dataset", ["../secret", "/secret", "chars/../../secret", "", ".", 5, None, ["x"]])
-def test_f44_a_dataset_leads_nowhere_but_to_the_data(tmp_path, dataset):
+def test_f44_a_dataset_cannot_lead_outside_the_data_folder(tmp_path, dataset):
     meta(tmp_path / "secret" / "meta.pkl")
     folder = save(tmp_path / "nano" / "out", config={"dataset": dataset})
     meta(tmp_path / "nano" / "secret" / "meta.pkl")
@@ -291,7 +317,7 @@ def test_f44_a_dataset_leads_nowhere_but_to_the_data(tmp_path, dataset):
 
 
 @pytest.mark.parametrize("rows", [50257, 50304])
-def test_gpt2s_tokens_need_no_file(tmp_path, rows, ranks, monkeypatch):
+def test_the_vocabulary_of_gpt2_needs_no_file(tmp_path, rows, ranks, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
     arguments = ARGUMENTS | {"vocab_size": rows, "n_embd": 2, "n_layer": 1}
     folder = save(tmp_path, arguments, optimizer=None)
@@ -324,21 +350,21 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_checkpoint_that_does_not_fit_itself_is_refused(name, tmp_path):
+def test_a_checkpoint_that_contradicts_itself_is_refused(name, tmp_path):
     meta(save(tmp_path, **CHANGES[name]) / "meta.pkl")
     with pytest.raises(CorruptError):
         FORMAT.read(tmp_path, NOTHING)
 
 
-def test_a_folder_without_a_checkpoint_and_a_config_are_refused(tmp_path):
+def test_a_folder_without_a_checkpoint_is_refused_and_so_is_a_config(tmp_path):
     assert not FORMAT.recognises(tmp_path)
     with pytest.raises(NotFoundError, match=r"no ckpt\.pt"):
         FORMAT.read(tmp_path, NOTHING)
-    with pytest.raises(InputError, match="--config"):
+    with pytest.raises(InputError, match="config= does not apply"):
         FORMAT.read(save(tmp_path), base.Supplied(config=tmp_path / "config.json"))
 
 
-def test_f44_a_malicious_checkpoint_ends_with_5_and_nothing_happens(tmp_path, quill):
+def test_f44_a_malicious_checkpoint_is_refused_and_nothing_runs(tmp_path, quill):
     mark = tmp_path / "mark"
 
     class Evil:
@@ -362,7 +388,7 @@ def test_f44_a_malicious_checkpoint_ends_with_5_and_nothing_happens(tmp_path, qu
     "shape", [{}, {"bias": True}, {"bias": True, "qkv_bias": False}, {"qkv_bias": True}], ids=str
 )
 def test_what_is_written_is_what_nanogpt_reads(tmp_path, shape):
-    made = held(steps=40, **shape)
+    made = in_memory(steps=40, **shape)
     FORMAT.write(made, tmp_path / "out", "float32")
     # As sample.py and train.py do; torch reads weights alone by default.
     document = torch.load(tmp_path / "out" / "ckpt.pt", map_location="cpu")
@@ -380,7 +406,7 @@ def test_what_is_written_is_what_nanogpt_reads(tmp_path, shape):
 
 
 def test_the_optimizer_that_is_written_goes_on_in_nanogpts(tmp_path):
-    FORMAT.write(held(steps=40, bias=True), tmp_path / "out", "float32")
+    FORMAT.write(in_memory(steps=40, bias=True), tmp_path / "out", "float32")
     document = torch.load(tmp_path / "out" / "ckpt.pt")
     # As configure_optimizers groups them.
     model = {n: torch.nn.Parameter(t) for n, t in document["model"].items() if n != "lm_head.weight"}
@@ -399,7 +425,7 @@ def test_the_optimizer_that_is_written_goes_on_in_nanogpts(tmp_path):
 
 @pytest.mark.parametrize("shape", [{}, {"bias": True}], ids=str)
 def test_what_is_written_comes_back_whole(tmp_path, shape):
-    made = held(steps=0, **shape)
+    made = in_memory(steps=0, **shape)
     FORMAT.write(made, tmp_path / "out", "float32")
     back = FORMAT.read(tmp_path / "out", NOTHING)
     assert back.model == made.config.model
@@ -410,12 +436,12 @@ def test_what_is_written_comes_back_whole(tmp_path, shape):
 
 
 def test_a_model_that_was_never_trained_is_written_too(tmp_path):
-    FORMAT.write(held(), tmp_path / "out", "float32")
+    FORMAT.write(in_memory(), tmp_path / "out", "float32")
     assert FORMAT.read(tmp_path / "out", NOTHING).facts == {"steps": 0}
 
 
 def test_rows_without_a_character_are_left_out(tmp_path):
-    made = held(vocab_size=16)
+    made = in_memory(vocab_size=16)
     notes = FORMAT.write(made, tmp_path / "out", "float32")
     assert any("4 rows" in note for note in notes)
     back = FORMAT.read(tmp_path / "out", NOTHING)
@@ -427,7 +453,7 @@ def test_gpt2s_tokens_are_written_without_a_vocabulary(tmp_path, ranks, monkeypa
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
     from quill.tokenizers.gpt2 import Gpt2Tokenizer
 
-    made = held(Gpt2Tokenizer.train([]), n_embd=2, n_layer=1, vocab_size=50400)
+    made = in_memory(Gpt2Tokenizer.train([]), n_embd=2, n_layer=1, vocab_size=50400)
     assert FORMAT.refusal(made.config.model, made.tokenizer) is None
     FORMAT.write(made, tmp_path / "out", "float32")
     assert os.listdir(tmp_path / "out") == ["ckpt.pt"]

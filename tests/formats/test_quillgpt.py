@@ -114,7 +114,7 @@ def build(incoming: base.Incoming) -> GPT:
     return model
 
 
-def held(characters: str = CHARACTERS, **model: Any) -> Checkpoint:
+def in_memory(characters: str = CHARACTERS, **model: Any) -> Checkpoint:
     """A model in memory, none of whose numbers is a default."""
     shape = {
         "block": "gpt2", "n_layer": 2, "n_head": 3, "n_embd": 10, "head_size": 3, "block_size": 6,
@@ -130,9 +130,17 @@ def held(characters: str = CHARACTERS, **model: Any) -> Checkpoint:
     return Checkpoint(config, network, CharTokenizer(characters), None, Version("held", 1, Path("held")))
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+def test_the_wrappers_of_a_training_are_removed_from_names(prefix, tmp_path):
+    path = save(tmp_path / "GPT.pt", {prefix + n: t for n, t in state().items()})
+    put(tmp_path / "config.json", settings())
+    found = build(FORMAT.read(path, NOTHING)).predict(IDS)
+    assert torch.allclose(found, reference(state(), SHAPE, IDS), atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("heads", [1, 2, 3])
-def test_a_checkpoint_reads_to_the_loss_that_it_was_made_with(tmp_path, heads, dtype):
+def test_an_imported_checkpoint_computes_the_same_logits(tmp_path, heads, dtype):
     shape = SHAPE | {"n_head": heads}
     weights = {n: t.to(dtype) for n, t in state(shape).items()}
     path = save(tmp_path / "trained_models" / "GPT.pt", weights)
@@ -150,7 +158,7 @@ def test_a_checkpoint_reads_to_the_loss_that_it_was_made_with(tmp_path, heads, d
         assert incoming.tokenizer.decode(range(12)) == CHARACTERS
 
 
-def test_harpoons_twelve_heads_of_85_are_read(tmp_path):
+def test_heads_that_do_not_fill_the_width_are_read(tmp_path):
     shape = {"n_layer": 1, "n_head": 12, "n_embd": 1024, "block_size": 4, "vocab_size": 12}
     weights = state(shape)
     assert weights["blocks.0.sa.proj.weight"].shape == (1024, 1020)
@@ -162,17 +170,17 @@ def test_harpoons_twelve_heads_of_85_are_read(tmp_path):
     assert float((found - wanted).abs().max()) < 1e-4 * float(wanted.abs().max())
 
 
-def test_a_checkpoint_of_akashs_reads_with_its_text_and_its_scale(tmp_path):
+def test_a_checkpoint_of_akash_needs_its_text_and_has_its_own_scale(tmp_path):
     weights = state(mask="trill")
     path = save(tmp_path / "nanogpt.pth", weights)
     assert FORMAT.recognises(path)
     with pytest.raises(InputError, match="characters") as caught:
         FORMAT.read(path, NOTHING)
-    assert "--tokenizer TEXT" in caught.value.hint
+    assert "as tokenizer=" in caught.value.hint
     text = put(tmp_path / "input.txt", "".join(reversed(SORTED)))
     with pytest.raises(InputError) as caught:
         FORMAT.read(path, NOTHING)
-    assert f"--tokenizer {text}" in caught.value.hint
+    assert caught.value.hint == f'tokenizer="{text}"'
     incoming = FORMAT.read(path, base.Supplied(tokenizer=str(text)))
     assert torch.allclose(build(incoming).predict(IDS), reference(weights, SHAPE, IDS, "trill"), atol=1e-5)
     assert incoming.model.attention_scale == 10**-0.5
@@ -183,7 +191,7 @@ def test_a_checkpoint_of_akashs_reads_with_its_text_and_its_scale(tmp_path):
         FORMAT.read(path, base.Supplied(tokenizer=str(put(tmp_path / "other.txt", "abc"))))
 
 
-def test_a_single_head_has_the_same_scale_in_both(tmp_path):
+def test_a_single_head_has_the_same_scale_in_both_projects(tmp_path):
     shape = SHAPE | {"n_head": 1}
     path = save(tmp_path / "nanogpt.pth", state(shape, "trill"))
     text = put(tmp_path / "input.txt", SORTED)
@@ -193,15 +201,15 @@ def test_a_single_head_has_the_same_scale_in_both(tmp_path):
 def test_the_config_is_the_nearest_that_fits(tmp_path):
     path = save(tmp_path / "weights" / "GPT_model_char.pt")
     orders = [CHARACTERS[i:] + CHARACTERS[:i] for i in range(6)]
-    with pytest.raises(InputError, match="config") as caught:
+    with pytest.raises(InputError, match="characters") as caught:
         FORMAT.read(path, NOTHING)
-    assert "--config" in caught.value.hint
+    assert "config=" in caught.value.hint
     other = settings(SHAPE | {"n_layer": 3})
     put(tmp_path / "config" / "a.json", other)
     put(tmp_path / "config" / "broken.json", '{"n_embd": 10,}')
     put(tmp_path / "config" / "list.json", [])
     put(tmp_path / "config" / "example.json", {"n_embd": 10, "n_head": 3})
-    with pytest.raises(InputError, match="config"):
+    with pytest.raises(InputError, match="characters"):
         FORMAT.read(path, NOTHING)
     places = [tmp_path / "config" / "z.json", path.parent / "config.json", path.with_suffix(".json")]
     for place, order in zip(places, orders, strict=False):
@@ -218,7 +226,7 @@ def test_the_config_is_the_nearest_that_fits(tmp_path):
     assert (incoming.tokenizer.decode(range(12)), incoming.model.dropout) == (SORTED, 0.5)
 
 
-def test_of_several_configs_none_is_guessed(tmp_path):
+def test_one_of_several_configs_is_not_guessed(tmp_path):
     path = save(tmp_path / "weights" / "GPT_model_char.pt")
     put(tmp_path / "config" / "one.json", settings())
     put(tmp_path / "config" / "same.json", settings())
@@ -229,7 +237,7 @@ def test_of_several_configs_none_is_guessed(tmp_path):
     assert "one.json" in caught.value.hint
 
 
-def test_an_unordered_vocabulary_is_taken_with_a_warning(tmp_path):
+def test_an_unsorted_vocabulary_is_read_with_a_warning(tmp_path):
     path = save(tmp_path / "GPT.pt")
     config = put(tmp_path / "config.json", settings())
     assert any("gibberish" in note for note in FORMAT.read(path, NOTHING).notes)
@@ -254,13 +262,13 @@ GIVEN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_a_config_that_is_not_the_models_is_refused(name, tmp_path):
+def test_the_config_of_another_model_is_refused(name, tmp_path):
     given = put(tmp_path / "given.json", GIVEN[name])
     with pytest.raises((InputError, CorruptError)):
         FORMAT.read(save(tmp_path / "GPT.pt"), base.Supplied(config=given))
 
 
-def test_a_config_that_is_not_there_is_not_found(tmp_path):
+def test_a_missing_config_is_not_found(tmp_path):
     path = save(tmp_path / "GPT.pt")
     for place in (tmp_path / "nowhere.json", tmp_path):
         with pytest.raises(NotFoundError):
@@ -285,31 +293,31 @@ STATES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_a_checkpoint_that_is_not_whole_is_refused(name, tmp_path):
+def test_an_incomplete_checkpoint_is_refused(name, tmp_path):
     path = save(tmp_path / "GPT.pt", STATES[name])
     put(tmp_path / "config.json", settings())
-    with pytest.raises(CorruptError, match="no whole checkpoint"):
+    with pytest.raises(CorruptError, match="not a complete checkpoint"):
         FORMAT.read(path, NOTHING)
 
 
 @pytest.mark.parametrize(
     "value", [{"conv.weight": torch.zeros(2)}, {}, [1], {"epoch": 3}, torch.zeros(3)], ids=str
 )
-def test_the_checkpoint_of_something_else_is_refused(value, tmp_path):
+def test_the_checkpoint_of_another_program_is_refused(value, tmp_path):
     path = tmp_path / "net.pt"
     torch.save(value, path)
-    with pytest.raises(InputError, match="no model that quill knows"):
+    with pytest.raises(InputError, match="not a model that quill imports"):
         FORMAT.read(path, NOTHING)
 
 
-def test_what_is_too_much_goes_on_under_its_own_name(tmp_path):
+def test_an_unknown_tensor_keeps_its_name(tmp_path):
     path = save(tmp_path / "GPT.pt", state() | {"value_head.weight": torch.zeros(2)})
     put(tmp_path / "config.json", settings())
     assert "value_head.weight" in FORMAT.read(path, NOTHING).weights
 
 
-def test_each_checkpoint_is_of_one_format(tmp_path):
-    """Any .pt has somebody who says what is wrong with it."""
+def test_each_torch_file_belongs_to_one_format(tmp_path):
+    """So one of them says what is wrong with a file."""
     nanogpt = base.load("nanogpt")
     ours = save(tmp_path / "GPT.pt")
     theirs = save(tmp_path / "their.pt", {"model": {"_orig_mod.transformer.wte.weight": torch.zeros(2, 2)}})
@@ -337,20 +345,20 @@ def test_each_checkpoint_is_of_one_format(tmp_path):
     assert "LFS" in caught.value.why
 
 
-def test_folders_of_others_and_of_several_models_are_not_guessed(tmp_path):
+def test_folders_of_other_formats_and_of_several_models_are_not_guessed(tmp_path):
     save(tmp_path / "GPT.pt")
     (tmp_path / "model.safetensors").touch()
     assert not FORMAT.recognises(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     save(tmp_path / "other.pt")
     assert not FORMAT.recognises(tmp_path)
-    with pytest.raises(InputError, match="which model"):
+    with pytest.raises(InputError, match="several models"):
         FORMAT.read(tmp_path, NOTHING)
     with pytest.raises(NotFoundError):
         FORMAT.read(put(tmp_path / "empty" / "x.json", {}).parent, NOTHING)
 
 
-def test_f44_a_malicious_state_dict_ends_with_5_and_nothing_happens(tmp_path, quill):
+def test_f44_a_malicious_state_dict_is_refused_and_nothing_runs(tmp_path, quill):
     mark = tmp_path / "mark"
 
     class Evil:
@@ -368,8 +376,8 @@ def test_f44_a_malicious_state_dict_ends_with_5_and_nothing_happens(tmp_path, qu
 
 
 @pytest.mark.parametrize("heads", [{}, {"n_head": 5, "n_kv_head": 5, "head_size": 2}], ids=str)
-def test_what_is_written_is_what_quillgpt_reads(tmp_path, heads):
-    made = held(**heads)
+def test_an_export_is_what_quillgpt_reads(tmp_path, heads):
+    made = in_memory(**heads)
     notes = FORMAT.write(made, tmp_path / "out", "float32")
     assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "held.pt"]
     weights = torch.load(tmp_path / "out" / "held.pt")
@@ -387,8 +395,8 @@ def test_what_is_written_is_what_quillgpt_reads(tmp_path, heads):
     assert config["decode"] == {str(i): c for i, c in enumerate(CHARACTERS)}
 
 
-def test_a_model_of_akashs_scale_is_written_with_his_mask(tmp_path):
-    made = held(attention_scale=10**-0.5)
+def test_the_scale_of_akash_is_exported_with_his_mask(tmp_path):
+    made = in_memory(attention_scale=10**-0.5)
     FORMAT.write(made, tmp_path / "out", "float32")
     weights = torch.load(tmp_path / "out" / "held.pt")
     assert list(weights) == list(layout(SHAPE, "trill"))
@@ -400,8 +408,8 @@ def test_a_model_of_akashs_scale_is_written_with_his_mask(tmp_path):
     [{"bias": False}, {"head_bias": False}, {"tie_embeddings": True, "head_bias": False}, {"vocab_size": 15}],
     ids=str,
 )
-def test_what_quillgpt_has_not_is_written_as_it_acts(tmp_path, shape):
-    made = held(**shape)
+def test_what_quillgpt_lacks_is_exported_as_equal_tensors(tmp_path, shape):
+    made = in_memory(**shape)
     assert FORMAT.refusal(made.config.model, made.tokenizer) is None
     notes = FORMAT.write(made, tmp_path / "out", "float32")
     assert len(notes) > 1
@@ -411,8 +419,8 @@ def test_what_quillgpt_has_not_is_written_as_it_acts(tmp_path, shape):
 
 
 @pytest.mark.parametrize("shape", [{}, {"attention_scale": 10**-0.5}], ids=str)
-def test_what_is_written_comes_back_whole(tmp_path, shape):
-    made = held(**shape)
+def test_an_export_imports_to_the_same_model(tmp_path, shape):
+    made = in_memory(**shape)
     FORMAT.write(made, tmp_path / "out", "float32")
     back = FORMAT.read(tmp_path / "out", NOTHING)
     assert back.model == made.config.model
@@ -434,7 +442,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_quillgpt_cannot_hold_is_refused_by_name(name):
+def test_a_setting_that_quillgpt_lacks_is_refused_by_name(name):
     settings = {"n_head": 2, "n_embd": 8, "n_layer": 2}
     if name != "modern":
         settings |= {"block": "gpt2", "activation": "relu", "qkv_bias": False}
@@ -447,5 +455,5 @@ def test_what_quillgpt_cannot_hold_is_refused_by_name(name):
 def test_other_tokenizers_are_refused():
     from quill.tokenizers.word import WordTokenizer
 
-    made = held()
+    made = in_memory()
     assert "word" in (FORMAT.refusal(made.config.model, WordTokenizer.train(["some words"])) or "")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import codecs
 import io
 import json
 import os
 import pickle
 import random
+import shlex
 import struct
 import subprocess
 import sys
 import time
+import types
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -125,6 +130,60 @@ def test_a_torch_file_reads_as_torch_reads_it(tmp_path, protocol):
     assert stored[0].record == stored[1].record != stored[5].record
 
 
+NUMBERS = [
+    kind(n)
+    for kind in (
+        np.float64,
+        np.float32,
+        np.float16,
+        np.int64,
+        np.int32,
+        np.int16,
+        np.int8,
+        np.uint8,
+        np.uint32,
+    )
+    for n in (0, 1, 100)
+]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_numpy_scalars_and_namespaces_are_read_as_plain_values(tmp_path, protocol):
+    path = tmp_path / "a.pt"
+    inner = types.SimpleNamespace(seed=np.int64(-3))
+    value = {"numbers": NUMBERS, "flag": np.bool_(True), "args": argparse.Namespace(lr=0.5, inner=inner)}
+    torch.save(value, path, pickle_protocol=protocol)
+    found = TorchFile(path).value
+    assert found["numbers"] == NUMBERS
+    assert {type(n) for n in found["numbers"]} == {int, float}
+    assert found["flag"] is True
+    assert found["args"] == {"lr": 0.5, "inner": {"seed": -3}}
+
+
+@pytest.mark.parametrize("value", [np.zeros(3), np.complex64(1), np.str_("x"), np.datetime64("2020-01-01")])
+def test_other_numpy_values_are_refused(value, tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save({"w": value}, path)
+    assert "numpy" in refused(path).why
+
+
+def test_the_hint_saves_a_careless_checkpoint_again(tmp_path):
+    path = tmp_path / "it's mine.pt"
+    value = {"w": torch.arange(3.0), "sizes": np.arange(3), "out": Path("out"), "n": 3}
+    torch.save(value, path)
+    error = refused(path)
+    assert "pathlib" in error.why or "numpy" in error.why
+    subprocess.run([sys.executable, *shlex.split(error.hint)[1:]], check=True, timeout=60)
+    file = TorchFile(tmp_path / "it's mine-plain.pt")
+    assert file.value["n"] == 3
+    assert file.tensor(file.value["w"]).tolist() == [0, 1, 2]
+
+
+def test_f44_no_hint_advises_to_load_a_malicious_file(tmp_path):
+    for function in (os.system, eval, subprocess.Popen):
+        assert not refused(zipped(tmp_path / "a.pt", Call(function, "true"))).hint
+
+
 def test_writing_to_a_tensor_does_not_change_the_file(tmp_path):
     path = tmp_path / "a.pt"
     torch.save({"w": torch.zeros(100)}, path)
@@ -209,6 +268,11 @@ CALLS: dict[str, Callable[[str], Any]] = {
     "a call inside a dict": lambda mark: Call(OrderedDict, [[Call(os.system, f"touch {mark}"), 1]]),
     "a number of 3000 bits": lambda mark: 7**1000,
     "bytes": lambda mark: b"touch",
+    "a namespace in a namespace's place": lambda mark: Call(argparse.Namespace, mark),
+    "a numpy scalar of no dtype": lambda mark: Call(np.float64(1).__reduce__()[0], mark, b"12345678"),
+    "a numpy scalar of too few bytes": lambda mark: Call(np.float64(1).__reduce__()[0], np.dtype("f8"), b"1"),
+    "a numpy scalar of objects": lambda mark: Call(np.float64(1).__reduce__()[0], np.dtype("O"), b"12345678"),
+    "an encoding of its own": lambda mark: Call(codecs.encode, "text", "idna"),
     "a set": lambda mark: {1, 2},
     "a dict with keys of tuples": lambda mark: {(1, 2): 3},
 }

@@ -9,9 +9,10 @@ And the process has given up memory, time, files and children by then.
 told to, however large.
 
 The protocol: after `READY` comes one JSON object, either {"value": ...}, with {"records": ...} next to it for
-a torch file, or the reason not to read the file as {"unsafe": why} or {"damaged": why}. In a value, a dict
-is {"map": [[key, value], ...]} and a tensor {"tensor": [dtype, key, numel, offset, shape, stride]}; records
-says for each key where its bytes are in the file, as [start, bytes, crc32]. The parent trusts none of it.
+a torch file, or the reason not to read it: {"unsafe": why}, {"damaged": why}, or {"foreign": name} for a name
+without a stand-in. In a value, a dict is {"map": [[key, value], ...]} and a tensor is
+{"tensor": [dtype, key, numel, offset, shape, stride]}; records says for each key where its bytes are in the
+file, as [start, bytes, crc32]. The parent trusts none of it.
 
 Formats: https://docs.python.org/3/library/pickletools.html;
 https://docs.pytorch.org/docs/stable/notes/serialization.html; a torch file is a zip archive whose records
@@ -51,7 +52,7 @@ _PLAIN = frozenset((
 ))  # fmt: skip
 _TORCH = _PLAIN | {
     "NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
-    "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID",
+    "GLOBAL", "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID", "BINBYTES", "SHORT_BINBYTES",
 }  # fmt: skip
 _PUTS = frozenset(("BINPUT", "LONG_BINPUT"))
 
@@ -59,6 +60,12 @@ _STORAGES = {
     "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "DoubleStorage": "float64", "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16",
     "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
+}  # fmt: skip
+
+# Scalars of numpy by the names of their dtypes, as struct spells them.
+_NUMPY_SCALARS = {
+    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b",
+    "u8": "Q", "u4": "I", "u2": "H", "u1": "B", "b1": "?",
 }  # fmt: skip
 
 # The end of a zip archive, and a record's header up to its name (APPNOTE.TXT 4.3.16 and 4.3.7).
@@ -77,6 +84,12 @@ class Damaged(Refused):
     """Why a file is not read: it is not as it was written."""
 
     verdict = "damaged"
+
+
+class Foreign(Refused):
+    """A name in a pickle that has no stand-in."""
+
+    verdict = "foreign"
 
 
 class _Storage(NamedTuple):
@@ -133,10 +146,74 @@ class _OrderedDict(dict[Any, Any]):
         """Ignore the module versions that a state dict carries."""
 
 
+class _Namespace:
+    """An argparse.Namespace or the like, which is read as a dict."""
+
+    __slots__ = ("state",)
+
+    state: dict[Any, Any]
+
+    def __new__(cls) -> _Namespace:
+        made = super().__new__(cls)
+        made.state = {}
+        return made
+
+    def __setstate__(self, state: object) -> None:
+        if type(state) is not dict:
+            raise Refused("it sets the state of a namespace to something that is not a dict")
+        self.state = state
+
+
+class _EncodeLatin(_StandIn):
+    """How pickles before protocol 3 write bytes."""
+
+    __slots__ = ()
+
+    def __call__(self, text: Any, encoding: Any) -> bytes:
+        if type(text) is not str or encoding != "latin1":
+            raise Refused("it encodes something that is not text")
+        return text.encode("latin1")
+
+
+class _NumpyDtype:
+    __slots__ = ("code",)
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        if type(state) is not tuple or state[1:2] not in (("<",), ("|",)):
+            raise Refused("it contains numpy values that are not little-endian")
+
+
+class _MakeNumpyDtype(_StandIn):
+    __slots__ = ()
+
+    def __call__(self, name: Any, *rest: Any) -> _NumpyDtype:
+        if type(name) is not str or name not in _NUMPY_SCALARS or len(rest) > 2:
+            raise Refused("it contains numpy values that are not plain numbers")
+        return _NumpyDtype(_NUMPY_SCALARS[name])
+
+
+class _MakeNumpyScalar(_StandIn):
+    __slots__ = ()
+
+    def __call__(self, dtype: Any, raw: Any) -> Any:
+        if type(dtype) is not _NumpyDtype or type(raw) is not bytes:
+            raise Refused("it makes a numpy scalar from something that is not a number")
+        return struct.unpack(f"<{dtype.code}", raw)[0]
+
+
 _GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
     ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+    ("argparse", "Namespace"): _Namespace,
+    ("types", "SimpleNamespace"): _Namespace,
+    ("_codecs", "encode"): _EncodeLatin(),
+    ("numpy", "dtype"): _MakeNumpyDtype(),
+    ("numpy.core.multiarray", "scalar"): _MakeNumpyScalar(),
+    ("numpy._core.multiarray", "scalar"): _MakeNumpyScalar(),
     **{("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()},
     **{("torch", dtype): f"torch.{dtype}" for dtype in _STORAGES.values()},
 }
@@ -147,7 +224,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _GLOBALS[module, name]
         except KeyError:
-            raise Refused(f"it refers to {_shorten(f'{module}.{name}')}, which weights do not need") from None
+            raise Foreign(_shorten(f"{module}.{name}")) from None
 
     def persistent_load(self, pid: Any) -> _Storage:
         match pid:
@@ -184,6 +261,8 @@ class _Answer:
             return {"tensor": [dtype, key, numel, offset, list(shape), list(stride)]}
         if type(value) in (list, tuple):
             return [self._encode(v, depth + 1) for v in value]
+        if type(value) is _Namespace:
+            value = value.state
         if isinstance(value, dict):
             if any(type(k) not in (str, int) for k in value):
                 raise Refused("it contains a dict whose keys are neither strings nor integers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,13 @@ from quill.registry.version import refuse
 
 WALL_SECONDS = 120
 _HEAD_BYTES = 512
+# Packages whose objects training scripts often leave in their checkpoints.
+_CARELESS = ("numpy", "torch", "pathlib", "collections", "datetime")
+_RESAVE = (
+    "import sys, torch; plain = lambda v: {k: plain(x) for k, x in v.items()} if isinstance(v, dict) else "
+    "v if isinstance(v, (torch.Tensor, int, float, str)) else str(v); "
+    'torch.save(plain(torch.load(sys.argv[1], "cpu", weights_only=False)), sys.argv[2])'
+)
 # What a Python outside the system's own folders needs to find its libraries.
 _KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
@@ -91,6 +99,8 @@ def ask(file: FileIO, kind: Literal["torch", "plain"], path: Path) -> dict[str, 
         raise CorruptError(unsafe, why=answer["unsafe"])
     if "damaged" in answer:
         raise damaged(path, answer["damaged"])
+    if "foreign" in answer:
+        raise _foreign(path, answer["foreign"])
     return dict(answer)
 
 
@@ -113,6 +123,16 @@ def decode(value: Any, make_tensor: Callable[..., Any] | None = None) -> Any:
 def damaged(path: Path, why: str) -> CorruptError:
     """The refusal of a file that is not as it was written."""
     return CorruptError(f"'{path}' is damaged", why=why, hint="get the file again from its source")
+
+
+def _foreign(path: Path, name: str) -> CorruptError:
+    """The refusal of a file that needs code to be read: malicious, or saved carelessly."""
+    why, hint = f"it refers to {name}, and quill runs no code from a file", ""
+    if name.partition(".")[0] in _CARELESS:
+        why += "; if you trust its source, save it again with tensors and plain values alone"
+        plain = path.with_name(f"{path.stem}-plain{path.suffix}")
+        hint = shlex.join(["python", "-c", _RESAVE, str(path), str(plain)])
+    return CorruptError(f"'{path}' is not safe to read", why=why, hint=hint)
 
 
 def _no_process(path: Path, why: str) -> ResourceError:

@@ -30,6 +30,8 @@ _SIZES = {
 _MOST_DIMENSIONS = 16
 _ZIP = b"PK\3\4"
 _CHUNK = 1 << 20
+# What torch.compile and DistributedDataParallel add to the names of tensors, in any order.
+_WRAPPERS = ("_orig_mod", "module")
 # How much of a file's start contains the names of its tensors.
 _NAMES_BYTES = 1 << 20
 
@@ -197,6 +199,11 @@ def save(weights: Mapping[str, Tensor], value: Any, path: Path) -> None:
                 why="not all of it could be written: the disk is full, or a quota or limit is reached",
                 hint="df -h",
             ) from None
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name in the model itself, without the wrappers that it was trained in."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def looks_like(path: Path, *words: bytes) -> bool:
