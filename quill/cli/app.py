@@ -20,6 +20,7 @@ from typing import Any
 import typer
 
 from quill import __version__, discovery
+from quill.cli import _environment
 from quill.cli._signals import end_in_order
 from quill.cli._typer import PANELS, Command, Group
 from quill.cli.output import Output, is_terminal, takes_colour
@@ -41,6 +42,7 @@ _NO_ROOM = {
 def run() -> None:
     """The console script: `main` on the process's own arguments and streams."""
     _open_closed_streams()
+    _environment.prepare()
     end_in_order()
     if not sys.warnoptions:
         # What a library warns its programmers of is nothing a person here can act on.

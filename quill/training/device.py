@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from quill.errors import ResourceError
-
-# mallopt's parameter numbers, from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 @dataclass(frozen=True)
@@ -71,23 +66,6 @@ def find_device(wanted: str) -> str:
             hint="set train.device=auto",
         )
     return wanted
-
-
-def keep_memory() -> None:
-    """Let malloc keep large freed blocks instead of returning them to the system.
-
-    A training step frees and asks for the same large blocks each time; given back, every one is
-    mapped and zeroed anew, which was measured to cost as much as the arithmetic. glibc only.
-    """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_M_TOP_PAD, 16 << 20)
 
 
 def _devices(has_cuda: bool, has_mps: bool) -> str:

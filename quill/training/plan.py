@@ -14,7 +14,7 @@ from quill.data import prepare
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
 from quill.training import autotune, memory
-from quill.training.device import find_device, keep_memory
+from quill.training.device import find_device
 from quill.training.inputs import parent_of, settle
 from quill.training.trainer import Trainer
 
@@ -78,7 +78,6 @@ def plan(
     parent = parent_of(config, registry)
     config, dataset = settle(config, data_root, parent, on_data)
     c = config.train
-    keep_memory()
     device = find_device(c.device)
     fixed = memory.check(config, device)
     model = GPT(config.model.shape(), c.seed).to(device)

@@ -24,7 +24,7 @@ from quill.registry.names import check_name
 from quill.registry.store import Registry
 from quill.registry.version import Version
 from quill.training import autotune, memory
-from quill.training.device import find_device, keep_memory
+from quill.training.device import find_device
 from quill.training.events import (
     Evaluated,
     Event,
@@ -339,7 +339,6 @@ class Run:
 
     def _trainer(self, facts: dict[str, Any]) -> Trainer:
         c = self.config
-        keep_memory()
         device = find_device(c.train.device)
         model = GPT(c.model.shape(), c.train.seed)
         fsio.require_space(

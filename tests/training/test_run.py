@@ -435,7 +435,7 @@ def test_another_text_is_read_with_the_tokenizer_of_the_model_it_starts_from(
     odd = tuned.model_copy(update={"data": tuned.data.model_copy(update={"source": "theirs"})})
     with pytest.raises(InputError, match="dataset 'theirs' has") as caught:
         run(odd, registry)
-    assert caught.value.hint == f"--data {tmp_path / 'theirs.txt'}"
+    assert caught.value.hint == f'set data.source="{tmp_path / "theirs.txt"}"'
     odd = tuned.model_copy(update={"data": tuned.data.model_copy(update={"tokenizer": "o200k_base"})})
     with pytest.raises(InputError, match="is not the tokenizer of tide:v1"):
         run(odd, registry)
@@ -496,7 +496,7 @@ def test_a_run_interrupted_under_version_0_1_0_resumes(optimizer: str, text: Pat
     whole = run(config, new).version
     assert [e.step for e in events if isinstance(e, Stepped)] == list(range(7, 13))
     assert resumed is not None and whole is not None
-    a, b = (checkpoint.load(v).model.state_dict() for v in (resumed, whole))
+    a, b = (load_checkpoint(v).model.state_dict() for v in (resumed, whole))
     for name, value in a.items():
         # Equal bit for bit where the processor is the one that wrote the fixture.
         torch.testing.assert_close(value, b[name], rtol=1e-5, atol=1e-5, msg=name)
