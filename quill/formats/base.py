@@ -1,8 +1,8 @@
-"""What a format is: one file in this folder that holds one class, reading and writing over one name table.
+"""A format is one file or folder here that defines one class, which reads and writes by one table of names.
 
-A file's name is the format's registered name. `exporting` and `importing` do what all formats share:
+The name of the file is the format's registered name. `exporting` and `importing` do what all formats share:
 staging, refusing to overwrite, checking names and shapes, publishing into the registry. A format only
-translates, and asks the foreign program what it makes of the result.
+translates, and runs the foreign program to compare results.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Incoming:
     """A foreign model in quill's terms, before it is checked and published.
 
     Attributes:
-        model: Its shape; vocab_size is set.
+        model: Its settings; vocab_size is set.
         weights: Tensors by quill's names, shaped as quill has them; `LazyTensors` for large models.
-        tokenizer: Its own.
-        facts: What else the source tells, for the manifest: "steps", "best_val_loss", "seconds".
-        notes: What a person should know of the translation, a sentence each.
+        tokenizer: Its tokenizer.
+        facts: What else the source says, for the manifest: "steps", "best_val_loss", "seconds".
+        notes: What the user should know about the translation, a sentence each.
     """
 
     model: ModelConfig
@@ -44,12 +44,12 @@ class Incoming:
 
 @dataclass(frozen=True)
 class Supplied:
-    """What a person may give beside the file to be imported.
+    """What the user passes to an import in addition to the source.
 
     Attributes:
-        config: A config file of the foreign project, `--config`.
-        tokenizer: `--tokenizer`: the name of a published tokenizer (gpt2), a tokenizer.json, a meta.pkl,
-            or the text whose sorted characters are the vocabulary.
+        config: A config file of the foreign project.
+        tokenizer: A published tokenizer (gpt2), a tokenizer.json, a meta.pkl, or the text whose sorted
+            characters are the vocabulary.
     """
 
     config: Path | None = None
@@ -80,12 +80,12 @@ class LazyTensors(Mapping[str, "Tensor"]):
 
 
 class Format:
-    """One foreign format. Stateless; a direction that the format has not is not overridden.
+    """A foreign format, without state; a subclass overrides only the directions that it supports.
 
     Attributes:
-        suffix: What the default name of an export ends in: ".gguf" for a file, "-hf" for a folder.
-        dtypes: What `--dtype` may be, the default first; empty where nothing is written.
-        extra: The extra of quill that writing or reading needs, for the hint; "" for none.
+        suffix: The end of an export's default name: ".gguf" for a file, "-hf" for a folder.
+        dtypes: The dtypes that weights can be exported in, the default first; empty if it is import-only.
+        extra: The extra of quill that exporting or importing needs, for the hint; "" for none.
         runtime: The foreign program that `logits` runs, and its package, such as "onnxruntime".
         tolerance: The largest difference of logits that `--verify` lets pass, by dtype; of the largest
             logit's magnitude where that is above 1.
@@ -99,7 +99,7 @@ class Format:
 
     @property
     def name(self) -> str:
-        """The registered name: the file's."""
+        """The registered name, which is that of the file."""
         return type(self).__module__.rpartition(".")[2]
 
     @property
@@ -113,10 +113,7 @@ class Format:
         return type(self).read is not Format.read
 
     def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
-        """Why the format cannot hold a model exactly, as a clause; None where it can.
-
-        Asked before anything is written; no weights are needed to answer.
-        """
+        """Why the format cannot represent a model exactly, as a clause; None if it can."""
         return None
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
@@ -124,12 +121,12 @@ class Format:
 
         Args:
             checkpoint: The model; float32, on the CPU.
-            path: A file or folder to make, in a place of its own that is discarded on failure. Nobody
-                else sees it until it is whole; syncing and renaming are the caller's.
+            path: The file or folder to create, in a staging folder. The caller syncs it and moves it to
+                its place, or deletes it on failure.
             dtype: One of `dtypes`.
 
         Returns:
-            What a person should know of the translation, a sentence each.
+            What the user should know about the translation, a sentence each.
         """
         raise NotImplementedError
 
@@ -149,34 +146,34 @@ class Format:
         raise NotImplementedError
 
     def modelfile(self, name: str, checkpoint: Checkpoint) -> str | None:
-        """What Ollama makes a model of from an export; None where it does not load the format.
+        """The Modelfile that Ollama needs for an export; None if Ollama does not load the format.
 
         Args:
-            name: The export's file name; it lies beside.
+            name: The export's file name, in the same folder.
             checkpoint: The model.
         """
         return None
 
     def recognises(self, path: Path) -> bool:
-        """Whether a file or folder looks like this format, from names and first bytes alone; never raises."""
+        """Whether a file or folder looks like this format, by names and first bytes; never raises."""
         return False
 
     def read(self, path: Path, supplied: Supplied) -> Incoming:
-        """Read a foreign model. What is wrong with a file is a CorruptError, whatever it holds.
+        """Read a foreign model.
 
         Args:
             path: A file or folder that exists.
-            supplied: What was given with it.
+            supplied: What the user passed in addition.
 
         Raises:
-            CorruptError: It is damaged, or not safe to read.
-            InputError: Something is missing that only the caller can give, or quill has no such model.
+            CorruptError: It is damaged or not safe to read, whatever it contains.
+            InputError: Only the user can supply what is missing, or quill has no such model.
         """
         raise NotImplementedError
 
 
 def names() -> tuple[str, ...]:
-    """Every format, by name."""
+    """The names of all formats."""
     return discovery.names("formats")
 
 
@@ -184,19 +181,19 @@ def load(name: str) -> Format:
     """A format by its registered name.
 
     Raises:
-        InputError: Nothing is registered under it.
+        InputError: There is no such format.
     """
     module = discovery.load("formats", name)
     for value in vars(module).values():
         if isinstance(value, type) and issubclass(value, Format) and value.__module__ == module.__name__:
             return value()
-    raise AssertionError(f"quill/formats/{name}.py holds no Format")
+    raise AssertionError(f"quill/formats/{name} defines no Format")
 
 
 def needs(package: str, extra: str = "") -> InputError:
-    """The refusal of what needs a package that is not installed; `extra` of quill has it, where one does."""
+    """The refusal for a package that is not installed, and the extra of quill that installs it, if any."""
     return InputError(
         f"the package {package} is not installed",
-        why="this format needs it, and quill does without it otherwise",
+        why="only this format needs it, so quill does not install it by default",
         hint=f"pip install 'quill-gpt[{extra}]'" if extra else f"pip install {package}",
     )

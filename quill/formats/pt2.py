@@ -1,8 +1,8 @@
 """torch.export's archive: a model that PyTorch runs, compiles and serves with none of quill's code.
 
-`torch.export.load(path).module()(input_ids)` gives the logits, float32, for any batch and any length up to
-the context. Format: https://docs.pytorch.org/docs/stable/export/pt2_archive.html. It is only written:
-reading one may run what is inside.
+`torch.export.load(path).module()(input_ids)` returns float32 logits for any batch size and any length up to
+the context length. Format: https://docs.pytorch.org/docs/stable/export/pt2_archive.html. quill only exports
+it, because reading one may run code from the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from quill.checkpoint.load import Checkpoint
     from quill.model.gpt import GPT
 
-# What the archive holds beside the program, by the names that torch.export.load's extra_files takes.
+# The archive's files other than the program, by their names in the extra_files of torch.export.load.
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
 
@@ -38,7 +38,7 @@ class Pt2(base.Format):
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "bfloat16": 0.1, "float16": 1e-2}
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
-        """Write the traced model with its tokenizer and config beside it in the archive."""
+        """Write the traced model, with its tokenizer and config in the same archive."""
         import torch
 
         refuse_overflow(checkpoint.model.state_dict(), dtype)
@@ -55,7 +55,7 @@ class Pt2(base.Format):
             if sink.error:
                 raise sink.error
         if dtype != "float32":
-            return (f"weights and arithmetic are {dtype}; the logits that come out are float32",)
+            return (f"weights and arithmetic are {dtype}; the logits are float32",)
         return ()
 
     def logits(self, path: Path, idx: Tensor) -> Tensor:
@@ -68,14 +68,14 @@ class Pt2(base.Format):
             with torch.inference_mode():
                 logits: Tensor = module(idx)
         except Exception as e:
-            # Whatever is wrong with an archive, torch has an exception of its own for it.
+            # torch raises exceptions of many types for a damaged archive.
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
             raise CorruptError(f"torch.export cannot run '{path}'", why=reason) from e
         return logits
 
 
 class _Sink(io.FileIO):
-    """A file whose failures wait until the writer is done: torch's ends the whole process at one.
+    """A file that records a failed write instead of raising it, at which torch's writer ends the process.
 
     Attributes:
         error: The first failure; nothing was written after it.
@@ -84,7 +84,7 @@ class _Sink(io.FileIO):
     error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write all of it, or remember why not."""
+        """Write all of it, or record why not."""
         view = memoryview(data).cast("B")
         at = 0
         while at < view.nbytes and self.error is None:
@@ -96,19 +96,19 @@ class _Sink(io.FileIO):
 
 
 def _trace(model: GPT, dtype: torch.dtype) -> ExportedProgram:
-    """The model as a program, for any batch and length; its weights, where float32, are shared."""
+    """Trace a model for any batch size and length; float32 weights are shared with it."""
     import torch
     from torch.export import Dim
 
     from quill.model.gpt import outline
 
     class Program(torch.nn.Module):
-        # It has the model's parts as its own, so that weights are called as quill calls them.
+        # It has the model's modules as its own, so that the weights keep quill's names.
         def __init__(self, model: GPT) -> None:
             super().__init__()
             self._logits = model.forward
-            for name, part in model.named_children():
-                self.add_module(name, part)
+            for name, module in model.named_children():
+                self.add_module(name, module)
 
         def forward(self, input_ids: Tensor) -> Tensor:
             return self._logits(input_ids).float()
@@ -118,17 +118,17 @@ def _trace(model: GPT, dtype: torch.dtype) -> ExportedProgram:
     twin.eval().requires_grad_(False)
     context = model.shape.block_size
     if model.shape.n_layer and not twin.learned_positions:
-        # A table that is there already becomes a constant; one made under way, work of every call.
+        # A table that exists already becomes a constant; one made while tracing is made in every call.
         twin.rotations()
     dynamic = {0: Dim("batch", min=1)}
     if context > 1:
         dynamic[1] = Dim("length", min=1, max=context)
-    # Sizes of 1 would be taken as meant.
+    # torch.export treats a size of 1 as a constant.
     example = torch.zeros(2, min(context, 3), dtype=torch.long)
     program = torch.export.export(Program(twin).eval(), (example,), dynamic_shapes=(dynamic,))
-    # They would be kept as a pickle, which nothing needs.
+    # They would be saved as a pickle, which nothing needs.
     program.example_inputs = None
     for node in program.graph.nodes:
-        # Where quill's source lies on this machine is nobody's business.
+        # The traces contain the paths of quill's source on this computer.
         node.meta.pop("stack_trace", None)
     return program

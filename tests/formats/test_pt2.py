@@ -1,4 +1,4 @@
-"""torch.export: the archive computes what quill computes, for any batch and length, without quill."""
+"""torch.export: the archive computes the same as quill, for any batch and length, and without quill."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_the_program_computes_the_same_logits_for_any_batch_and_length(shape, ex
 
 @pytest.mark.parametrize("shape", ["openai", "modern"])
 @pytest.mark.parametrize("context", [1, 2])
-def test_the_shortest_contexts_work_too(shape, context, exported):
+def test_the_shortest_context_lengths_work(shape, context, exported):
     made, path = exported(shape, block_size=context, n_layer=1)
     module = loaded(path).module()
     for batch, length in itertools.product((1, 3), range(1, context + 1)):
@@ -110,7 +110,7 @@ def test_a_text_beyond_the_context_is_refused(exported):
     assert str(CONTEXT) in caught.value.why
 
 
-def test_it_runs_where_quill_is_not_and_goes_on_as_quill_does(root: Path, tmp_path: Path):
+def test_it_runs_without_quill_and_continues_a_text_as_quill_does(root: Path, tmp_path: Path):
     made = load_checkpoint(Registry(root / "weights").resolve("shakespeare"))
     base.load("pt2").write(made, tmp_path / "shakespeare.pt2", "float32")
     done = subprocess.run(
@@ -129,7 +129,7 @@ def test_it_runs_where_quill_is_not_and_goes_on_as_quill_does(root: Path, tmp_pa
 @pytest.mark.parametrize(
     ("shape", "dtype", "share"), [("openai", "bfloat16", 0.05), ("modern", "float16", 5e-3)]
 )
-def test_narrow_types_halve_the_weights_and_keep_the_logits(shape, dtype, share, exported):
+def test_narrow_dtypes_halve_the_weights_and_keep_the_logits(shape, dtype, share, exported):
     made, path = exported(shape, dtype)
     assert {t.dtype for t in loaded(path).state_dict.values()} == {getattr(torch, dtype)}
     idx = tokens(made, 1, CONTEXT)
@@ -139,7 +139,7 @@ def test_narrow_types_halve_the_weights_and_keep_the_logits(shape, dtype, share,
     assert {p.dtype for p in made.model.parameters()} == {torch.float32}
 
 
-def test_the_archive_holds_config_and_tokenizer_and_neither_pickles_nor_paths_of_here(exported, root):
+def test_the_archive_contains_config_and_tokenizer_but_no_pickles_and_no_paths(exported, root):
     made, path = exported("modern", n_layer=1)
     beside = {"config.json": "", "tokenizer.json": ""}
     with open(path, "rb") as file:
@@ -184,7 +184,7 @@ def test_a_full_disk_is_refused_and_does_not_end_the_process(publish, tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-def test_what_torch_cannot_run_is_a_corrupt_file(exported):
+def test_a_file_that_torch_cannot_run_is_damaged(exported):
     made, path = exported("bigram")
     whole = path.read_bytes()
     for damaged in (b"", b"PK\x03\x04", whole[: len(whole) // 2]):
