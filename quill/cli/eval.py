@@ -125,10 +125,11 @@ def _find(
 
 
 def _of_dataset(loaded: Checkpoint, dataset: Dataset, split: Split) -> Measured:
-    what, tokens = f"{dataset.name}/{split}", dataset.split(split)
+    what = f"{dataset.name}/{split}"
+    tokens: Tokens = dataset.split(split)
     if dataset.manifest["tokenizer"]["sha256"] != loaded.tokenizer.fingerprint:
         # The ids are of another vocabulary; the text behind them is what is asked for.
-        text = dataset.tokenizer.decode(tokens.tolist())
+        text = dataset.tokenizer.decode(tokens[:].tolist())
         tokens = _encode(loaded, text, what)
     return Measured(what, tokens, dataset.count(split, "bytes"))
 

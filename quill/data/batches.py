@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quill.data.shards import Shard
 from quill.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Tokens = NDArray[np.unsignedinteger[Any]]
+# Ids of one split, (n,): in memory, or in a file that is read as they are needed.
+Tokens = NDArray[np.unsignedinteger[Any]] | Shard
 
 
 def batch(
@@ -55,9 +57,9 @@ def batch(
     starts = _starts(len(tokens) - block_size, seed, step, batch_size * n_micro * world_size)
     first = (rank * n_micro + micro) * batch_size
     mine = starts[first : first + batch_size]
-    # A memmap's own indexing runs in Python; a plain view of the same memory is faster.
-    rows = np.asarray(tokens)[mine[:, None] + np.arange(block_size + 1)]  # (B, T + 1)
-    return _tensors(rows)
+    if isinstance(tokens, Shard):
+        return _tensors(tokens.rows(mine.tolist(), block_size + 1))
+    return _tensors(tokens[mine[:, None] + np.arange(block_size + 1)])  # (B, T + 1)
 
 
 def windows(tokens: Tokens, *, block_size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -71,16 +73,15 @@ def windows(tokens: Tokens, *, block_size: int, batch_size: int) -> Iterator[tup
     Yields:
         Inputs and targets, each (<= B, T), int64; a shorter last window comes alone, (1, < T).
     """
-    plain = np.asarray(tokens)
-    n_targets = len(plain) - 1
+    n_targets = len(tokens) - 1
     n_windows = max(n_targets, 0) // block_size
     for first in range(0, n_windows, batch_size):
         last = min(first + batch_size, n_windows)
-        flat = plain[first * block_size : last * block_size + 1].astype(np.int64)
+        flat = tokens[first * block_size : last * block_size + 1].astype(np.int64)
         shape = (last - first, block_size)
         yield _tensor(flat[:-1].reshape(shape)), _tensor(flat[1:].reshape(shape))
     if n_windows * block_size < n_targets:
-        yield _tensors(plain[None, n_windows * block_size :])
+        yield _tensors(tokens[n_windows * block_size :][None])
 
 
 def check_length(n_tokens: int, block_size: int, split: str, *, dataset: str = "the text") -> None:
@@ -112,7 +113,7 @@ def _starts(n_positions: int, seed: int, step: int, count: int) -> NDArray[np.in
     return (uniform * n_positions).astype(np.int64)
 
 
-def _tensors(rows: Tokens) -> tuple[Tensor, Tensor]:
+def _tensors(rows: NDArray[np.unsignedinteger[Any]]) -> tuple[Tensor, Tensor]:
     return _tensor(rows[:, :-1].astype(np.int64)), _tensor(rows[:, 1:].astype(np.int64))
 
 

@@ -122,8 +122,8 @@ def refuse(
 
 def _path_of(dataset: Dataset) -> str:
     """Return the file that a dataset was made of, if it is a single one that still exists."""
-    given = dataset.manifest["source"].get("given") or []
-    if len(given) != 1 or '"' in (path := str(given[0])) or not Path(path).exists():
+    given = dataset.manifest["source"]["given"]
+    if len(given) != 1 or '"' in (path := given[0]) or not Path(path).exists():
         return ""
     return path if "/" in path else f"./{path}"
 

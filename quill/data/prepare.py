@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 
 from quill import __version__, fsio, naming, strictjson
 from quill.config.settings import DataConfig
-from quill.data import encode, matching, shards, sources, store, survey
-from quill.data.named_sources import NAMED
+from quill.data import encode, locks, matching, shards, sources, store, survey
+from quill.data.named_sources import NAMED, OnBytes
 from quill.data.store import MANIFEST, TOKENIZER, Dataset
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError
 from quill.tokenizers import base
@@ -27,7 +28,7 @@ class Progress:
     """How far a stage is.
 
     Attributes:
-        stage: receiving, downloading, reading, learning or encoding.
+        stage: receiving, downloading, verifying, reading, learning or encoding.
         done_bytes: Bytes of the source read so far.
         total_bytes: Bytes in total, where that is known.
     """
@@ -80,16 +81,16 @@ def prepare(
     if name is not None:
         naming.check(name, "dataset")
     settings = matching.settings_of(config, tokenizer)
-
-    def on_bytes(stage: str, done: int, total: int | None) -> None:
-        if observer:
-            observer(Progress(stage, done, total))
-
     with sources.find(
-        config.source, root, encoding=config.encoding, text_field=config.text_field, on_bytes=on_bytes
+        config.source,
+        root,
+        encoding=config.encoding,
+        text_field=config.text_field,
+        on_bytes=_reporter(observer),
     ) as text:
         preparation = _Preparation(text, settings, root, workers, observer, tokenizer)
-        return preparation.run(name, force=force)
+        with locks.shared(root / (name or text.label)):
+            return preparation.run(name, force=force)
 
 
 def ensure(
@@ -119,6 +120,7 @@ def ensure(
     if (root / source / MANIFEST).is_file():
         try:
             dataset = Dataset.open(root / source)
+            dataset.verify(_reporter(observer), again=False)
         except CorruptError:
             # A named source can be prepared again.
             if source not in NAMED:
@@ -137,6 +139,14 @@ def ensure(
             hint="name one of them, or a text file",
         )
     return prepare(config, root, observer=observer, tokenizer=tokenizer)
+
+
+def _reporter(observer: Observer | None) -> OnBytes:
+    def report(stage: str, done: int, total: int | None) -> None:
+        if observer:
+            observer(Progress(stage, done, total))
+
+    return report
 
 
 class _Preparation:
@@ -164,11 +174,11 @@ class _Preparation:
         known = [] if force else store.datasets(self.root)
         stamp = self.text.stamp()
         surveyed = None
-        same = next((d for d in known if self._is_stamped(d, stamp)), None)
+        same = next((d for d in known if self._is_stamped(d, stamp) and self._is_intact(d)), None)
         if same is None:
             surveyed = self._survey()
             key = matching.key_of(self.settings, surveyed)
-            same = next((d for d in known if d.key == key), None)
+            same = next((d for d in known if d.key == key and self._is_intact(d)), None)
         else:
             key = same.key
         there: Dataset | None
@@ -184,7 +194,7 @@ class _Preparation:
             return there
         target = self.root / name
         fsio.make_dir(self.root)
-        with store.stage(target, key, replace=force or there is not None) as staged:
+        with locks.shared(target), store.stage(target, key, replace=force or there is not None) as staged:
             facts = store.link(staged, same) if same else self._build(staged, surveyed or self._survey())
             manifest = {
                 "schema": store.SCHEMA_VERSION,
@@ -250,7 +260,8 @@ class _Preparation:
             # A copy stored with another dataset needs no network.
             for dataset in store.datasets(self.root):
                 if dataset.kind == self.kind.kind:
-                    return dataset.tokenizer
+                    with suppress(CorruptError):
+                        return dataset.tokenizer
         texts: Any = [surveyed.alphabet]
         if self.kind.learns != "characters":
             texts = self._training_texts(surveyed.characters)
@@ -301,6 +312,13 @@ class _Preparation:
     def _is_stamped(self, dataset: Dataset, stamp: str | None) -> bool:
         return stamp is not None and dataset.stamp == stamp and dataset.settings == self.settings
 
+    def _is_intact(self, dataset: Dataset) -> bool:
+        try:
+            dataset.verify(_reporter(self.observer), again=False)
+        except CorruptError:
+            return False
+        return True
+
     def _names(self, key: str) -> list[str]:
         """Names to try, in order; the last one is free unless the dataset exists."""
         label, kind = self.text.label, self.settings["tokenizer"]
@@ -320,6 +338,8 @@ class _Preparation:
                 return name, None
             try:
                 there = Dataset.open(path)
+                if there.key == key and not force:
+                    there.verify(_reporter(self.observer), again=False)
             except CorruptError:
                 fsio.discard(path, self.root / fsio.TRASH)
                 return name, None

@@ -1,19 +1,33 @@
-"""Token ids on disk: one bare little-endian file per split, as nanoGPT has them."""
+"""Token ids on disk: one bare little-endian file per split, as nanoGPT has them.
+
+A file is read with pread, not mapped: a mapped file that another process truncates kills the reader (SIGBUS),
+and one that is read ends in an error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quill import fsio
+from quill.errors import CorruptError
 
 if TYPE_CHECKING:
-    from quill.data.batches import Tokens
+    import numpy as np
+    from numpy.typing import NDArray
+
     from quill.tokenizers.base import Ids
 
 # Bytes of one id, by the name of its type: uint16 up to 65,536 ids, else uint32.
 WIDTHS = {"uint16": 2, "uint32": 4}
+# Bytes read at a time while a file is hashed.
+_BUFFER = 1 << 22
 
 
 class Written(NamedTuple):
@@ -28,11 +42,11 @@ def write(path: Path, arrays: Iterable[Ids]) -> Written:
     """Write ids to a file, one array after the other.
 
     Args:
-        path: A new file in a folder that is being staged.
+        path: The file; its folder exists.
         arrays: Ids, little-endian, of one dtype.
 
     Raises:
-        OSError: Disk or permission.
+        ResourceError: Disk or permission.
     """
     tokens = n_bytes = 0
 
@@ -47,9 +61,118 @@ def write(path: Path, arrays: Iterable[Ids]) -> Written:
     return Written(tokens, n_bytes, sha256)
 
 
-def open_tokens(path: Path, dtype: str, tokens: int) -> Tokens:
-    """Map a file of ids, (tokens,), without reading it into memory."""
-    import numpy as np
+class Shard:
+    """The ids of one split, (n,), read from a file as they are needed.
 
-    plain: np.dtype[Any] = np.dtype(dtype).newbyteorder("<")
-    return np.memmap(path, dtype=plain, mode="r") if tokens else np.empty(0, plain)
+    Args:
+        file: The file, open for reading; it may be closed afterwards.
+        name: What messages call it.
+        tokens: Number of ids, n.
+        dtype: Name of their type.
+        vocab_size: Number of ids in the vocabulary; what is read is checked against it.
+        damaged: Makes the error for a file that is not what it should be.
+    """
+
+    def __init__(
+        self,
+        file: FileIO,
+        name: str,
+        *,
+        tokens: int,
+        dtype: str,
+        vocab_size: int,
+        damaged: Callable[[str], CorruptError],
+    ) -> None:
+        import numpy as np
+
+        self.dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype(dtype).newbyteorder("<")
+        self._fd, self._name = os.dup(file.fileno()), name
+        self._tokens, self._vocab_size = tokens, vocab_size
+        self._damaged = damaged
+        self.close = weakref.finalize(self, os.close, self._fd)
+        self._lock = threading.Lock()
+
+    close: Callable[[], object]
+    """Close the file; this also happens at the end of the object's life."""
+
+    def __len__(self) -> int:
+        return self._tokens
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Read all ids, for `numpy.asarray`."""
+        ids = self[:]
+        return ids if dtype is None else ids.astype(dtype)
+
+    def __getitem__(self, where: slice) -> NDArray[np.unsignedinteger[Any]]:
+        """Read a range of ids, (m,)."""
+        start, stop, step = where.indices(self._tokens)
+        if step != 1:
+            raise ValueError("ids are read in order")
+        ids: NDArray[np.unsignedinteger[Any]] = self.rows([start], max(0, stop - start))[0]
+        return ids
+
+    def rows(self, starts: Sequence[int], length: int) -> NDArray[np.unsignedinteger[Any]]:
+        """Read rows of consecutive ids.
+
+        Args:
+            starts: Index of the first id of each row, (B,).
+            length: Ids in a row, T.
+
+        Returns:
+            Ids, (B, T).
+
+        Raises:
+            CorruptError: The file became shorter, or an id is not in the vocabulary.
+            ResourceError: It cannot be read.
+        """
+        import numpy as np
+
+        width = self.dtype.itemsize
+        size = length * width
+        data = b"".join([self._read(start * width, size) for start in starts])
+        if len(data) != size * len(starts):
+            raise self._damaged(f"{self._name} became shorter while it was in use")
+        found = np.frombuffer(data, self.dtype).reshape(len(starts), length)
+        self.check(found)
+        return found
+
+    def check(self, ids: NDArray[np.unsignedinteger[Any]]) -> None:
+        """Refuse ids outside the vocabulary.
+
+        Raises:
+            CorruptError: Naming the largest.
+        """
+        if ids.size and (largest := int(ids.max())) >= self._vocab_size:
+            raise self._damaged(
+                f"{self._name} has the id {largest:,}, outside the vocabulary of {self._vocab_size:,}"
+            )
+
+    def sha256(self, on_bytes: Callable[[int], None] = lambda n: None) -> str:
+        """Read the whole file, checking each id, and return its sha256 in hex.
+
+        Args:
+            on_bytes: Called with the number of bytes after each read.
+
+        Raises:
+            CorruptError: An id is not in the vocabulary.
+            ResourceError: It cannot be read.
+        """
+        import numpy as np
+
+        digest = hashlib.sha256()
+        at = 0
+        while data := self._read(at, _BUFFER):
+            digest.update(data)
+            at += len(data)
+            if not len(data) % self.dtype.itemsize:
+                self.check(np.frombuffer(data, self.dtype))
+            on_bytes(len(data))
+        return digest.hexdigest()
+
+    def _read(self, offset: int, size: int) -> bytes:
+        with fsio.guard(Path(self._name), "read"):
+            if hasattr(os, "pread"):
+                return os.pread(self._fd, size, offset)
+            with self._lock:
+                os.lseek(self._fd, offset, os.SEEK_SET)
+                return os.read(self._fd, size)

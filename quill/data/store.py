@@ -6,30 +6,42 @@ so a folder with a manifest is complete.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from quill import fsio, strictjson
-from quill.data import shards
-from quill.data.named_sources import NAMED
-from quill.errors import CorruptError, NotFoundError, QuillError, RefusedError, ResourceError, newer
+from quill import fsio, naming, strictjson
+from quill.data import locks, shards
+from quill.data.named_sources import NAMED, OnBytes
+from quill.data.shards import Shard
+from quill.errors import CorruptError, NotFoundError, QuillError, RefusedError, ResourceError, newer, shorten
 from quill.tokenizers import base
-
-if TYPE_CHECKING:
-    from quill.data.batches import Tokens
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
+PREFIX = "data:"  # What marks a dataset among the names of models.
+VERIFIED = ".verified"
+
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+# A list of characters may be long; everything else in a manifest is short.
+_LONGEST_MANIFEST = 1 << 26
+_LONGEST_RECORD = 1 << 16
+# A file written this shortly before it was verified could change again and look the same.
+_SETTLED_SECONDS = 2.0
 
 # Settings that `quill prepare` takes as flags, and their defaults.
 _FLAGS = {
@@ -65,6 +77,7 @@ class Dataset:
         self.path = path
         self.name = path.name
         self.manifest = manifest
+        self._held = False
 
     @classmethod
     def open(cls, path: Path) -> Dataset:
@@ -75,18 +88,29 @@ class Dataset:
             CorruptError: A file is missing or has another size, or the manifest cannot be parsed.
             InputError: A newer quill wrote it.
         """
-        if not (path / MANIFEST).is_file():
-            raise NotFoundError(f"no dataset in '{path}'", why=f"there is no {MANIFEST}")
-        manifest = strictjson.read(path / MANIFEST, error=CorruptError)
+        try:
+            with fsio.open_plain(path / MANIFEST) as file, fsio.guard(path / MANIFEST, "read"):
+                raw = file.read(_LONGEST_MANIFEST)
+        except FileNotFoundError:
+            raise NotFoundError(f"no dataset in '{path}'", why=f"there is no {MANIFEST}") from None
+        except ResourceError as e:
+            if isinstance(e.__cause__, NotADirectoryError):
+                raise NotFoundError(f"no dataset in '{path}'", why="it is not a folder") from None
+            raise
+        manifest = strictjson.parse(raw, origin=str(path / MANIFEST), error=CorruptError)
         _validate(path, manifest)
         dataset = cls(path, manifest)
         for name, facts in manifest["files"].items():
             try:
-                size = (path / name).stat().st_size
+                found = os.lstat(path / name)
             except OSError as e:
                 raise dataset.damaged(f"{name}: {e.strerror}") from None
-            if size != facts["bytes"]:
-                raise dataset.damaged(f"{name} has {size:,} bytes, not {facts['bytes']:,} as in {MANIFEST}")
+            if not stat.S_ISREG(found.st_mode):
+                raise dataset.damaged(f"{name} is not a regular file")
+            if found.st_size != facts["bytes"]:
+                raise dataset.damaged(
+                    f"{name} has {found.st_size:,} bytes, not {facts['bytes']:,} as in {MANIFEST}"
+                )
         return dataset
 
     @property
@@ -133,26 +157,23 @@ class Dataset:
         Raises:
             CorruptError: The file is not the one that was written.
         """
-        file = self.path / TOKENIZER
-        try:
-            raw = file.read_bytes()
-        except OSError as e:
-            raise ResourceError(f"cannot read '{file}'", why=e.strerror or str(e)) from e
-        if hashlib.sha256(raw).hexdigest() != self.manifest["files"][TOKENIZER]["sha256"]:
-            raise self.damaged(f"{TOKENIZER} does not match its sha256")
-        return base.read(raw, origin=str(file))
+        return self._read_tokenizer()
 
     @cached_property
-    def train(self) -> Tokens:
-        """Ids of the training split, (n,), mapped from the file."""
-        return self._open("train")
+    def train(self) -> Shard:
+        """Ids of the training split, (n,), verified, and read from the file as they are needed.
+
+        Raises:
+            CorruptError: The file does not match its sha256, or has an id outside the vocabulary.
+        """
+        return self._shard("train")
 
     @cached_property
-    def val(self) -> Tokens:
-        """Ids of the validation split, (n,), mapped from the file."""
-        return self._open("val")
+    def val(self) -> Shard:
+        """Ids of the validation split, as for `train`."""
+        return self._shard("val")
 
-    def split(self, name: Split) -> Tokens:
+    def split(self, name: Split) -> Shard:
         """Return the ids of a split."""
         return self.train if name == "train" else self.val
 
@@ -166,8 +187,8 @@ class Dataset:
         Args:
             characters: The most to return.
         """
-        # Few tokens are longer than 16 bytes, and none is empty.
-        ids = self.train[:characters].tolist()
+        # A token has at least one byte, and a character at most four.
+        ids = self.train[: 4 * characters].tolist()
         return self.tokenizer.decode(ids)[:characters]
 
     def restamp(self, stamp: str) -> None:
@@ -176,19 +197,35 @@ class Dataset:
         Args:
             stamp: What `Text.stamp` returns for the files now.
         """
+        if self.path.is_symlink():
+            return  # Nothing is written through a link.
         source = {**self.manifest["source"], "stamp": stamp}
         self.manifest = {**self.manifest, "source": source}
         fsio.write_json(self.path / MANIFEST, self.manifest)
 
-    def verify(self) -> None:
-        """Compare every file with its sha256.
+    def verify(self, on_bytes: OnBytes | None = None, *, again: bool = True) -> None:
+        """Compare every file with its sha256, and every id with the vocabulary.
+
+        Args:
+            on_bytes: Called with "verifying", the bytes done, and the total.
+            again: Also read files that have not changed since they were last verified.
 
         Raises:
-            CorruptError: Naming the first file that differs.
+            CorruptError: Naming the first file that does not match.
+            ResourceError: A file cannot be read.
         """
-        for name, facts in self.manifest["files"].items():
-            if fsio.sha256(self.path / name) != facts["sha256"]:
-                raise self.damaged(f"{name} does not match its sha256")
+        done = 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            if on_bytes:
+                on_bytes("verifying", done, self.size)
+
+        for split in SPLITS:
+            self._verified(split, advance, again=again).close()
+        self._read_tokenizer()
+        advance(int(self.manifest["files"][TOKENIZER]["bytes"]))
 
     def prepare_command(
         self, *, name: str = "", settings: Mapping[str, Any] | None = None, force: bool = False
@@ -200,7 +237,7 @@ class Dataset:
             settings: Settings to change.
             force: Replace the dataset of that name.
         """
-        given = self.manifest["source"].get("given") or []
+        given = self.manifest["source"]["given"]
         wanted = {**self.settings, **(settings or {})}
         if not given or not all(g in NAMED or os.path.exists(g) for g in given):
             return ""
@@ -218,8 +255,74 @@ class Dataset:
         """Return the error for a file that is not what the manifest says."""
         return _damaged(self.path, why, self.prepare_command(force=True))
 
-    def _open(self, name: Split) -> Tokens:
-        return shards.open_tokens(self.path / f"{name}.bin", self.manifest["dtype"], self.count(name))
+    def _read_tokenizer(self) -> base.Tokenizer:
+        facts = self.manifest["files"][TOKENIZER]
+        with self._open(TOKENIZER) as file, fsio.guard(self.path / TOKENIZER, "read"):
+            raw = file.read(facts["bytes"] + 1)
+        if hashlib.sha256(raw).hexdigest() != facts["sha256"]:
+            raise self.damaged(f"{TOKENIZER} does not match its sha256")
+        tokenizer = base.read(raw, origin=str(self.path / TOKENIZER))
+        if tokenizer.kind != self.kind or tokenizer.vocab_size != self.vocab_size:
+            raise self.damaged(f"{TOKENIZER} is not the tokenizer in {MANIFEST}")
+        return tokenizer
+
+    def _shard(self, split: Split) -> Shard:
+        shard = self._verified(split)
+        if not self._held:
+            self._held = True
+            locks.share(self, self.path)
+        return shard
+
+    def _verified(
+        self, split: Split, on_bytes: Callable[[int], None] = lambda n: None, *, again: bool = False
+    ) -> Shard:
+        """Open the ids of a split, reading all of them unless they were verified in this state before."""
+        name = f"{split}.bin"
+        sha256 = self.manifest["files"][name]["sha256"]
+        with self._open(name) as file:
+            shard = Shard(
+                file,
+                name,
+                tokens=self.count(split),
+                dtype=self.manifest["dtype"],
+                vocab_size=self.vocab_size,
+                # A bound method would make a cycle, and the lock would wait for the garbage collector.
+                damaged=partial(_damaged, self.path, hint=self.prepare_command(force=True)),
+            )
+            state = _state(file)
+            if again or self._remembered().get(name) != [*state, sha256]:
+                if shard.sha256(on_bytes) != sha256:
+                    raise self.damaged(f"{name} does not match its sha256")
+                if _state(file) != state:
+                    raise self.damaged(f"{name} changed while it was read")
+                self._remember(name, [*state, sha256])
+        return shard
+
+    def _open(self, name: str) -> FileIO:
+        try:
+            return fsio.open_plain(self.path / name)
+        except FileNotFoundError:
+            raise self.damaged(f"{name} is missing") from None
+
+    def _remembered(self) -> dict[str, Any]:
+        """Read the states in which files were verified, by name; empty if there are none."""
+        try:
+            with fsio.open_plain(record_of(self.path)) as file:
+                found = strictjson.parse(file.read(_LONGEST_RECORD), origin=str(record_of(self.path)))
+        except (OSError, QuillError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _remember(self, name: str, state: list[Any]) -> None:
+        # A file this new could change again without a sign.
+        if max(state[1:3]) > (time.time() - _SETTLED_SECONDS) * 1e9:
+            return
+        record = record_of(self.path)
+        # Where nothing can be written, the files are verified each time.
+        with suppress(QuillError, OSError):
+            if not record.parent.is_symlink():
+                record.parent.mkdir(exist_ok=True)
+                fsio.write_json(record, {**self._remembered(), name: state}, durable=False)
 
 
 @dataclass(frozen=True)
@@ -285,6 +388,35 @@ def stage(target: Path, key: str, *, replace: bool) -> Iterator[Path]:
             raise
 
 
+def find(root: Path, name: str) -> Dataset:
+    """Open a dataset by its name.
+
+    Args:
+        root: The data root.
+        name: Its name, without "data:".
+
+    Raises:
+        InputError: It cannot be a name.
+        NotFoundError: There is no dataset of that name.
+        CorruptError: It is damaged.
+    """
+    naming.check(name, "dataset")
+    try:
+        return Dataset.open(root / name)
+    except NotFoundError:
+        raise missing(root, name) from None
+
+
+def missing(root: Path, name: str) -> NotFoundError:
+    """Return the error for a name that no dataset has."""
+    have = [entry.name for entry in entries(root)]
+    return NotFoundError(
+        f"no dataset named '{name}' in {root}",
+        why=f"datasets: {', '.join(have) or 'none'}",
+        close=[PREFIX + close for close in difflib.get_close_matches(name, have)],
+    )
+
+
 def link(staged: Path, same: Dataset) -> dict[str, Any]:
     """Hard-link the files of an equal dataset, or copy them where that fails.
 
@@ -304,8 +436,19 @@ def link(staged: Path, same: Dataset) -> dict[str, Any]:
     return {"source": dict(same.manifest["source"]), **facts}
 
 
+def _state(file: FileIO) -> list[int]:
+    """Return what changes when a file does: size, times and inode."""
+    found = os.fstat(file.fileno())
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def record_of(path: Path) -> Path:
+    """Where the states of a dataset's verified files are recorded."""
+    return path.parent / VERIFIED / f"{path.name}.json"
+
+
 def _chunks(path: Path) -> Iterator[bytes]:
-    with fsio.guard(path, "read"), open(path, "rb", buffering=0) as file:
+    with fsio.open_plain(path) as file, fsio.guard(path, "read"):
         while data := file.read(1 << 22):
             yield data
 
@@ -316,25 +459,28 @@ def _validate(path: Path, manifest: Any) -> None:
         raise newer(f"the dataset in '{path}'", schema, SCHEMA_VERSION)
     try:
         sizes = {n: (f["bytes"], f["sha256"]) for n, f in manifest["files"].items()}
+        known = {TOKENIZER, *(f"{split}.bin" for split in SPLITS)}
         width = shards.WIDTHS[manifest["dtype"]]
-        for split in ("train", "val"):
+        for split in SPLITS:
             facts = manifest["splits"][split]
             whole = all(type(facts[of]) is int and facts[of] >= 0 for of in ("tokens", "bytes", "characters"))
             if not whole or sizes[f"{split}.bin"][0] != facts["tokens"] * width:
                 raise _damaged(path, f"the counts of the {split} split in {MANIFEST} do not agree")
-        tokenizer = manifest["tokenizer"]
+        source, settings, tokenizer = manifest["source"], manifest["settings"], manifest["tokenizer"]
         valid = (
             type(schema) is int
-            and TOKENIZER in sizes
-            and all(type(n) is int and type(h) is str and "/" not in name for name, (n, h) in sizes.items())
+            and sizes.keys() == known
+            and all(type(n) is int and type(h) is str for n, h in sizes.values())
             and isinstance(manifest["key"], str)
-            and isinstance(manifest["source"], dict)
-            and isinstance(manifest["settings"], dict)
+            and isinstance(source["sha256"], str)
+            and all(isinstance(given, str) for given in source["given"])
+            and isinstance(settings["tokenizer"], str)
+            and type(settings["val_fraction"]) in (int, float)
             and isinstance(tokenizer["kind"], str)
             and type(tokenizer["vocab_size"]) is int
         )
     except (KeyError, TypeError, AttributeError) as e:
-        raise _damaged(path, f"{MANIFEST} is not a dataset's: {e!r}") from None
+        raise _damaged(path, f"{MANIFEST} is not a dataset's: {shorten(e)}") from None
     if not valid:
         raise _damaged(path, f"{MANIFEST} is not a dataset's")
 

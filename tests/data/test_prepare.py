@@ -25,11 +25,13 @@ Config = Callable[..., Any]
 
 
 def ids(dataset: Dataset) -> list[int]:
-    return [*dataset.train.tolist(), *dataset.val.tolist()]
+    return [*dataset.train[:].tolist(), *dataset.val[:].tolist()]
 
 
 def decoded(dataset: Dataset) -> str:
-    return dataset.tokenizer.decode(dataset.train.tolist()) + dataset.tokenizer.decode(dataset.val.tolist())
+    return dataset.tokenizer.decode(dataset.train[:].tolist()) + dataset.tokenizer.decode(
+        dataset.val[:].tolist()
+    )
 
 
 @pytest.fixture
