@@ -28,7 +28,7 @@ _EXTRAS = {
     "zstandard": "reading .zst files: pip install 'quill-gpt[zst]'",
     "huggingface_hub": "hf: models: pip install 'quill-gpt[hf]'",
     "onnx": "--format onnx: pip install 'quill-gpt[onnx]'",
-    "llama_cpp": "--format gguf --verify: pip install 'quill-gpt[gguf]'",
+    "xllamacpp": "--format gguf --verify: pip install 'quill-gpt[gguf]'",
     "matplotlib": "show --plot: pip install 'quill-gpt[plot]'",
 }
 _LITTLE_SPACE = 1 << 30

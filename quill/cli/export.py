@@ -54,10 +54,7 @@ def command(
         output.say(note)
     found = made.difference
     if found:
-        output.say(
-            f"{found.runtime} agrees: its logits, up to {found.magnitude:.3g}, differ by at most "
-            f"{found.largest:.2g} at {', '.join(map(str, found.lengths))} tokens"
-        )
+        output.say(str(found))
     output.detail(f"{made.format} in {made.dtype}, {size(made.size)}")
     output.emit(
         "quill.export/1",

@@ -89,6 +89,7 @@ class Format:
         runtime: The foreign program that `logits` runs, and its package, such as "onnxruntime".
         tolerance: The largest difference of logits that `--verify` lets pass, by dtype; of the largest
             logit's magnitude where that is above 1.
+        log_probabilities: Whether the foreign program only reports log probabilities, not logits.
     """
 
     suffix: ClassVar[str] = ""
@@ -96,6 +97,7 @@ class Format:
     extra: ClassVar[str] = ""
     runtime: ClassVar[str] = ""
     tolerance: ClassVar[Mapping[str, float]] = {}
+    log_probabilities: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -130,15 +132,16 @@ class Format:
         """
         raise NotImplementedError
 
-    def logits(self, path: Path, idx: Tensor) -> Tensor:
-        """What the foreign program makes of token ids, from an export.
+    def logits(self, path: Path, idx: Tensor) -> Mapping[int, Tensor]:
+        """Run an export in the foreign program.
 
         Args:
-            path: What `write` made.
+            path: The export that `write` made.
             idx: Token ids, (1, T).
 
         Returns:
-            Float32 logits, (1, T, V), V at least the tokenizer's size.
+            Float32 logits, (V), by position; V is at least the tokenizer's size. All T positions, unless the
+            program can only report some.
 
         Raises:
             InputError: The foreign program is not installed; the hint says how to.

@@ -1,8 +1,9 @@
-"""Out of the registry: a model in a foreign format, compared with the foreign program, put in place."""
+"""Exports a model to a foreign format, and compares the program that runs it with quill."""
 
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,42 +16,54 @@ from quill.formats import base
 if TYPE_CHECKING:
     from quill.registry.version import Version
 
-# What people call the types elsewhere.
+# Other common names of dtypes.
 _DTYPES = {"f32": "float32", "fp32": "float32", "f16": "float16", "fp16": "float16", "bf16": "bfloat16"}
-# The largest difference of a logit, relative to the largest logit where that is above 1, that rounding of
-# the weights may make where a format does not say otherwise.
+# The largest difference that rounding of the weights may make, unless the format states another; relative to
+# the largest logit if that is above 1.
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+# float32 cannot represent the probability of e^-87 and less.
+_LEAST_LOG_PROBABILITY = -80.0
 _SEED = 20_250_101
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a foreign program's logits are from quill's.
+    """How far another program's logits are from quill's.
 
     Attributes:
         largest: The largest absolute difference of a logit.
         magnitude: The largest absolute logit.
-        lengths: How many tokens there were in each comparison.
-        runtime: The foreign program.
+        lengths: The lengths of the prompts, in tokens.
+        runtime: The other program.
+        quantity: What was compared: "logits" or "log probabilities".
     """
 
     largest: float
     magnitude: float
     lengths: tuple[int, ...]
     runtime: str
+    quantity: str = "logits"
+
+    def __str__(self) -> str:
+        lengths = ", ".join(map(str, self.lengths[:-1]))
+        lengths = f"{lengths} and {self.lengths[-1]}" if lengths else str(self.lengths[-1])
+        return (
+            f"{self.runtime} and quill agree: {self.quantity} up to {self.magnitude:.3g} differ by at most "
+            f"{self.largest:.2g}, for prompts of {lengths} tokens"
+        )
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export made.
+    """The result of an export.
 
     Attributes:
         path: The file or folder.
         format: The format's registered name.
-        dtype: How the weights were kept.
-        size: Bytes in all.
-        notes: What a person should know of the translation.
-        difference: From the foreign program; None where it was not asked.
+        dtype: The dtype of the weights.
+        size: The total size in bytes.
+        notes: What the user should know about the conversion.
+        difference: From the program that runs the export; None if they were not compared.
     """
 
     path: Path
@@ -71,39 +84,40 @@ def export(
     modelfile: bool = False,
     force: bool = False,
 ) -> Exported:
-    """Write a model in a foreign format.
+    """Export a model to a foreign format.
 
     Args:
         version: The model.
         format_name: A registered format.
-        out: The file or folder to make; unset: the model's name and the format's suffix, here.
-        dtype: How the weights are kept; unset: the format's default.
-        verify: Compare the foreign program's logits with quill's before anything is put in place.
-        modelfile: Also write what Ollama makes a model of, as PATH.Modelfile.
-        force: Replace what is there, if it is such an export.
+        out: The file or folder to write; unset: the model's name with the format's suffix, in the current
+            folder.
+        dtype: The dtype of the weights; unset: the format's default.
+        verify: Compare the logits of the program that runs the export with quill's before the export is moved
+            to its path.
+        modelfile: Also write a Modelfile for Ollama, as PATH.Modelfile.
+        force: Replace an existing export.
 
     Returns:
-        What was made.
+        The export.
 
     Raises:
-        InputError: The format cannot hold the model or is not written, or a package is missing.
-        RefusedError: Something is there already, or the foreign program computes something else.
+        InputError: The format does not support the model, is read-only, or requires a missing package.
+        RefusedError: The path exists, or the other program computes something else.
         ResourceError: Disk or permission.
     """
-    kind = _written(format_name, verify=verify)
+    kind = _format(format_name, verify=verify)
     dtype = _dtype(kind, dtype)
     target = Path(f"{version.name}{kind.suffix}") if out is None else fsio.expanded(out)
     recipe = target.with_name(f"{target.name}.Modelfile") if modelfile else None
     for path in (target, recipe):
         if path and os.path.lexists(path) and not force:
-            why = "nothing is written over unasked"
-            raise RefusedError(f"'{path}' exists already", why=why, hint="--force")
+            why = "an export never overwrites silently"
+            raise RefusedError(f"'{path}' already exists", why=why, hint="force=True")
     loaded = _load(kind, version)
-    told = kind.modelfile(target.name, loaded) if recipe else None
-    if recipe and told is None:
-        raise InputError(
-            f"Ollama does not load {kind.name}", why="--modelfile is for it", hint="--format gguf"
-        )
+    modelfile_text = kind.modelfile(target.name, loaded) if recipe else None
+    if recipe and modelfile_text is None:
+        why = "a Modelfile is for Ollama"
+        raise InputError(f"Ollama cannot load {kind.name}", why=why, hint="format=gguf")
     fsio.make_dir(target.absolute().parent)
     with fsio.stage(target.absolute(), replace=force) as made:
         notes = kind.write(loaded, made, dtype)
@@ -113,35 +127,31 @@ def export(
         if difference:
             _refuse_different(difference, kind, dtype, version)
         size = sum(f.stat().st_size for f in (made.rglob("*") if made.is_dir() else [made]))
-    if recipe and told:
-        fsio.write_bytes(recipe.absolute(), told.encode())
-        notes = (*notes, f"for Ollama: ollama create {version.name} -f {recipe}")
+    if recipe and modelfile_text:
+        fsio.write_bytes(recipe.absolute(), modelfile_text.encode())
+        notes = (*notes, f"for Ollama: {shlex.join(['ollama', 'create', version.name, '-f', str(recipe)])}")
     return Exported(target, kind.name, dtype, size, notes, difference)
 
 
-def _written(format_name: str, *, verify: bool) -> base.Format:
-    """The format, if it is written, and can be verified where that is asked for."""
+def _format(format_name: str, *, verify: bool) -> base.Format:
+    """The format, if quill can write and, if need be, verify it."""
     kind = base.load(format_name)
     if not kind.writes:
         able = ", ".join(n for n in base.names() if base.load(n).writes)
-        why = "it is only read"
-        raise InputError(f"models cannot be exported to {kind.name}", why=why, hint=f"one of {able}")
+        raise InputError(f"quill only reads {kind.name}", why=f"it writes {able}", hint="format=hf")
     if verify and not kind.runtime:
-        raise InputError(
-            f"--verify does not apply to {kind.name}",
-            why="there is no program to run it with but the project's own scripts",
-            hint="leave --verify out",
-        )
+        why = "only its own project's scripts run it"
+        raise InputError(f"quill cannot verify {kind.name}", why=why, hint="leave out verify=True")
     return kind
 
 
 def _load(kind: base.Format, version: Version) -> Checkpoint:
-    """The model, if the format can hold it."""
+    """The model, if the format supports it."""
     loaded = load_checkpoint(version)
     if why := kind.refusal(loaded.config.model, loaded.tokenizer):
         able = _able(loaded)
         raise InputError(
-            f"{kind.name} cannot hold {version.reference}: {why}",
+            f"{kind.name} does not support {version.reference}: {why}",
             why=f"it can be exported to {', '.join(able) or 'no other format'}",
             hint=f"quill export {version.reference} --format {able[0]}" if able else "",
         )
@@ -152,42 +162,35 @@ def _dtype(kind: base.Format, dtype: str | None) -> str:
     chosen = _DTYPES.get(dtype or "", dtype) or kind.dtypes[0]
     if chosen not in kind.dtypes:
         raise InputError(
-            f"--dtype {dtype} is refused",
-            why=f"{kind.name} keeps weights as {', '.join(kind.dtypes)}",
-            hint=f"--dtype {kind.dtypes[0]}",
+            f"{kind.name} has no dtype '{dtype}'",
+            why=f"it has {', '.join(kind.dtypes)}",
+            hint=f"dtype={kind.dtypes[0]}",
         )
     return chosen
 
 
 def _able(loaded: Checkpoint) -> list[str]:
-    """The formats that can hold a model."""
+    """The formats that support a model."""
     kinds = (base.load(name) for name in base.names())
     return [k.name for k in kinds if k.writes and not k.refusal(loaded.config.model, loaded.tokenizer)]
 
 
 def _refuse_other(made: Path, target: Path) -> None:
-    """Replace an export only by another: --force is no licence to delete somebody's folder."""
+    """Refuse to replace anything but an export of the same kind."""
     if not os.path.lexists(target):
         return
+    why = ""
     if made.is_dir() != target.is_dir() or target.is_symlink():
         kinds = ("a folder", "a file") if made.is_dir() else ("a file", "a folder")
-        raise RefusedError(
-            f"'{target}' is not replaced",
-            why=f"the export is {kinds[0]}, and that is a link or {kinds[1]}",
-            hint="choose another --out",
-        )
-    if made.is_dir():
-        foreign = sorted(set(os.listdir(target)) - set(os.listdir(made)))
-        if foreign:
-            raise RefusedError(
-                f"'{target}' is not replaced",
-                why=f"it holds '{foreign[0]}', which no such export does",
-                hint="choose another --out",
-            )
+        why = f"the export is {kinds[0]}, and the path is a link or {kinds[1]}"
+    elif made.is_dir() and (foreign := sorted(set(os.listdir(target)) - set(os.listdir(made)))):
+        why = f"it contains '{foreign[0]}', which is not part of such an export"
+    if why:
+        raise RefusedError(f"'{target}' was not replaced", why=why, hint="choose another path for the export")
 
 
 def _compare(kind: base.Format, loaded: Checkpoint, made: Path) -> Difference:
-    """Ask quill and the foreign program for the logits of the same tokens, at several lengths."""
+    """Compare the logits of random prompts of several lengths."""
     import torch
 
     rows, context = loaded.tokenizer.vocab_size, loaded.config.model.block_size
@@ -196,20 +199,24 @@ def _compare(kind: base.Format, loaded: Checkpoint, made: Path) -> Difference:
     largest = magnitude = 0.0
     for length in lengths:
         idx = torch.randint(rows, (1, length), generator=generator)
-        ours = loaded.model.predict(idx).float()[..., :rows]
-        theirs = kind.logits(made, idx)[..., :rows]
+        found = kind.logits(made, idx)
+        ours = loaded.model.predict(idx)[0, list(found)].float()[:, :rows]
+        theirs = torch.stack(list(found.values()))[:, :rows]
+        if kind.log_probabilities:
+            ours, theirs = (x.log_softmax(-1).clamp(min=_LEAST_LOG_PROBABILITY) for x in (ours, theirs))
         difference = float((ours - theirs).abs().max())
-        # What is not a number compares as no difference at all.
+        # max() would drop NaN.
         largest = max(largest, difference if difference == difference else float("inf"))
         magnitude = max(magnitude, float(ours.abs().max()))
-    return Difference(largest, magnitude, lengths, kind.runtime)
+    quantity = "log probabilities" if kind.log_probabilities else "logits"
+    return Difference(largest, magnitude, lengths, kind.runtime, quantity)
 
 
 def _refuse_different(found: Difference, kind: base.Format, dtype: str, version: Version) -> None:
     limit = kind.tolerance.get(dtype, _TOLERANCE.get(dtype, 1.0)) * max(1.0, found.magnitude)
     if not found.largest <= limit:
         raise RefusedError(
-            f"{found.runtime} computes something else than {version.reference}",
-            why=f"its logits differ by up to {found.largest:.3g}, at most {limit:.3g} is let pass in {dtype}",
-            hint="leave --verify out to have it all the same",
+            f"{found.runtime} and quill disagree on {version.reference}",
+            why=f"{found.quantity} differ by up to {found.largest:.3g}, by more than {limit:.3g} for {dtype}",
+            hint="to export it anyway, leave out verify=True",
         )

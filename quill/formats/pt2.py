@@ -58,7 +58,7 @@ class Pt2(base.Format):
             return (f"weights and arithmetic are {dtype}; the logits are float32",)
         return ()
 
-    def logits(self, path: Path, idx: Tensor) -> Tensor:
+    def logits(self, path: Path, idx: Tensor) -> Mapping[int, Tensor]:
         """What PyTorch makes of token ids, with the program from the archive."""
         import torch
 
@@ -71,7 +71,7 @@ class Pt2(base.Format):
             # torch raises exceptions of many types for a damaged archive.
             reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:300]
             raise CorruptError(f"torch.export cannot run '{path}'", why=reason) from e
-        return logits
+        return dict(enumerate(logits[0]))
 
 
 class _Sink(io.FileIO):

@@ -49,7 +49,7 @@ def test_verify_says_by_how_much_the_foreign_program_differs(place, capsys):
     assert main(["export", "tiny", "--verify"]) == 0
     out, err = capsys.readouterr()
     assert out == "tiny-hf\n"
-    assert "transformers agrees: its logits" in err
+    assert "transformers and quill agree: logits up to" in err
     assert main(["export", "tiny", "--verify", "--force", "--json"]) == 0
     difference = json.loads(capsys.readouterr().out)["difference"]
     assert 0 <= difference["largest"] < 1e-4
@@ -60,8 +60,8 @@ def test_verify_says_by_how_much_the_foreign_program_differs(place, capsys):
     ("arguments", "said"),
     [
         (["--format", "ggfu"], "no format named 'ggfu'"),
-        (["--dtype", "int4"], "--dtype int4 is refused"),
-        (["--format", "nanogpt"], "cannot hold tiny:v1"),
+        (["--dtype", "int4"], "no dtype 'int4'"),
+        (["--format", "nanogpt"], "does not support tiny:v1"),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(place, capsys, arguments, said):
@@ -139,5 +139,5 @@ def test_a_modelfile_for_ollama_on_request(place, capsys):
         "the Modelfile is there"
     )
     assert main(["export", "tiny", "-f", "hf", "--modelfile"]) == 2
-    assert "Ollama does not load hf" in capsys.readouterr().err
+    assert "Ollama cannot load hf" in capsys.readouterr().err
     assert not (place / "tiny-hf").exists()

@@ -56,7 +56,7 @@ def test_a_format_says_what_it_is(name):
 def test_what_is_exported_is_imported_with_the_same_logits(name, shape, publish, here, tmp_path):
     version = publish(shape)
     if why := refused(name, version):
-        with pytest.raises(InputError, match="cannot hold") as caught:
+        with pytest.raises(InputError, match="does not support") as caught:
             exporting.export(version, name)
         assert why in caught.value.what
         assert os.listdir(here) == []
@@ -98,7 +98,7 @@ def test_the_foreign_program_agrees(name, publish, here):
     kind = base.load(name)
     version = fitting(name, publish)
     if not kind.runtime:
-        with pytest.raises(InputError, match="--verify"):
+        with pytest.raises(InputError, match="cannot verify"):
             exporting.export(version, name, verify=True)
         return
     try:
@@ -116,8 +116,10 @@ def test_the_foreign_program_agrees(name, publish, here):
 def test_a_foreign_program_that_disagrees_keeps_the_export_from_its_place(name, publish, here, monkeypatch):
     kind = base.load(name)
     version = fitting(name, publish)
-    monkeypatch.setattr(type(kind), "logits", lambda self, path, idx: torch.zeros(1, idx.shape[1], 4096))
-    with pytest.raises(RefusedError, match="computes something else"):
+    monkeypatch.setattr(
+        type(kind), "logits", lambda self, path, idx: dict(enumerate(torch.zeros(idx.shape[1], 4096)))
+    )
+    with pytest.raises(RefusedError, match="disagree"):
         exporting.export(version, name, verify=True)
     assert os.listdir(here) == []
 
@@ -138,7 +140,7 @@ def test_f48_an_export_is_whole_or_not_there_and_never_over_another(name, publis
     assert not Path("out").exists()
     assert exporting.export(version, name, Path("out")).path == Path("out")
     before = {p: p.stat().st_mtime_ns for p in Path().rglob("*")}
-    with pytest.raises(RefusedError, match="exists already") as caught:
+    with pytest.raises(RefusedError, match="already exists") as caught:
         exporting.export(version, name, Path("out"))
     assert caught.value.exit_code == 4
     assert {p: p.stat().st_mtime_ns for p in Path().rglob("*")} == before
@@ -151,7 +153,7 @@ def test_force_replaces_an_export_and_nothing_else(name, publish, here):
     precious = here / "out" / "thesis.txt"
     precious.parent.mkdir()
     precious.write_text("years of work")
-    with pytest.raises(RefusedError, match="not replaced"):
+    with pytest.raises(RefusedError, match="was not replaced"):
         exporting.export(version, name, Path("out"), force=True)
     assert precious.read_text() == "years of work"
 

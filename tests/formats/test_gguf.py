@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -399,23 +400,38 @@ def test_ids_that_are_nobodys_keep_their_places(tmp_path):
 # llama.cpp.
 
 
+@pytest.mark.parametrize("runtime", ["xllamacpp", "llama_cpp"])
 @pytest.mark.parametrize("dtype", GGUF.dtypes)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_llama_cpp_computes_the_same(shape, dtype, characters, tmp_path):
-    pytest.importorskip("llama_cpp")
+def test_llama_cpp_computes_the_same(shape, dtype, runtime, characters, tmp_path, monkeypatch):
+    pytest.importorskip(runtime)
+    other = {"xllamacpp", "llama_cpp"} - {runtime}
+    monkeypatch.setitem(sys.modules, other.pop(), None)
     made = model_of(characters, **SHAPES[shape])
     GGUF.write(made, tmp_path / "m.gguf", dtype)
     rows = characters.vocab_size
-    idx = torch.randint(rows, (1, 50), generator=torch.Generator().manual_seed(1))
-    ours, theirs = made.model.predict(idx)[..., :rows], GGUF.logits(tmp_path / "m.gguf", idx)
-    assert theirs.shape == (1, 50, rows + 1) and theirs.dtype == torch.float32
-    difference, magnitude = float((ours - theirs[..., :rows]).abs().max()), float(ours.abs().max())
+    idx = torch.randint(rows, (1, 64), generator=torch.Generator().manual_seed(1))
+    found = GGUF.logits(tmp_path / "m.gguf", idx)
+    at = list(found)
+    assert at[:2] == [0, 1] and at[-1] >= 62 and len(at) >= 24
+    theirs = torch.stack(list(found.values()))
+    assert theirs.shape == (len(at), rows + 1) and theirs.dtype == torch.float32
+    ours = made.model.predict(idx)[0, at, :rows]
+    magnitude = float(ours.abs().max())
+    ours, theirs = (x.log_softmax(-1).clamp(min=-80) for x in (ours, theirs[:, :rows]))
+    difference = float((ours - theirs).abs().max())
     LOG.info("%s in %s differs by %.1e of %.1f", shape, dtype, difference, magnitude)
     exact = made.config.model.activation not in ("gelu", "gelu_tanh")
     limit = 5e-6 if exact and dtype == "float32" else GGUF.tolerance[dtype]
-    assert difference <= limit * magnitude
-    # The token added is the mean of all.
-    assert torch.allclose(theirs[..., rows], theirs[..., :rows].mean(-1), atol=limit * magnitude)
+    assert difference <= limit * max(1, magnitude)
+
+
+def test_the_added_token_has_the_mean_of_all_logits(characters, tmp_path):
+    pytest.importorskip("xllamacpp")
+    GGUF.write(model_of(characters, **SHAPES["modern"]), tmp_path / "m.gguf", "float32")
+    found = GGUF.logits(tmp_path / "m.gguf", torch.randint(characters.vocab_size, (1, 20)))
+    for values in found.values():
+        assert torch.allclose(values[-1], values[:-1].mean(), atol=1e-4)
 
 
 @pytest.mark.parametrize("runtime", ["llama_cpp", "xllamacpp"])
@@ -471,10 +487,22 @@ def test_the_server_gives_every_token_the_same_probability(family, learned, tmp_
 
 
 def test_a_file_that_llama_cpp_refuses_is_our_error(tmp_path):
-    pytest.importorskip("llama_cpp")
-    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(60))
-    with pytest.raises(CorruptError, match="does not load"):
+    pytest.importorskip("xllamacpp")
+    few = tokenizers.load("char").train(["ab"])
+    GGUF.write(model_of(few, n_layer=1), tmp_path / "m.gguf", "float32")
+    raw = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(raw.replace(b"blk.0.ffn_up.weight", b"blk.0.ffn_no.weight"))
+    with pytest.raises(CorruptError, match="cannot load"):
         GGUF.logits(tmp_path / "m.gguf", torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_without_a_binding_it_says_what_to_install(characters, tmp_path, monkeypatch):
+    GGUF.write(model_of(characters), tmp_path / "m.gguf", "float32")
+    for package in ("xllamacpp", "llama_cpp"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match="xllamacpp is not installed") as caught:
+        GGUF.logits(tmp_path / "m.gguf", torch.zeros(1, 4, dtype=torch.long))
+    assert caught.value.hint == "pip install 'quill-gpt[gguf]'"
 
 
 # Files of others.

@@ -6,8 +6,6 @@ a package.
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,7 +14,7 @@ from quill.config import reading
 from quill.config.settings import ModelConfig, SampleConfig
 from quill.errors import CorruptError
 from quill.formats import base
-from quill.formats.gguf import model
+from quill.formats.gguf import model, runtime
 from quill.formats.gguf import tokenizer as tokenizers
 from quill.formats.gguf.file import MAGIC, File, Value, write
 
@@ -40,7 +38,8 @@ class Gguf(base.Format):
     suffix: ClassVar[str] = ".gguf"
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "q8_0")
     extra: ClassVar[str] = "gguf"
-    runtime: ClassVar[str] = "llama-cpp-python"
+    runtime: ClassVar[str] = "llama.cpp"
+    log_probabilities: ClassVar[bool] = True
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 5e-3, "float16": 1e-2, "q8_0": 0.15}
 
     def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
@@ -62,36 +61,9 @@ class Gguf(base.Format):
             notes.append(f"{odd} tensors stay in float16, as their rows are not a multiple of 32")
         return tuple(notes)
 
-    def logits(self, path: Path, idx: Tensor) -> Tensor:
-        """llama.cpp's logits, with keys and values in float32."""
-        try:
-            import llama_cpp  # type: ignore[import-untyped, import-not-found, unused-ignore]
-        except ImportError:
-            raise base.needs("llama-cpp-python", self.extra) from None
-        import torch
-
-        length = idx.shape[1]
-        # It writes warnings to stderr even if it is not verbose.
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            try:
-                loaded = llama_cpp.Llama(
-                    str(path),
-                    n_ctx=length,
-                    n_batch=length,
-                    n_ubatch=length,
-                    logits_all=True,
-                    type_k=llama_cpp.GGML_TYPE_F32,
-                    type_v=llama_cpp.GGML_TYPE_F32,
-                    verbose=False,
-                )
-            except (ValueError, RuntimeError) as e:
-                why = (said.getvalue().strip().splitlines() or [str(e)])[-1]
-                raise CorruptError(f"llama.cpp cannot load '{path}'", why=why) from None
-            try:
-                loaded.eval(idx[0].tolist())
-                return torch.from_numpy(loaded.scores[:length].copy())[None]
-            finally:
-                loaded.close()
+    def logits(self, path: Path, idx: Tensor) -> Mapping[int, Tensor]:
+        """llama.cpp's log probabilities at some positions, with keys and values in float32."""
+        return runtime.log_probabilities(path, idx[0].tolist())
 
     def modelfile(self, name: str, checkpoint: Checkpoint) -> str:
         """The Modelfile for `ollama create`.

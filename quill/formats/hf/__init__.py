@@ -70,7 +70,7 @@ class HuggingFace(base.Format):
         fsio.write_bytes(path / "README.md", card.encode(), durable=False)
         return notes
 
-    def logits(self, path: Path, idx: Tensor) -> Tensor:
+    def logits(self, path: Path, idx: Tensor) -> Mapping[int, Tensor]:
         """transformers' logits, computed in float32."""
         try:
             transformers: Any = import_module("transformers")
@@ -88,8 +88,7 @@ class HuggingFace(base.Format):
         if wrong := [f"{kind} {names}" for kind, names in loading.items() if names and kind.endswith("keys")]:
             raise CorruptError(f"transformers cannot load all of '{path}'", why="; ".join(wrong)[:500])
         with torch.inference_mode():
-            found: Tensor = model.float().eval()(idx).logits
-        return found
+            return dict(enumerate(model.float().eval()(idx).logits[0]))
 
     def recognises(self, path: Path) -> bool:
         """Whether a folder, or that of a safetensors file, has a config.json of transformers."""

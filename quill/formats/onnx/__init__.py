@@ -81,7 +81,7 @@ class Onnx(base.Format):
             notes += ("the weights are stored in float16; the graphs compute in float32",)
         return notes
 
-    def logits(self, path: Path, idx: Tensor) -> Tensor:
+    def logits(self, path: Path, idx: Tensor) -> Mapping[int, Tensor]:
         """ONNX Runtime's logits, by the graph without keys and values."""
         try:
             import onnxruntime  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -101,7 +101,7 @@ class Onnx(base.Format):
             # Its exceptions have no common base class.
             reason = str(e).strip().splitlines()[0][:300]
             raise CorruptError(f"ONNX Runtime cannot run '{path}'", why=reason) from e
-        return torch.from_numpy(logits)
+        return dict(enumerate(torch.from_numpy(logits[0])))
 
 
 def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
