@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -52,15 +53,18 @@ def command(
     text = _prompt(words, prompt, prompt_file)
 
     from quill.checkpoint.load import load_checkpoint
+    from quill.generation import cpu
     from quill.generation.generator import Generator
 
     loaded = load_checkpoint(version, session.device())
     generator = Generator(loaded.model, loaded.tokenizer, notice=output.warn)
     echoed = "" if no_echo else text
-    if output.form != "json" and stream and config.num_samples == 1:
-        _print(output, echoed, generator.stream(text, config, unknown))
-        return
-    samples = generator.generate(text, config, unknown)
+    alone = config.num_samples == 1
+    with cpu.one_thread() if alone and generator.device.type == "cpu" else nullcontext():
+        if output.form != "json" and stream and alone:
+            _print(output, echoed, generator.stream(text, config, unknown))
+            return
+        samples = generator.generate(text, config, unknown)
     if output.form == "json":
         document = {"reference": version.reference, "prompt": text, "samples": samples}
         output.emit("quill.sample/1", document, human="", quiet="")

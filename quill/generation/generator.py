@@ -1,4 +1,4 @@
-"""Text from a model: a prompt in, and what the model goes on with out, streamed or whole."""
+"""Text from a model: a prompt in, its continuation out, streamed or whole."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from quill.config.reading import check
 from quill.config.settings import SampleConfig
 from quill.config.shape import Shape
 from quill.errors import InputError
-from quill.generation.decoding import FEW_TOKENS, Decoder, for_decoding
+from quill.generation.cpu import FEW_TOKENS, for_decoding
+from quill.generation.decoding import Decoder
 from quill.generation.sampling import Sampler
 from quill.generation.stopping import StopStrings
 from quill.model.gpt import GPT
 from quill.tokenizers.base import StreamDecoder, Tokenizer
 
-# Memory that samples drawn side by side may take; more of them are drawn one group after another.
+# Memory for samples generated side by side; more of them are generated in groups.
 _GROUP_BYTES = 512 << 20
 
 
 class Generator:
-    """Draws text from a model.
+    """Generates text with a model.
+
+    On a CPU a single sample is generated fastest on one thread: call it under `cpu.one_thread()` if the
+    program has nothing else to compute.
 
     Args:
-        model: Any model; it is left in the mode it is in. Its weights count as they are now: after
-            training goes on, make another generator.
+        model: Any model; its mode does not change. The first call may copy the weights, so make another
+            generator after training further.
         tokenizer: The model's own.
-        notice: Is told what a person should know, such as a prompt that was cut.
+        notice: Called with what a user should know, such as that the prompt was cut.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, notice: Callable[[str], None] | None = None) -> None:
@@ -38,60 +42,65 @@ class Generator:
         self._notice = notice
         self._ready: dict[bool, GPT] = {}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return self.model.wte.weight.device
+
     def stream(
         self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"] = "error"
     ) -> Iterator[str]:
-        """Draw one sample and hand it out as it comes.
+        """Generate one sample, chunk by chunk.
 
-        With a seed it is the first of what `generate` draws with that seed.
+        With a seed it equals the first sample that `generate` returns for that seed.
 
         Args:
-            prompt: What the sample goes on from; not repeated in it.
-            config: How to draw; num_samples does not matter.
+            prompt: Text to continue; not repeated in the sample.
+            config: How to sample; num_samples is ignored.
             unknown: What to do with characters of the prompt that have no token.
 
         Yields:
-            Pieces of text, whole characters each, none empty.
+            Chunks of whole characters, none empty.
 
         Raises:
-            InputError: The prompt has a character that has no token, or a stop string is empty.
-            DivergedError: The model's weights are not finite.
+            InputError: A character of the prompt has no token, or a stop string is empty.
+            DivergedError: The model's weights contain NaN or infinity.
         """
         row = _Row(self.tokenizer, config.stop)
         decoder, logits, idx = self._read(prompt, config, unknown)
         sampler = Sampler(config, [0], idx, self.tokenizer.vocab_size)
         for count in range(config.max_new_tokens):
             chosen = sampler(logits)
-            piece = row.feed(int(chosen))
-            if piece:
-                yield piece
+            chunk = row.feed(int(chosen))
+            if chunk:
+                yield chunk
             if row.done:
                 return
             if count + 1 < config.max_new_tokens:
                 logits = decoder.feed(chosen)
-        piece = row.flush()
-        if piece:
-            yield piece
+        chunk = row.flush()
+        if chunk:
+            yield chunk
 
     def generate(
         self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"] = "error"
     ) -> list[str]:
-        """Draw num_samples texts, side by side as far as memory allows.
+        """Generate num_samples samples, side by side as far as memory allows.
 
-        Sample i depends on the seed and i, not on how many are drawn, but for rounding: a row of a batch
-        may differ from the row alone in a logit's last bits.
+        Sample i depends on the seed and i, not on num_samples, except for rounding: a row of a batch may
+        differ from the row alone in the last bits of a logit.
 
         Args:
-            prompt: What each goes on from; not repeated in them.
-            config: How to draw.
+            prompt: Text to continue; not repeated in the samples.
+            config: How to sample.
             unknown: What to do with characters of the prompt that have no token.
 
         Returns:
-            The texts, without what ended them.
+            The samples, without the stop string or end-of-text token that ended them.
 
         Raises:
-            InputError: The prompt has a character that has no token, or a stop string is empty.
-            DivergedError: The model's weights are not finite.
+            InputError: A character of the prompt has no token, or a stop string is empty.
+            DivergedError: The model's weights contain NaN or infinity.
         """
         rows = [_Row(self.tokenizer, config.stop) for _ in range(config.num_samples)]
         decoder, logits, idx = self._read(prompt, config, unknown)
@@ -110,20 +119,20 @@ class Generator:
     def _read(
         self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]
     ) -> tuple[Decoder, Tensor, Tensor]:
-        """Feed the prompt; its decoder, the logits of what follows, and its tokens."""
+        """Feed the prompt; return the decoder, the logits of the next token, and the prompt's tokens."""
         ids = self.tokenizer.encode(prompt, unknown=unknown) or [self._first_token()]
         size = self.model.shape.block_size
         if len(ids) > size and self._notice is not None:
-            self._notice(f"the prompt has {len(ids):,} tokens; the last {size:,}, all the model sees, count")
-        idx = torch.tensor([ids], device=self.model.wte.weight.device)
-        copied = config.max_new_tokens >= FEW_TOKENS
-        if copied not in self._ready:
-            self._ready[copied] = for_decoding(self.model, copied)
-        decoder = Decoder(self._ready[copied])
+            self._notice(f"using the last {size:,} of the prompt's {len(ids):,} tokens: the context length")
+        idx = torch.tensor([ids], device=self.device)
+        copy_weights = config.max_new_tokens >= FEW_TOKENS
+        if copy_weights not in self._ready:
+            self._ready[copy_weights] = for_decoding(self.model, copy_weights)
+        decoder = Decoder(self._ready[copy_weights])
         return decoder, decoder.feed(idx[:, -size:]), idx
 
     def _first_token(self) -> int:
-        """Where a text begins: after a line's end, which every model has seen, else after a text's."""
+        """The token before an empty prompt: a newline, else the end-of-text token."""
         try:
             return self.tokenizer.encode("\n")[-1]
         except InputError:
@@ -142,25 +151,25 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
 ) -> Tensor:
-    """Go on from token ids.
+    """Continue sequences of token ids.
 
     Args:
-        model: Any model; it is left in the mode it is in.
-        idx: Token ids, (B, T), T at least 1; beyond block_size the last ones count.
-        max_new_tokens: How many to draw.
-        temperature: Divides the logits; 0 always takes the likeliest token.
-        top_k: Draw from the k likeliest tokens.
-        top_p: Draw from the fewest tokens with this much probability.
-        min_p: Drop tokens below this share of the likeliest one's probability.
-        repetition_penalty: Above 1 makes tokens already in a row less likely.
-        seed: Makes the draw repeatable.
+        model: Any model; its mode does not change.
+        idx: Token ids, (B, T), T at least 1; the last block_size of them are the context.
+        max_new_tokens: Number of tokens to generate for each row.
+        temperature: Divisor of the logits; 0 always picks the likeliest token.
+        top_k: Sample from the k likeliest tokens.
+        top_p: Sample from the fewest tokens whose probabilities add up to this.
+        min_p: Skip tokens less likely than this fraction of the likeliest token's probability.
+        repetition_penalty: Above 1 makes tokens already in the row less likely.
+        seed: Seed of the random numbers.
 
     Returns:
-        idx and what was drawn, (B, T + max_new_tokens).
+        idx followed by the new tokens, (B, T + max_new_tokens).
 
     Raises:
-        InputError: A setting is out of bounds.
-        DivergedError: The model's weights are not finite.
+        InputError: A setting is invalid.
+        DivergedError: The model's weights contain NaN or infinity.
     """
     settings = {
         "max_new_tokens": max_new_tokens,
@@ -175,7 +184,7 @@ def generate(
     if not max_new_tokens:
         return idx
     rows, vocab_size = idx.shape[0], model.shape.vocab_size
-    decoder = Decoder(for_decoding(model, copied=max_new_tokens >= FEW_TOKENS), rows=rows)
+    decoder = Decoder(for_decoding(model, copy_weights=max_new_tokens >= FEW_TOKENS), rows=rows)
     sampler = Sampler(config, range(rows), idx, vocab_size)
     drawn = [idx, sampler(decoder.feed(idx))]
     for _ in range(max_new_tokens - 1):
@@ -184,19 +193,15 @@ def generate(
 
 
 def rows_at_once(shape: Shape) -> int:
-    """How many samples are drawn side by side, by the memory that each takes.
-
-    Args:
-        shape: The model's.
-    """
+    """Number of samples to generate side by side, from the memory that each takes."""
     cached = 2 * shape.n_layer * shape.n_kv_head * shape.head_size
-    # When a window moves on, a layer's widest activations stand in memory twice.
+    # When a window moves, a layer's widest activations exist twice.
     moving = 2 * max(shape.mlp_size, 3 * shape.n_head * shape.head_size) if shape.n_layer else 0
     return max(1, min(256, _GROUP_BYTES // max(1, 4 * shape.block_size * (cached + moving))))
 
 
 def _draw(decoder: Decoder, logits: Tensor, sampler: Sampler, rows: Sequence[_Row], limit: int) -> None:
-    """Draw side by side until every sample has ended."""
+    """Sample side by side until every row has ended."""
     for count in range(limit):
         chosen = sampler(logits)
         for row, token in zip(rows, chosen[:, 0].tolist(), strict=True):
@@ -207,35 +212,35 @@ def _draw(decoder: Decoder, logits: Tensor, sampler: Sampler, rows: Sequence[_Ro
 
 
 class _Row:
-    """One sample while it is drawn: what its tokens say so far, and whether it has ended."""
+    """One sample in progress: its text so far, and whether it has ended."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._eot = tokenizer.eot_id
         self._characters = StreamDecoder(tokenizer)
         self._stops = StopStrings(stops)
-        self._pieces: list[str] = []
+        self._chunks: list[str] = []
         self.done = False
 
     @property
     def text(self) -> str:
-        """What the sample says so far."""
-        return "".join(self._pieces)
+        """The text so far."""
+        return "".join(self._chunks)
 
     def feed(self, token: int) -> str:
-        """Take in the next token; returns the text that is certain now."""
+        """Add a token; return the text that is now certain."""
         if self.done:
             return ""
         if token == self._eot:
             self.done = True
             return self.flush()
-        piece = self._stops.feed(self._characters.feed(token))
+        chunk = self._stops.feed(self._characters.feed(token))
         self.done = self._stops.hit
-        self._pieces.append(piece)
-        return piece
+        self._chunks.append(chunk)
+        return chunk
 
     def flush(self) -> str:
-        """End the sample here; the text that was still held back."""
+        """End the sample; return the text that was still held back."""
         self.done = True
-        piece = self._stops.feed(self._characters.flush()) + self._stops.flush()
-        self._pieces.append(piece)
-        return piece
+        chunk = self._stops.feed(self._characters.flush()) + self._stops.flush()
+        self._chunks.append(chunk)
+        return chunk

@@ -1,10 +1,9 @@
 """From logits to the next token: pure functions of logits, and the draw.
 
-Legend: B rows (samples side by side), V vocabulary. A filter takes logits (B, V) and gives logits (B, V),
-with -inf for what may not be drawn; at least one token always stays. They apply in the order the field
-has made standard: repetition penalty, temperature, top-k, top-p, min-p. Logits are float64 here: then no
-temperature makes a finite float32 overflow, and beside 1 there is room for the probabilities of a large
-vocabulary's tail.
+Legend: B rows (samples side by side), V vocabulary. A filter takes logits (B, V) and returns logits (B, V)
+with -inf for excluded tokens; at least one token always remains. They apply in the usual order: repetition
+penalty, temperature, top-k, top-p, min-p. Logits are float64 here, so that no temperature makes a finite
+float32 overflow and the tail of a large vocabulary keeps its probability.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from torch import Tensor
 from quill.config.settings import SampleConfig
 from quill.errors import DivergedError
 
-# Tokens among which top-p looks before it sorts the whole vocabulary.
+# Likeliest tokens that top-p tries before it sorts the whole vocabulary.
 _NUCLEUS = 256
 
-# Random numbers made at a time for each row.
+# Random numbers made at once for each row.
 _AHEAD = 64
 
 
@@ -47,14 +46,13 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     Args:
         logits: (B, V).
         temperature: Above 0, however small.
-
     """
-    # Float64 holds any float32 divided by this, at which all but exact ties is long lost.
+    # Dividing any float32 by this fits in float64, and only exact ties are left long before.
     return logits / max(temperature, 1e-200)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k largest logits of each row: exactly k of them, also where several are equal.
+    """Keep the k largest logits of each row; exactly k, even if several are equal.
 
     Args:
         logits: (B, V).
@@ -67,7 +65,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest likeliest tokens whose probabilities reach p together.
+    """Keep the fewest of the likeliest tokens whose probabilities add up to p.
 
     Source: Holtzman et al. 2019, arXiv:1904.09751, section 3.1.
 
@@ -78,20 +76,20 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     if p >= 1:
         return logits
     total = logits.logsumexp(-1, keepdim=True)
-    # Sorting a large vocabulary takes 20 times as long as finding the few tokens that mostly matter.
+    # Sorting a large vocabulary takes 20 times as long as finding the few tokens that usually suffice.
     values, ids = logits.topk(min(_NUCLEUS, logits.shape[-1]))
     probabilities = (values - total).exp_()
     if values.shape != logits.shape and bool((probabilities.sum(-1) < p).any()):
         values, ids = logits.sort(descending=True, stable=True)
         probabilities = (values - total).exp_()
-    # What is already there before a token decides; so the first always stays.
+    # The sum before a token decides, so the first token always remains.
     before = probabilities.cumsum(-1) - probabilities
     kept = values.masked_fill_(before >= p, -math.inf)
     return torch.full_like(logits, -math.inf).scatter_(-1, ids, kept)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Drop tokens less than p times as likely as the likeliest.
+    """Exclude tokens less than p times as likely as the likeliest.
 
     Source: Nguyen et al. 2024, arXiv:2407.01082.
 
@@ -105,7 +103,7 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def restrict(logits: Tensor, config: SampleConfig) -> Tensor:
-    """Temperature and every filter that is set, in order.
+    """Apply the temperature and every filter that is set, in order.
 
     Args:
         logits: (B, V).
@@ -122,50 +120,50 @@ def restrict(logits: Tensor, config: SampleConfig) -> Tensor:
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """One token of each row, by inverting the cumulative distribution.
+    """Draw one token for each row, by inverting the cumulative distribution.
 
     Args:
-        logits: (B, V), -inf for what cannot be drawn.
+        logits: (B, V), -inf for excluded tokens.
         uniform: Random numbers in [0, 1), (B, 1).
 
     Returns:
         Token ids, (B, 1).
     """
     cumulative = logits.softmax(-1).cumsum_(-1)
-    # Rounding may have left the end a little off 1. The first that lies above the number is drawn, so
-    # never one that adds nothing.
+    # Rounding may leave the last sum a little off 1. The first sum above the number decides, so a token
+    # of probability 0 is never drawn.
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
 
 
 def check_finite(logits: Tensor) -> None:
-    """Refuse what broken weights give before it is drawn from.
+    """Refuse to sample from the logits of broken weights.
 
     Args:
-        logits: As the model gave them, (B, V).
+        logits: The model's, (B, V).
 
     Raises:
         DivergedError: A logit is NaN or infinite.
     """
-    # A sum is NaN or infinite if a term is, and no sum of float32 numbers is too large for float64.
+    # A sum is NaN or infinite if a term is, and no sum of float32 numbers overflows float64.
     if not math.isfinite(logits.sum()):
         raise DivergedError(
-            "the model's logits are not finite",
-            why="its weights are not finite, or so large that numbers overflow",
-            hint="an earlier version, from 'quill list --all-versions'",
+            "the model's logits contain NaN or infinity",
+            why="its weights do too, or are so large that numbers overflow",
+            hint="quill list --all-versions",
         )
 
 
 class Sampler:
-    """Draws the next token of each row, with what it must remember to do so.
+    """Draws the next token of each row.
 
-    Row i draws from its own random numbers, a function of (seed, i) alone: a sample does not depend on
-    how many others are drawn, nor on which device.
+    Row i has its own random numbers, a function of (seed, i) alone, so a sample depends neither on the
+    number of samples nor on the device.
 
     Args:
-        config: How to draw.
-        rows: Which samples these are, B numbers.
+        config: How to sample.
+        rows: The numbers of these samples, B of them.
         prompt: Token ids that count as repeated, (1, T) or (B, T).
-        vocab_size: Tokens that may be drawn, V; logits beyond are padding.
+        vocab_size: Number of tokens that can be drawn, V; logits beyond are padding.
     """
 
     def __init__(self, config: SampleConfig, rows: Sequence[int], prompt: Tensor, vocab_size: int) -> None:
@@ -186,7 +184,7 @@ class Sampler:
         """Draw.
 
         Args:
-            logits: As the model gave them, (B, V or more).
+            logits: The model's, (B, V or more).
 
         Returns:
             Token ids, (B, 1).
@@ -209,10 +207,10 @@ class Sampler:
         return chosen.to(model_device)
 
     def _next_uniform(self) -> Tensor:
-        """A random number for each row, (B, 1)."""
+        """One random number for each row, (B, 1)."""
         if not self._uniform:
-            # Made ahead, as making a tensor of Python's numbers takes longer than drawing with it.
+            # Made ahead: turning Python numbers into a tensor takes longer than drawing with it.
             numbers = [[n.random() for _ in range(_AHEAD)] for n in self._numbers]
-            block = torch.tensor(numbers, dtype=torch.float64, device=self._device)
-            self._uniform.extend(block[:, i : i + 1] for i in range(_AHEAD))
+            ahead = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+            self._uniform.extend(ahead[:, i : i + 1] for i in range(_AHEAD))
         return self._uniform.popleft()

@@ -201,4 +201,4 @@ def test_f5_weights_that_are_not_finite_exit_6(tiny, tmp_path, capsys, monkeypat
     assert main(["sample", "nan", "b"]) == 6
     out, err = capsys.readouterr()
     assert out == ""
-    assert "not finite" in err
+    assert "NaN or infinity" in err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from quill import discovery
-from quill.generation import decoding
-from quill.generation.decoding import Decoder, for_decoding
+from quill.generation import cpu
+from quill.generation.cpu import for_decoding
+from quill.generation.decoding import Decoder
 from quill.model.gpt import GPT
 
 MakeModel = Callable[..., GPT]
@@ -96,8 +98,8 @@ def test_the_model_given_is_left_alone(make_model: MakeModel, copied: bool) -> N
 
 def test_large_weights_are_shared(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
-    monkeypatch.setattr(decoding, "_COPIED_AT_MOST", 1000)
-    monkeypatch.setattr(decoding, "_product", None)
+    monkeypatch.setattr(cpu, "_MAX_COPIED_BYTES", 1000)
+    monkeypatch.setattr(cpu, "_product", None)
     twin = for_decoding(model)
     mine, theirs = dict(model.named_parameters()), dict(twin.named_parameters())
     assert all(theirs[name] is p for name, p in mine.items())
@@ -108,12 +110,26 @@ def test_large_weights_are_shared(make_model: MakeModel, monkeypatch: pytest.Mon
 def test_product_is_a_linear_layer(shape: tuple[int, ...], biased: bool) -> None:
     weight, bias = torch.randn(10, 24), torch.randn(10) if biased else None
     x = torch.randn(shape)
-    torch.testing.assert_close(decoding._product(weight, bias)(x), F.linear(x, weight, bias))
+    torch.testing.assert_close(cpu._product(weight, bias)(x), F.linear(x, weight, bias))
 
 
-def test_nothing_ambient_is_changed(make_model: MakeModel) -> None:
-    decoder = Decoder(for_decoding(make_model()))
-    threads = torch.get_num_threads()
-    decoder.feed(torch.randint(0, 29, (1, 1)))
-    assert torch.get_num_threads() == threads
+def test_decoding_leaves_the_process_as_it_was(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(threads: int) -> None:
+        raise AssertionError("the number of threads belongs to the program")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "set_num_threads", refuse)
+        decoder = Decoder(for_decoding(make_model()))
+        decoder.feed(torch.randint(0, 29, (1, 5)))
+        decoder.feed(torch.randint(0, 29, (1, 1)))
     assert not torch.is_inference_mode_enabled()
+
+
+def test_one_thread_is_restored_afterwards() -> None:
+    threads = torch.get_num_threads()
+    with suppress(ZeroDivisionError), cpu.one_thread():
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == threads

@@ -19,14 +19,6 @@ from quill.model.kv_cache import LayerCache
 from quill.model.rope import Rope
 
 
-def _gelu(x: Tensor) -> Tensor:
-    if x.shape[1] > 1 or x.requires_grad or x.device.type != "cpu":
-        return F.gelu(x)
-    # For a single row the library behind PyTorch's own takes longer to set up than to compute.
-    half = x * 0.5
-    return torch.addcmul(half, half, (x * 0.5**0.5).erf_())
-
-
 def _gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
@@ -36,7 +28,7 @@ def _relu2(x: Tensor) -> Tensor:
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": _gelu,
+    "gelu": F.gelu,
     "gelu_tanh": _gelu_tanh,
     "relu": F.relu,
     "relu2": _relu2,
