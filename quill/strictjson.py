@@ -65,7 +65,8 @@ def parse(raw: bytes, *, origin: str, error: type[QuillError] = InputError) -> A
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise error(f"'{origin}' is UTF-16", why="JSON must be UTF-8", hint="save it as UTF-8")
     try:
-        text = raw.decode("utf-8-sig")
+        # The "utf-8-sig" codec counts from behind the byte order mark.
+        text = raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as e:
         raise error(f"'{origin}' is not UTF-8", why=f"byte {e.start} is {raw[e.start]:#04x}") from None
     if not text.strip():

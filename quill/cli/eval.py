@@ -125,6 +125,12 @@ def _find(
 
 
 def _of_dataset(loaded: Checkpoint, dataset: Dataset, split: Split) -> Measured:
+    if not dataset.count(split):
+        raise InputError(
+            f"dataset '{dataset.name}' has no {'validation' if split == 'val' else 'training'} split",
+            why=f"it was prepared with val_fraction {dataset.settings['val_fraction']}",
+            hint="split=train" if split == "val" else "",
+        )
     what = f"{dataset.name}/{split}"
     tokens: Tokens = dataset.split(split)
     if dataset.manifest["tokenizer"]["sha256"] != loaded.tokenizer.fingerprint:

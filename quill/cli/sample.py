@@ -120,7 +120,8 @@ def _prompt(words: str | None, flag: str | None, file: Path | None) -> str:
 
 def _decode(raw: bytes, origin: str) -> str:
     try:
-        return raw.decode("utf-8-sig")
+        # The "utf-8-sig" codec counts from behind the byte order mark.
+        return raw.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as e:
         raise InputError(
             f"'{origin}' is not UTF-8", why=f"byte {e.start} is {raw[e.start]:#04x}", hint="save it as UTF-8"

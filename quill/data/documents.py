@@ -196,7 +196,7 @@ def _plain(file: _File, name: str, encoding: str) -> Iterator[tuple[bool, str, b
             raise InputError(
                 f"'{name}' is not text: byte {at:,} is a NUL",
                 why="text files have none; binary files do, and so does UTF-16 read as something else",
-                hint="set data.encoding=utf-16",
+                hint="" if encoding.startswith("utf-16") else "set data.encoding=utf-16",
             )
         offset += len(raw)
         mended = newlines.decode(text, not raw)
@@ -215,13 +215,11 @@ def _undecodable(name: str, encoding: str, e: UnicodeDecodeError, base: int) -> 
     at = base + e.start
     data = bytes(e.object)
     value = f"{data[e.start]:#04x}" if e.start < len(data) else "missing"
-    utf16 = base == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    utf16 = base == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff") and encoding != "utf-16"
     return InputError(
         f"'{name}' is not {encoding.upper()}: byte {at:,} is {value}",
-        why=e.reason + ("; it looks like UTF-16" if utf16 else ""),
-        hint="set data.encoding=utf-16"
-        if utf16
-        else "set data.encoding=cp1252, or whatever it is written in",
+        why=f"{e.reason}; {'it looks like UTF-16' if utf16 else 'it is damaged or has another encoding'}",
+        hint=f"set data.encoding={'utf-16' if utf16 else 'cp1252' if encoding == 'utf-8' else 'utf-8'}",
     )
 
 
@@ -249,8 +247,12 @@ def _json_lines(file: _File, name: str, text_field: str) -> Iterator[tuple[bool,
 def _text_of(record: str, where: str, text_field: str) -> str:
     try:
         value = json.loads(record)
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"{where} is not JSON", why=str(e)) from None
+    except json.JSONDecodeError as e:
+        raise InputError(f"{where} is not JSON", why=f"column {e.colno:,}: {e.msg}") from None
+    except ValueError:
+        raise InputError(f"{where} has a number that is too long", why="it has over 4,300 digits") from None
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply", why="it cannot be parsed") from None
     field = shorten(text_field)
     if not isinstance(value, dict):
         raise InputError(f"{where} is not a JSON object", why=f"the text is read from its field {field}")

@@ -60,7 +60,7 @@ def settle(
             hint="leave model.vocab_size unset",
         )
     check_length(dataset.count("train"), model.block_size, "train", dataset=dataset.name)
-    if data.val_fraction and dataset.count("train"):
+    if dataset.settings["val_fraction"]:
         check_length(dataset.count("val"), model.block_size, "validation", dataset=dataset.name)
     data = data.model_copy(update={"tokenizer": dataset.tokenizer.kind})
     return config.model_copy(update={"data": data, "model": model}), dataset

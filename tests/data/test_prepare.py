@@ -558,6 +558,13 @@ def test_files_are_prepared_on_first_use(
     assert encoded == ["text"]
 
 
+def test_a_pattern_without_a_folder_is_prepared(
+    write: Write, data: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write("sea.txt").parent)
+    assert prepare.ensure(config("*.txt"), data).manifest["source"]["documents"] == 1
+
+
 def test_a_file_whose_name_is_taken_gets_another(write: Write, data: Path, config: Config) -> None:
     one = prepare.ensure(config(write("a/sea.txt")), data)
     two = prepare.ensure(config(write("b/sea.txt", "Another sea altogether. " * 40)), data)

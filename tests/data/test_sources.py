@@ -76,6 +76,19 @@ def test_an_existing_file_is_never_taken_for_a_glob(write: Write, data: Path) ->
     assert read(write("what[1].txt", "itself"), data) == ["itself"]
 
 
+def test_w14_an_existing_folder_is_never_taken_for_a_glob(write: Write, data: Path, tmp_path: Path) -> None:
+    write("d[1]/a.txt", "in d[1]")
+    write("d1/a.txt", "in d1")
+    for source in ("d[1]", "d[1]/*.txt", "d[1]/**/*.txt"):
+        assert read(f"{tmp_path}/{source}", data) == ["in d[1]"]
+    assert read(f"{tmp_path}/d[0-9]/*.txt", data) == ["in d1"]
+
+
+def test_w14_files_with_brackets_have_names_of_their_own(write: Write) -> None:
+    labels = [sources._label(str(write(f"notes[{n}].txt"))) for n in (1, 2)]
+    assert labels == ["notes-1", "notes-2"]
+
+
 def test_several_sources_keep_their_order(write: Write, data: Path) -> None:
     assert read([str(write("b.txt", "bee")), str(write("a.txt", "ay"))], data) == ["bee", "ay"]
 
@@ -182,6 +195,7 @@ def test_an_unknown_encoding_is_refused(write: Write, data: Path, encoding: str)
         (b"surrogate \xed\xa0\x80", "byte 10 is 0xed"),
         (b"\xef\xbb\xbfmark \xff", "byte 8 is 0xff"),
         (b"nul\0", "byte 3 is a NUL"),
+        (b"\xef\xbb\xbfmark \0", "byte 8 is a NUL"),
         ("é\r\n\0".encode(), "byte 4 is a NUL"),
     ],
 )
@@ -204,6 +218,26 @@ def test_f17_the_offset_is_right_across_buffers(
     for bad, said in ((b"\xff", "0xff"), (b"\0", "a NUL")):
         path = write("a.txt", good[:at] + bad + good[at:])
         assert f"byte {at:,} is {said}" in refusal(path, data).what
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("buffer", [4, 4096])
+def test_w15_offsets_count_the_byte_order_mark(
+    write: Write, data: Path, encoding: str, buffer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "BUFFER", buffer)
+    path = write("a.txt", "abcdefgh\0x".encode(encoding))
+    error = refusal(path, data, encoding=encoding)
+    assert f"byte {len('abcdefgh'.encode(encoding))} is a NUL" in error.what
+    assert error.hint == ("set data.encoding=utf-16" if encoding == "utf-32" else "")
+
+
+def test_w15_json_lines_count_the_byte_order_mark(write: Write, data: Path) -> None:
+    mark = codecs.BOM_UTF8
+    first = mark + b'{"text": "caf\xe9 and more"}\n{"text": "plain"}\n'
+    assert "line 1 is not UTF-8: byte 16 is 0xe9" in refusal(write("a.jsonl", first), data).what
+    second = mark + b'{"text": "plain"}\n{"text": "caf\xe9"}\n'
+    assert "line 2 is not UTF-8: byte 34 is 0xe9" in refusal(write("b.jsonl", second), data).what
 
 
 def test_f17_utf16_is_recognised(write: Write, data: Path) -> None:
@@ -310,7 +344,8 @@ def test_the_text_field_can_be_named(write: Write, data: Path) -> None:
     ("line", "said"),
     [
         (b"{", "line 2 is not JSON"),
-        (b"[" * 100_000, "line 2 is not JSON"),
+        (b"[" * 100_000, "line 2 is nested too deeply"),
+        (b'{"text": ' + b"9" * 5000 + b"}", "line 2 has a number that is too long"),
         (b'"text"', "line 2 is not a JSON object"),
         (b'{"body": "x"}', "line 2 has no field 'text'"),
         (b'{"text": 7}', "line 2: the field 'text' is not a string"),
@@ -323,6 +358,27 @@ def test_f17_a_bad_json_line_is_refused_with_its_number(
 ) -> None:
     error = refusal(write("a.jsonl", b'{"text": "fine"}\n' + line + b"\n"), data)
     assert said in error.what
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {f"key{i}": i for i in range(300_000)},
+        {"k" * 300_000: 1},
+        {"text": {"a": "x" * 300_000}},
+        {"text": list(range(300_000))},
+        {"text": 10**4000},
+        {"text": None, "k" * 100: "x" * 300_000},
+    ],
+)
+def test_messages_about_a_huge_json_line_are_short(write: Write, data: Path, record: Any) -> None:
+    error = refusal(write("a.jsonl", json.dumps(record)), data)
+    assert max(len(error.why), len(error.hint), len(error.what) - len(str(data))) < 250
+
+
+def test_the_hint_names_a_field_with_text(write: Write, data: Path) -> None:
+    error = refusal(write("a.jsonl", '{"id": 1, "body": "here"}\n'), data)
+    assert error.hint == "set data.text_field=body"
 
 
 def test_an_endless_json_line_is_refused(write: Write, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
