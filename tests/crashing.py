@@ -38,8 +38,7 @@ import pytest
 
 from quill.checkpoint.resume_state import load_state
 from quill.errors import QuillError
-from quill.registry import aliases as ledger
-from quill.registry import gc as cleaning
+from quill.registry import aliases, gc
 from quill.registry.store import Registry
 
 # What is done to an operation: "exit" ends the process before it, "torn" in the middle of a write;
@@ -121,7 +120,7 @@ def invariants(registry: Registry, older: Mapping[str, Mapping[str, bytes]]) -> 
         assert snapshot(registry.root / path) == files, f"{path} has changed"
     for folder in registry.root.iterdir():
         if not folder.name.startswith(".") and folder.is_dir():
-            for alias, number in ledger.read(folder).get("aliases", {}).items():
+            for alias, number in aliases.read(folder)["aliases"].items():
                 assert registry.resolve(f"{folder.name}:{alias}").number == number
     for draft in registry.drafts():
         if (draft.path / "state").is_dir() and (found := load_state(draft)):
@@ -138,7 +137,7 @@ def collected(registry: Registry) -> None:
     listed = {v.path: v.manifest["files"] for v in registry.entries(all_versions=True) if v.manifest}
     before = {path: {n: (path / n).read_bytes() for n in names} for path, names in listed.items()}
     drafts = {str(d.path): snapshot(d.path) for d in registry.drafts()}
-    done = cleaning.clean(registry, older_than=0)
+    done = gc.plan(registry, older_than=0).execute()
     assert done.failed == []
     assert leftovers(registry.root) == []
     for path, files in before.items():
@@ -150,7 +149,7 @@ def collected(registry: Registry) -> None:
         assert {p: c for p, c in was.items() if not p.startswith(("state/", "."))}.items() <= snapshot(
             draft.path
         ).items()
-    assert cleaning.clean(registry, older_than=0).things == [], "twice is as good as once"
+    assert gc.plan(registry, older_than=0).execute().removed == [], "twice is as good as once"
 
 
 def leftovers(root: Path) -> list[str]:

@@ -9,7 +9,9 @@ import pytest
 
 from quill import fsio
 from quill.checkpoint import weights as tensors
-from quill.registry.store import Draft, Registry, Version
+from quill.registry.draft import Draft
+from quill.registry.store import Registry
+from quill.registry.version import Version
 
 TINY = {"block": "modern", "n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 7}
 

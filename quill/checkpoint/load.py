@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quill.checkpoint import weights as tensors
 from quill.errors import CorruptError, InputError
-from quill.registry import manifest as manifests
-from quill.registry import migrations
-from quill.registry.version import Version
+from quill.registry import manifest, migrations
+from quill.registry.folder import Folder
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from quill.model.gpt import GPT
     from quill.tokenizers.base import Tokenizer
 
-CONFIG, WEIGHTS, TOKENIZER = manifests.REQUIRED
+CONFIG, WEIGHTS, TOKENIZER = manifest.REQUIRED
 _WEIGHT_TYPES = ("F32", "F16", "BF16")
 _SHOWN = 3
 
@@ -37,22 +36,20 @@ class Checkpoint:
         config: The run that made it.
         model: In eval mode, float32.
         tokenizer: Its own.
-        manifest: What was published with it; None for a folder put there by hand.
         version: Where it came from.
     """
 
     config: RunConfig
     model: GPT
     tokenizer: Tokenizer
-    manifest: dict[str, Any] | None
-    version: Version
+    version: Folder
 
 
-def load_checkpoint(version: Version, device: str | torch.device = "cpu") -> Checkpoint:
+def load_checkpoint(version: Folder, device: str | torch.device = "cpu") -> Checkpoint:
     """Read a model: each file once, hashed, and checked against the others before room is made for it.
 
     Args:
-        version: Which, from `Registry.resolve`.
+        version: A version from `Registry.resolve`, or a draft.
         device: Where its weights shall be.
 
     Raises:
@@ -71,10 +68,10 @@ def load_checkpoint(version: Version, device: str | torch.device = "cpu") -> Che
         buffer = reading.whole()
     weights = {n: t.to(device=device, dtype=torch.float32) for n, t in tensors.views(layout, buffer)}
     model.load_state_dict(weights, assign=True)
-    return Checkpoint(config, model.eval(), tokenizer, version.manifest, version)
+    return Checkpoint(config, model.eval(), tokenizer, version)
 
 
-def read_config(version: Version) -> RunConfig:
+def read_config(version: Folder) -> RunConfig:
     """The config a version was made by; neither flags nor the environment change it.
 
     Raises:
@@ -96,7 +93,7 @@ def read_config(version: Version) -> RunConfig:
     return reading.check(RunConfig, document, origin=origin, error=CorruptError)
 
 
-def read_tokenizer(version: Version) -> Tokenizer:
+def read_tokenizer(version: Folder) -> Tokenizer:
     """The tokenizer that a version was trained with.
 
     Raises:
@@ -108,7 +105,7 @@ def read_tokenizer(version: Version) -> Tokenizer:
     return base.read(version.read_object(TOKENIZER), origin=str(version.path / TOKENIZER))
 
 
-def fit_vocabulary(config: RunConfig, tokenizer: Tokenizer, version: Version) -> RunConfig:
+def fit_vocabulary(config: RunConfig, tokenizer: Tokenizer, version: Folder) -> RunConfig:
     """Hold the model's vocabulary to the tokenizer's; rows beyond it are padding and never drawn."""
     rows = config.model.vocab_size
     if rows is None:

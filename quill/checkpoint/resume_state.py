@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from quill import fsio, strictjson
 from quill.checkpoint import weights as tensors
 from quill.errors import CorruptError, NotFoundError
-from quill.registry import manifest as manifests
-from quill.registry.version import Version
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,18 +53,15 @@ def load_state(draft: Draft) -> tuple[dict[str, Tensor], dict[str, Any], list[st
     Raises:
         CorruptError: There are states, and every one of them is damaged.
     """
-    states = draft.states()
     notes: list[str] = []
-    for folder in states.values():
+    for state in draft.states():
         try:
-            document = manifests.read(folder)
-            held = Version(draft.name, draft.number, folder, document)
-            info = held.read_object(INFO)
-            with held.open_file(WEIGHTS) as reading:
+            info = state.load().read_object(INFO)
+            with state.open_file(WEIGHTS) as reading:
                 layout = tensors.read_layout(reading.file, reading.size, reading.path)
                 return dict(tensors.views(layout, reading.whole())), info, notes
         except (CorruptError, NotFoundError) as e:
-            notes.append(f"the resume state {folder.name} is damaged and was passed over: {e}")
+            notes.append(f"the resume state {state.path.name} is damaged and was passed over: {e}")
     if notes:
         raise CorruptError(
             f"no resume state of '{draft.reference}' can be read",

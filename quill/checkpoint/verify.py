@@ -1,4 +1,4 @@
-"""Whether what is kept is what was published: every byte is hashed, every weight looked at."""
+"""Verify that models are what was published: every byte is hashed, every weight looked at."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from quill.checkpoint import finite
 from quill.checkpoint import resume_state as states
 from quill.errors import CorruptError, NotFoundError, QuillError
-from quill.registry import aliases as ledger
-from quill.registry import manifest as manifests
-from quill.registry import names, version
-from quill.registry.hashing import OnBytes, check_tensors, digest, ignore
+from quill.registry import aliases, manifest, names
+from quill.registry.draft import ResumeState
+from quill.registry.files import OnBytes, ignore
+from quill.registry.folder import Folder, Kind, is_flat, is_published, refuse_link
 from quill.registry.version import Version
 
 if TYPE_CHECKING:
     from quill.registry.store import Registry
 
-_CONFIG, _WEIGHTS, _TOKENIZER = manifests.REQUIRED
-Kind = Literal["version", "resume state", "ledger"]
 State = Literal["ok", "unlisted", "damaged", "unreadable"]
 
 
 class File(NamedTuple):
-    """What became of one file.
+    """What was found out about one file.
 
     Attributes:
         name: Relative to its folder.
@@ -48,11 +47,11 @@ class File(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What became of one version, resume state, or ledger of aliases.
+    """What was found out about one version, resume state, or model.json.
 
     Attributes:
         reference: What it is called.
-        kind: Which of the three it is.
+        kind: What it is; "model" for a model's model.json.
         path: Its folder.
         files: Its files.
         error: What is wrong with it as a whole, or None.
@@ -77,68 +76,52 @@ class Verdict(NamedTuple):
         return "damaged" if any(isinstance(e, CorruptError) for e in self.errors) else "unreadable"
 
 
-class Subject(NamedTuple):
-    """Something to verify.
-
-    Attributes:
-        reference: What it is called.
-        kind: What it is.
-        path: Its folder.
-        known: The version that it is, or that it is a state of.
-    """
-
-    reference: str
-    kind: Kind
-    path: Path
-    known: Version
-
-    @property
-    def size(self) -> int:
-        """About as many bytes as will be read."""
-        with suppress(OSError, QuillError):
-            return sum((self.path / n).lstat().st_size for n in manifests.files(self.path))
-        return 0
-
-
-def subjects(registry: Registry, refs: Iterable[str] = ()) -> list[Subject]:
-    """What references mean to who wants it verified.
+def subjects(registry: Registry, refs: Iterable[str] = ()) -> list[Folder]:
+    """Find what references mean to someone who wants it verified.
 
     Args:
         registry: Where to look.
-        refs: "name" for all of its versions and what its unfinished runs go on from, "name:vN",
-            "name:alias", or a folder; none for everything there is.
+        refs: "name" for all of its versions, the resume states of its unfinished runs and its aliases,
+            "name:vN", "name:alias", or a path; none for everything there is.
 
     Raises:
-        InputError: One is no reference.
-        NotFoundError: There is nothing of that name.
+        InputError: One is not a reference.
+        NotFoundError: One means nothing.
     """
-    found: dict[str, Subject] = {}
+    found: dict[tuple[str, str], Folder] = {}
     wanted: list[str | None] = [*refs]
     for ref in wanted or [None]:
-        for subject in _meant(registry, ref):
-            found[f"{subject.kind} {subject.reference}"] = subject
+        found |= {(f.kind, f.reference): f for f in _find(registry, ref)}
     return list(found.values())
 
 
-def check(subject: Subject, on_bytes: OnBytes = ignore) -> Verdict | None:
-    """Verify one thing, byte by byte.
+def size(subject: Folder) -> int:
+    """About as many bytes as `check` will read."""
+    with suppress(OSError, QuillError):
+        return sum((subject.path / n).lstat().st_size for n in manifest.files(subject.path))
+    return 0
+
+
+def check(subject: Folder, on_bytes: OnBytes = ignore) -> Verdict | None:
+    """Verify a version, a resume state or a model's aliases, byte by byte.
 
     Args:
         subject: From `subjects`.
-        on_bytes: Told how many more bytes were read.
+        on_bytes: Called with the size of each chunk read.
 
     Returns:
         What was found; None if it is gone by now.
     """
-    if subject.kind == "ledger":
-        return _check_ledger(subject)
+    if subject.kind == "model":
+        return _check_aliases(subject)
     files: list[File] = []
     error: QuillError | None = None
     try:
-        held = _opened(subject)
-        files = [_check_file(held, n, on_bytes) for n in _file_names(held)]
+        opened = _open(subject)
+        names = opened.manifest["files"] if opened.manifest else manifest.REQUIRED
+        files = [_check_file(opened, n, on_bytes) for n in sorted(names)]
         if subject.kind == "version" and not any(f.error for f in files):
-            files = _check_together(held, files) + _unlisted(held)
+            files = _check_together(opened, files) + _unlisted(opened)
     except QuillError as e:
         error = e
     if not os.path.lexists(subject.path):
@@ -146,118 +129,102 @@ def check(subject: Subject, on_bytes: OnBytes = ignore) -> Verdict | None:
     return Verdict(subject.reference, subject.kind, subject.path, files, error)
 
 
-def _meant(registry: Registry, ref: str | None) -> Iterator[Subject]:
+def _find(registry: Registry, ref: str | None) -> Iterator[Folder]:
     if ref is not None and names.is_path(ref):
-        known = registry.resolve(ref)
-        yield Subject(known.reference, "version", known.path, known)
+        yield registry.resolve(ref)
         return
     name, number, alias = names.parse(ref) if ref is not None else (None, None, None)
     if name and alias:
-        # Not by resolving it: what is damaged is what is looked for.
+        # Without resolving it: damage is what is looked for.
         newest = registry.newest(name) if alias == names.LATEST else None
-        number = newest.number if newest else ledger.aliases(registry.root / name).get(alias, 0)
-    versions = [v for v in registry.entries(name, all_versions=True) if number in (None, v.number)]
-    drafts = [d for d in registry.drafts(name) if number in (None, d.number)]
+        number = newest.number if newest else aliases.read(registry.root / name)["aliases"].get(alias, 0)
+    models = registry.models(name)
+    versions = [v for m in models for v in m.versions if number in (None, v.number)]
+    drafts = [d for m in models for d in m.drafts if number in (None, d.number)]
     if ref is not None and not versions and not drafts:
         registry.resolve(ref)
-        raise NotFoundError(f"no model '{ref}'", why="it is gone by now", hint="quill list")
-    for v in versions:
-        yield Subject(v.reference, "version", v.path, v)
+        raise NotFoundError(f"no model '{ref}'", why="it was removed in the meantime", hint="quill list")
+    yield from versions
     for draft in drafts:
-        folder = draft.path / manifests.STATE
-        for step in sorted(p.name for p in folder.glob("step-*") if p.is_dir() and not p.is_symlink()):
-            known = Version(draft.name, draft.number, folder / step)
-            yield Subject(f"{draft.reference} {step}", "resume state", folder / step, known)
+        yield from reversed(draft.states())
     if number is None:
         for one in sorted({v.name for v in versions if v.number} | {d.name for d in drafts}):
-            folder = registry.root / one
-            yield Subject(one, "ledger", folder, Version(one, 0, folder))
+            yield Folder(one, 0, registry.root / one)
 
 
-def _check_ledger(subject: Subject) -> Verdict | None:
-    """Whether a name's model.json can be read, and each of its aliases means a version."""
-    name, folder = subject.reference, subject.path
+def _check_aliases(model: Folder) -> Verdict | None:
+    """Whether a model's model.json can be read, and each of its aliases names a version."""
     error: QuillError | None = None
     try:
-        for alias, number in ledger.aliases(folder).items():
-            if not version.is_complete(folder / f"v{number}") and not (
-                number == 1 and version.is_flat(folder)
-            ):
+        for alias, number in aliases.read(model.path)["aliases"].items():
+            if not is_published(model.path / f"v{number}") and not (number == 1 and is_flat(model.path)):
                 raise CorruptError(
-                    f"'{name}:{alias}' leads nowhere",
-                    why=f"it means v{number}, which is not there",
-                    hint=f"quill alias set {name} {alias}",
+                    f"'{model.name}:{alias}' leads nowhere",
+                    why=f"it names v{number}, which does not exist",
+                    hint=f"quill alias set {model.name} {alias}",
                 )
     except QuillError as e:
         error = e
-    if not os.path.lexists(folder):
+    if not os.path.lexists(model.path):
         return None
-    return Verdict(name, "ledger", folder, [File(ledger.FILE, None, error)])
+    return Verdict(model.name, model.kind, model.path, [File(aliases.FILE, None, error)])
 
 
-def _opened(subject: Subject) -> Version:
-    """What is to be verified, with its manifest, whatever state its files are in."""
-    name, number, path, *_ = subject.known
-    if not number:
-        raise CorruptError(f"'{name}' is no model", why=subject.known.damaged or "")
-    version.refuse_link(path)
-    if subject.kind == "version" and not version.is_complete(path):
-        return Version(name, number, path)
-    return Version(name, number, path, manifests.read(path))
+def _open(subject: Folder) -> Folder:
+    """Read a subject's manifest, whatever the state of its files."""
+    if isinstance(subject, ResumeState):
+        return subject.load()
+    if not subject.number:
+        raise CorruptError(f"'{subject.name}' is not a model", why=getattr(subject, "damaged", "") or "")
+    refuse_link(subject.path)
+    read = manifest.read(subject.path) if is_published(subject.path) else None
+    return Version(subject.name, subject.number, subject.path, read)
 
 
-def _file_names(held: Version) -> list[str]:
-    """The files that a version has, or should have."""
-    if held.manifest is not None:
-        return sorted(held.manifest["files"])
-    return [*manifests.REQUIRED]
-
-
-def _check_file(held: Version, name: str, on_bytes: OnBytes) -> File:
-    """Hold one file to its size and sha256, and weights to being numbers."""
-    expected = held.manifest["files"][name]["sha256"] if held.manifest else None
+def _check_file(subject: Folder, name: str, on_bytes: OnBytes) -> File:
+    """Check one file's size and sha256, and that weights are finite."""
     size = None
     try:
         with suppress(OSError):
-            size = os.lstat(held.path / name).st_size
-        with held.open_file(name) as reading:
-            if name in (_WEIGHTS, states.WEIGHTS):
-                check_tensors(reading, expected, on_bytes)
+            size = os.lstat(subject.path / name).st_size
+        with subject.open_file(name) as file:
+            if name in (manifest.WEIGHTS, states.WEIGHTS):
+                finite.check(file, on_bytes)
             else:
-                digest(reading, expected, on_bytes)
+                file.sha256(on_bytes)
     except QuillError as e:
         return File(name, size, e)
     return File(name, size)
 
 
-def _check_together(held: Version, files: list[File]) -> list[File]:
-    """Hold config, tokenizer and weights to each other; the first that does not fit is named."""
+def _check_together(version: Folder, files: list[File]) -> list[File]:
+    """Check that config, tokenizer and weights belong together; the first that does not fit is named."""
     from quill.checkpoint import weights as tensors
     from quill.checkpoint.load import blank_model, fit_vocabulary, read_config, read_tokenizer
 
-    def read_weights(held: Version) -> Any:
-        config, tokenizer = read_config(held), read_tokenizer(held)
-        config = fit_vocabulary(config, tokenizer, held)
-        with held.open_file(_WEIGHTS) as reading:
-            layout = tensors.read_layout(reading.file, reading.size, reading.path)
-            blank_model(config, layout, reading.path)
+    def read_weights(version: Folder) -> Any:
+        config, tokenizer = read_config(version), read_tokenizer(version)
+        config = fit_vocabulary(config, tokenizer, version)
+        with version.open_file(manifest.WEIGHTS) as file:
+            layout = tensors.read_layout(file.file, file.size, file.path)
+            blank_model(config, layout, file.path)
 
-    tests: tuple[tuple[str, Callable[[Version], Any]], ...] = (
-        (_CONFIG, read_config),
-        (_TOKENIZER, read_tokenizer),
-        (_WEIGHTS, read_weights),
+    tests: tuple[tuple[str, Callable[[Folder], Any]], ...] = (
+        (manifest.CONFIG, read_config),
+        (manifest.TOKENIZER, read_tokenizer),
+        (manifest.WEIGHTS, read_weights),
     )
     for name, test in tests:
         try:
-            test(held)
+            test(version)
         except QuillError as e:
             return [f._replace(error=e) if f.name == name else f for f in files]
     return files
 
 
-def _unlisted(held: Version) -> list[File]:
-    """Files in a version's folder that its manifest does not know."""
-    if held.manifest is None:
+def _unlisted(version: Folder) -> list[File]:
+    """Files in a version's folder that its manifest does not list."""
+    if version.manifest is None:
         return []
-    extra = sorted(set(manifests.files(held.path)) - set(held.manifest["files"]))
-    return [File(n, (held.path / n).lstat().st_size, listed=False) for n in extra]
+    extra = sorted(set(manifest.files(version.path)) - set(version.manifest["files"]))
+    return [File(n, (version.path / n).lstat().st_size, listed=False) for n in extra]

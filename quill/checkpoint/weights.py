@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from quill import fsio, strictjson
 from quill.checkpoint.precision import refuse_overflow
 from quill.errors import CorruptError
-from quill.registry.version import refuse
+from quill.registry.files import corrupt
 
 if TYPE_CHECKING:
     import torch
@@ -68,15 +68,17 @@ def read_layout(file: FileIO, size: int, path: Path) -> dict[str, Tensor]:
     with fsio.guard(path, "read"):
         head = file.read(512) or b""
     if size < 8:
-        refuse(path, head, size, f"it has {size} bytes, a header's length alone takes 8")
+        raise corrupt(path, head, size, f"it has {size} bytes, a header's length alone takes 8")
     length = int.from_bytes(head[:8], "little")
     if length > MOST_HEADER_BYTES:
         most = f"at most {MOST_HEADER_BYTES:,} are read"
-        refuse(path, head, size, f"it is no safetensors file: its header would be {length:,} bytes, {most}")
+        raise corrupt(
+            path, head, size, f"it is no safetensors file: its header would be {length:,} bytes, {most}"
+        )
     if length > size - 8:
-        refuse(path, head, size, f"it is cut off in its header: {size:,} bytes of {length + 8:,}")
+        raise corrupt(path, head, size, f"it is cut off in its header: {size:,} bytes of {length + 8:,}")
     if head[8:9] != b"{":
-        refuse(path, head, size, "it is no safetensors file: its header is no JSON object")
+        raise corrupt(path, head, size, "it is no safetensors file: its header is no JSON object")
     with fsio.guard(path, "read"):
         file.seek(8)
         header = strictjson.parse(

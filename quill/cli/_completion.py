@@ -231,8 +231,8 @@ def _models(root: Path, typed: str, after: Container[str], drafts: bool) -> Iter
         after: What follows them: "version", "alias".
         drafts: Whether a version in progress counts.
     """
-    from quill.registry import aliases as ledger
-    from quill.registry import names, version
+    from quill.registry import aliases, names
+    from quill.registry import folder as folders
 
     name, colon, _ = typed.partition(":")
     for entry in sorted(os.listdir(root)):
@@ -241,8 +241,8 @@ def _models(root: Path, typed: str, after: Container[str], drafts: bool) -> Iter
         with suppress(QuillError, OSError):
             folder = root / names.check_name(entry)
             numbers = sorted(filter(None, map(names.version_number, os.listdir(folder))))
-            complete = [n for n in numbers if version.is_complete(folder / f"v{n}")]
-            complete += [1] if 1 not in numbers and version.is_flat(folder) else []
+            complete = [n for n in numbers if folders.is_published(folder / f"v{n}")]
+            complete += [1] if 1 not in numbers and folders.is_flat(folder) else []
             numbers = numbers if drafts else complete
             if not numbers:
                 # A name whose versions were all removed is there only to keep its numbers.
@@ -254,8 +254,8 @@ def _models(root: Path, typed: str, after: Container[str], drafts: bool) -> Iter
                     yield from (f"{entry}:v{n}" for n in sorted({*numbers, *complete}))
                     yield from [f"{entry}:{names.LATEST}"] if complete else []
                 if "alias" in after:
-                    aliases = ledger.read(folder).get("aliases", {})
-                    yield from (f"{entry}:{names.check_alias(a)}" for a in sorted(aliases))
+                    known = aliases.read(folder)["aliases"]
+                    yield from (f"{entry}:{names.check_alias(a)}" for a in known)
 
 
 def _short(help: str) -> str:

@@ -7,25 +7,23 @@ from shutil import get_terminal_size
 from typing import Literal
 
 from quill import fsio
-from quill.cli._reference import metrics_of
 from quill.cli.output import Output, safe_line
 from quill.errors import InputError, NotFoundError
 from quill.evaluation import chart, curves
-from quill.registry.draft import Draft
-from quill.registry.version import Version
+from quill.registry.folder import Folder
 
 # Beyond it a curve is only stretched.
 _WIDEST = 100
 _COLOURS = {"train": "36", "val": "33", "best": "1;32"}
 
 
-def show(output: Output, found: Version | Draft) -> None:
+def show(output: Output, found: Folder) -> None:
     """Draw the curves; `--json` has their points, `-q` the lines as they are stored.
 
     Raises:
         NotFoundError: There are none.
     """
-    raw = metrics_of(found)
+    raw = found.metrics()
     points = _points(found, raw)
     if output.form == "human":
         width = min(get_terminal_size().columns, _WIDEST)
@@ -62,7 +60,7 @@ def form_of(path: Path) -> Literal["svg", "png"]:
     )
 
 
-def save(output: Output, found: Version | Draft, path: Path) -> None:
+def save(output: Output, found: Folder, path: Path) -> None:
     """Write the curves to a picture, and print its path.
 
     Raises:
@@ -70,16 +68,16 @@ def save(output: Output, found: Version | Draft, path: Path) -> None:
         InputError: matplotlib is not installed.
         ResourceError: It cannot be written.
     """
-    drawn = curves.picture(_points(found, metrics_of(found)), found.reference, form_of(path))
+    drawn = curves.picture(_points(found, found.metrics()), found.reference, form_of(path))
     fsio.write_bytes(path, drawn)
     document = {"reference": found.reference, "path": str(path)}
     output.emit("quill.plot/1", document, human=safe_line(str(path)), quiet=str(path))
 
 
-def _points(found: Version | Draft, raw: bytes) -> curves.Curves:
+def _points(found: Folder, raw: bytes) -> curves.Curves:
     points = curves.curves(curves.parse(raw))
     if not points:
-        unfinished = isinstance(found, Draft)
+        unfinished = not found.is_published
         raise NotFoundError(
             f"{found.reference} has no metrics" + (" yet" if unfinished else ""),
             why=f"its folder holds no losses in {curves.METRICS}",

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from quill.cli.show import commit, pairs
 from quill.errors import NotFoundError, QuillError
-from quill.registry.draft import Draft
+from quill.registry.folder import Folder
+from quill.registry.manifest import UNKNOWN
 from quill.registry.version import Version
 
 if TYPE_CHECKING:
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 _FACTS = ("created", "data", "config_sha256", "seeds", "versions", "git", "device", "dtype", "imported")
 
 
-def show(output: Output, registry: Registry, found: Version | Draft) -> None:
+def show(output: Output, registry: Registry, found: Folder) -> None:
     """Print a model and those before it, the youngest first.
 
     Raises:
         NotFoundError: It is not finished, and its manifest not written.
     """
-    if isinstance(found, Draft):
+    if not found.is_published:
         raise NotFoundError(
             f"{found.reference} has no lineage yet",
             why="the manifest that holds it is written when the run is finished",
@@ -34,7 +35,7 @@ def show(output: Output, registry: Registry, found: Version | Draft) -> None:
     output.emit("quill.lineage/1", {"lineage": chain}, human=human, quiet=quiet)
 
 
-def trace(registry: Registry, version: Version) -> list[dict[str, Any]]:
+def trace(registry: Registry, version: Folder) -> list[dict[str, Any]]:
     """The model and its parents, as far as they are still there; by their weights, if they were renamed."""
     chain = [_entry(version.reference, version.digest, "here", version)]
     known: list[Version] | None = None
@@ -67,42 +68,39 @@ def _resolve(registry: Registry, reference: str) -> Version | None:
         return None
 
 
-def _entry(reference: str, digest: Any, state: str, version: Version | None) -> dict[str, Any]:
-    manifest = (version.manifest if version else None) or {}
-    parent = manifest.get("parent")
+def _entry(reference: str, digest: Any, state: str, version: Folder | None) -> dict[str, Any]:
+    facts = version.facts if version else UNKNOWN
     return {
         "reference": reference,
         "digest": digest,
         "state": state,
-        **{k: manifest.get(k) for k in _FACTS},
+        **{k: v for k, v in facts.items() if k in _FACTS},
         # A copy says of what.
-        **{k: v for k, v in manifest.items() if k.endswith("_from") and isinstance(v, dict)},
-        "parent": parent if isinstance(parent, dict) else None,
+        **{k: v for k, v in facts.items() if k.endswith("_from") and isinstance(v, dict)},
+        "parent": facts["parent"],
     }
 
 
 def _fields(entry: dict[str, Any]) -> list[tuple[str, str]]:
-    data = entry["data"] if isinstance(entry["data"], dict) else {}
-    tokens = f"{data['tokens']:,} tokens" if isinstance(data.get("tokens"), int) else ""
-    learnt = ", ".join(str(x) for x in (data.get("name"), tokens) if x)
+    data, parent = entry["data"] or {}, entry["parent"] or {}
+    tokens = f"{data['tokens']:,} tokens" if data.get("tokens") is not None else ""
+    learnt = ", ".join(x for x in (data.get("name"), tokens) if x)
     other = [(k.replace("_", " "), pairs(v)) for k, v in entry.items() if k.endswith("_from")]
-    parent = entry["parent"] or {}
-    git = commit(entry["git"])
-    imported = entry["imported"] if isinstance(entry["imported"], dict) else {}
+    imported = {k: v for k, v in (entry["imported"] or {}).items() if isinstance(v, str)}
     return [
         ("model", entry["reference"] + ("" if entry["state"] == "here" else f" ({entry['state']})")),
         ("weights", _sha256(entry["digest"])),
-        ("made", " on ".join(str(entry[k]) for k in ("created", "device") if entry[k])),
+        ("made", " on ".join(entry[k] for k in ("created", "device") if entry[k])),
         ("data", learnt),
         ("text", _sha256(data.get("sha256"))),
-        ("tokenizer", " ".join(str(data[k]) for k in ("tokenizer", "tokenizer_sha256") if data.get(k))),
+        ("tokenizer", " ".join(data[k] for k in ("tokenizer", "tokenizer_sha256") if data.get(k))),
         ("config", _sha256(entry["config_sha256"])),
         ("code", pairs(entry["versions"])),
-        ("git", git),
+        ("git", commit(entry["git"])),
         ("seeds", pairs(entry["seeds"])),
-        ("imported", pairs({k: v for k, v in imported.items() if isinstance(v, str)})),
+        ("imported", pairs(imported)),
         *other,
-        ("parent", str(parent.get("reference") or "")),
+        ("parent", parent.get("reference") or ""),
     ]
 
 

@@ -26,15 +26,15 @@ def set_alias(
 
     The version is found by name:alias from then on, and neither rm nor gc takes it away. Prints that.
     """
-    from quill.registry import aliases as ledger
+    from quill.registry import aliases as stored
     from quill.registry import names
 
     output, registry = session.output, session.registry()
     if names.is_path(reference):
         raise InputError(f"'{reference}' is a folder", why="aliases are of models in the registry")
-    ledger.check_alias(alias)
+    stored.check_alias(alias)
     version = registry.resolve(reference)
-    before = ledger.set_alias(registry.root / version.name, alias, version.number)
+    before = stored.set_alias(registry.root / version.name, alias, version.number)
     known = f"{version.name}:{alias}"
     if before not in (None, version.number):
         output.say(f"{known} was v{before}, and is v{version.number} now")
@@ -57,17 +57,17 @@ def remove_alias(
     missing_ok: Annotated[bool, Option("--missing-ok", help="What is gone already is no failure.")] = False,
 ) -> None:
     """Take aliases away; the versions stay. Prints those that were taken away."""
-    from quill.registry import aliases as ledger
+    from quill.registry import aliases as stored
 
     output, registry = session.output, session.registry()
     wanted = [_parse(a) for a in aliases]
-    there = {pair: ledger.aliases(_folder(registry, pair[0])).get(pair[1]) for pair in wanted}
+    there = {pair: stored.read(_folder(registry, pair[0]))["aliases"].get(pair[1]) for pair in wanted}
     for (name, alias), number in there.items():
         if number is None and not missing_ok:
             raise _no_alias(registry, name, alias)
     removed = []
     for name, alias in there:
-        number = ledger.remove_alias(_folder(registry, name), alias)
+        number = stored.remove_alias(_folder(registry, name), alias)
         if number is not None:
             removed.append({"alias": f"{name}:{alias}", "reference": f"{name}:v{number}"})
     lines = [r["alias"] for r in removed]
@@ -81,14 +81,14 @@ def list_aliases(
     name: Annotated[str | None, Argument(metavar="NAME", help="Only this model's.")] = None,
 ) -> None:
     """List aliases and what they mean."""
-    from quill.registry import aliases as ledger
+    from quill.registry import aliases as stored
     from quill.registry import names
 
     output, registry = session.output, session.registry()
     if name is not None:
         if names.check_name(name) not in _names(registry):
             registry.resolve(name)
-        ledger.aliases(_folder(registry, name))
+        stored.read(_folder(registry, name))["aliases"]
     rows = _rows(registry, [name] if name else _names(registry))
     output.emit(
         "quill.alias.list/1",
@@ -119,29 +119,28 @@ def _parse(text: str) -> tuple[str, str]:
 
 
 def _folder(registry: Registry, name: str) -> Path:
-    from quill.registry import version
+    from quill.registry.folder import refuse_link
 
     folder = registry.root / name
-    version.refuse_link(folder)
+    refuse_link(folder)
     return folder
 
 
 def _names(registry: Registry) -> list[str]:
-    known = {v.name for v in registry.entries() if v.number} | {d.name for d in registry.drafts()}
-    return sorted(known)
+    return [m.name for m in registry.models() if m.drafts or any(v.number for v in m.versions)]
 
 
 def _no_alias(registry: Registry, name: str, alias: str) -> NotFoundError:
     from difflib import get_close_matches
 
-    from quill.registry import aliases as ledger
+    from quill.registry import aliases as stored
 
     if name not in _names(registry):
         try:
             registry.resolve(name)
         except NotFoundError as e:
             return e
-    have = list(ledger.aliases(registry.root / name))
+    have = list(stored.read(registry.root / name)["aliases"])
     return NotFoundError(
         f"'{name}' has no alias '{alias}'",
         why=f"it has {', '.join(have[:8])}" if have else "it has none",
@@ -150,13 +149,13 @@ def _no_alias(registry: Registry, name: str, alias: str) -> NotFoundError:
 
 
 def _rows(registry: Registry, known: list[str]) -> list[dict[str, Any]]:
-    """Every alias with what it means; a ledger that cannot be read hides no other."""
-    from quill.registry import aliases as ledger
+    """Every alias with what it means; aliases that cannot be read hide no others."""
+    from quill.registry import aliases as stored
 
     rows: list[dict[str, Any]] = []
     for name in known:
         try:
-            meant = ledger.aliases(_folder(registry, name))
+            meant = stored.read(_folder(registry, name))["aliases"]
         except QuillError as e:
             rows.append({"alias": name, "reference": None, "state": f"damaged: {e}"})
             continue

@@ -7,12 +7,9 @@ from typing import Annotated, Any
 from typer import Argument
 
 from quill.cli import options
-from quill.cli._reference import find, metrics_of, settings_of
-from quill.cli.list import describe_draft, is_running
 from quill.cli.options import Session
 from quill.config.differences import differences
-from quill.registry.draft import Draft
-from quill.registry.version import Version
+from quill.registry.folder import Folder
 from quill.units import count, duration, size
 
 # What a config says of itself and not of the run.
@@ -30,7 +27,7 @@ def command(
     Losses of different tokenizers or texts do not compare; quill eval measures both on one text.
     """
     output, registry = session.output, session.registry()
-    found = [find(registry, r) for r in (first, second)]
+    found = [registry.find(r) for r in (first, second)]
     figures = [_figures(f) for f in found]
     one, other = (_settings(f) for f in found)
     differing = differences(one, other, _ASIDE)
@@ -51,42 +48,37 @@ def command(
         )
 
 
-def _settings(found: Version | Draft) -> dict[str, Any]:
+def _settings(found: Folder) -> dict[str, Any]:
     """The config with its defaults, so that one of an earlier quill differs only where it does."""
     from quill.checkpoint.load import read_config
 
-    if isinstance(found, Draft):
-        settings_of(found)
-        found = Version(found.name, found.number, found.path)
     return read_config(found).to_dict()
 
 
-def _figures(found: Version | Draft) -> dict[str, Any]:
+def _figures(found: Folder) -> dict[str, Any]:
     """What is known of a model in numbers; None for what is not."""
-    manifest = (found.manifest if isinstance(found, Version) else None) or {}
-    data, parent = manifest.get("data") or {}, manifest.get("parent") or {}
+    facts = found.facts
+    data, parent = facts["data"], facts["parent"]
     figures: dict[str, Any] = {
-        "state": "ok",
-        "val_loss": manifest.get("best_val_loss"),
-        "parameters": manifest.get("parameters"),
-        "steps": manifest.get("steps"),
-        "best_step": manifest.get("best_step"),
-        "seconds": manifest.get("seconds"),
-        "bytes": found.size if isinstance(found, Version) else None,
-        "data": data.get("name"),
-        "text_sha256": data.get("sha256"),
-        "tokens": data.get("tokens"),
-        "tokenizer": data.get("tokenizer_sha256"),
-        "parent": parent.get("reference"),
-        "device": manifest.get("device"),
-        "created": manifest.get("created"),
+        "state": found.state,
+        "val_loss": facts["best_val_loss"],
+        "parameters": facts["parameters"],
+        "steps": found.step,
+        "best_step": facts["best_step"],
+        "seconds": facts["seconds"],
+        "bytes": found.size,
+        "data": data and data["name"],
+        "text_sha256": data and data["sha256"],
+        "tokens": data and data["tokens"],
+        "tokenizer": data and data["tokenizer_sha256"],
+        "parent": parent and parent["reference"],
+        "device": facts["device"],
+        "created": facts["created"],
     }
-    if isinstance(found, Draft):
+    if not found.is_published:
         from quill.evaluation import curves
 
-        row = describe_draft(found, is_running(found))
-        best = curves.curves(curves.parse(metrics_of(found))).best
-        figures |= {k: row[k] for k in ("state", "parameters")} | {"steps": row["step"]}
+        best = curves.curves(curves.parse(found.metrics())).best
         figures |= {"val_loss": best.loss, "best_step": best.step} if best else {}
     return figures
 

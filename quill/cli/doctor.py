@@ -14,7 +14,6 @@ import typer
 
 from quill import __version__
 from quill.cli import options
-from quill.cli.list import running
 from quill.cli.options import Session
 from quill.errors import QuillError
 from quill.units import size
@@ -128,32 +127,32 @@ def _locks(session: Session) -> list[Finding]:
 def _models(session: Session) -> list[Finding]:
     """The models there are, which of them are damaged, and which runs could go on."""
     try:
-        registry = session.registry()
-        versions, drafts = registry.entries(all_versions=True), registry.drafts()
+        models = session.registry().models()
     except QuillError as e:
         return [("models", "wrong", str(e))]
+    versions = [v for m in models for v in m.versions]
     damaged = [v.reference for v in versions if v.damaged]
     found: list[Finding] = [("models", "ok", str(len(versions)))]
     if damaged:
         found = [("models", "warning", f"{len(versions)}, damaged: {', '.join(damaged)}")]
-    busy = running(registry, drafts)
-    for what, at_work in (("training", True), ("unfinished", False)):
-        if which := [d.reference for d in drafts if (d.reference in busy) is at_work]:
-            found.append((what, "ok", ", ".join(which)))
+    runs = [(d.state, d.reference) for m in models for d in m.drafts]
+    for state in ("training", "unfinished"):
+        if which := [reference for of, reference in runs if of == state]:
+            found.append((state, "ok", ", ".join(which)))
     return found
 
 
 def _leftovers(session: Session) -> list[Finding]:
     """What `quill gc` would remove."""
-    from quill.registry import gc as cleaning
+    from quill.registry import gc
 
     try:
-        found = cleaning.clean(session.registry(), session.datasets(), dry_run=True)
+        found = gc.plan(session.registry(), session.datasets())
     except QuillError:
         return []  # which the lines of the folders have told already
-    if not found.things:
+    if not found.removals:
         return [("leftovers", "ok", "none")]
-    return [("leftovers", "ok", f"{size(found.bytes)} in {len(found.things)}; quill gc removes them")]
+    return [("leftovers", "ok", f"{size(found.bytes)} in {len(found.removals)}; quill gc removes them")]
 
 
 def _encoding() -> Finding:

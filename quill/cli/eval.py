@@ -102,7 +102,7 @@ def _find(
 
     root = session.datasets()
     if data is None:
-        if loaded.manifest is not None and not loaded.manifest.get("data"):
+        if loaded.version.manifest is not None and loaded.version.facts["data"] is None:
             raise InputError(
                 f"{loaded.version.reference} has no data of its own",
                 why="it was made elsewhere",

@@ -57,8 +57,8 @@ def command(
         new_version=new_version,
         notice=output.say,
     )
-    manifest = version.manifest or {}
-    for note in (manifest.get("imported") or {}).get("notes", []):
+    imported = version.facts["imported"]
+    for note in (imported and imported["notes"]) or ():
         output.say(str(note))
     output.emit(
         "quill.import/1",

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from quill.cli import options
 from quill.cli.options import Session
-from quill.errors import QuillError
 from quill.units import count, size
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from quill.registry.store import Draft, Registry, Version
+    from quill.registry.folder import Folder
 
 _UNITS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
@@ -44,12 +39,11 @@ def command(
     A name alone means its newest complete version. A damaged model is listed as such and hides no other.
     """
     registry, output = session.registry(), session.output
-    versions, drafts = registry.entries(glob, all_versions=all_versions), registry.drafts(glob)
-    aliases = {name: aliases_of(registry, name) for name in {v.name for v in versions}}
-    found = [(v.name, v.number, _describe(v, aliases[v.name])) for v in versions]
-    at_work = running(registry, drafts)
-    found += [(d.name, d.number, describe_draft(d, d.reference in at_work)) for d in drafts]
-    rows = [row for *_, row in sorted(found, key=lambda entry: entry[:2])]
+    rows = []
+    for model in registry.models(glob, all_versions=all_versions):
+        folders: list[Folder] = [*model.versions, *model.drafts]
+        for folder in sorted(folders, key=lambda f: f.number):
+            rows.append(describe(folder, model.aliases))
     rows.sort(key=_order(sort))
     output.emit(
         "quill.list/1",
@@ -87,90 +81,28 @@ def ago(created: str | None, now: float) -> str:
     return "just now"
 
 
-def aliases_of(registry: Registry, name: str) -> dict[str, int]:
-    """The aliases of a name and their numbers; none where they cannot be read."""
-    from quill.registry import aliases as ledger
-
-    with suppress(QuillError):
-        aliases: dict[str, int] = ledger.read(registry.root / name).get("aliases", {})
-        return aliases
-    return {}
-
-
-def running(registry: Registry, drafts: Iterable[Draft]) -> set[str]:
-    """The references of those drafts that a process is at work on: of a name that is held, the last."""
-    from quill.registry import locks
-
-    last = {d.name: d for d in drafts}
-    return {d.reference for d in last.values() if locks.holder(registry.root, d.name)}
-
-
-def is_running(draft: Draft) -> bool:
-    """Whether a process is at work on a version in progress."""
-    from quill.registry.store import Registry
-
-    registry = Registry(draft.path.parent.parent)
-    return draft.reference in running(registry, registry.drafts(draft.name))
-
-
-def describe_draft(draft: Draft, at_work: bool) -> dict[str, Any]:
-    """What is known of a version in progress, without reading its metrics.
+def describe(folder: Folder, aliases: dict[str, int]) -> dict[str, Any]:
+    """A row of the list: what is known of a version or an unfinished run.
 
     Args:
-        draft: The version.
-        at_work: Whether a process is at work on it.
+        folder: The version or run.
+        aliases: The version number that each alias of the model names.
     """
-    status = draft.status() or {}
-    known = {k: v for k, v in status.items() if type(v) in (int, float) and v >= 0 and math.isfinite(v)}
-    step = known.get("step")
-    if at_work:
-        # The status tells the step that was saved; the metrics are ahead of it.
-        step = max(filter(None, [step, _last_step(draft.path)]), default=step)
-    return {
-        "reference": draft.reference,
-        "state": "training" if at_work else "unfinished",
-        "parameters": known.get("parameters"),
-        "bytes": None,
-        "val_loss": known.get("best_val_loss"),
-        "created": None,
+    facts = folder.facts
+    row: dict[str, Any] = {
+        "reference": folder.reference,
+        "state": folder.state,
+        "parameters": facts["parameters"],
+        "bytes": folder.size,
+        "val_loss": facts["best_val_loss"],
+        "created": facts["created"],
         "aliases": [],
-        "step": step,
-        "max_iters": _max_iters(draft),
     }
-
-
-def _last_step(folder: Path) -> int | None:
-    from quill import fsio
-    from quill.evaluation import curves
-
-    with suppress(QuillError, OSError), fsio.open_plain(folder / curves.METRICS) as file:
-        file.seek(max(0, file.seek(0, 2) - 4096))
-        return max((line["step"] for line in curves.parse(file.readall())), default=None)
-    return None
-
-
-def _max_iters(draft: Draft) -> int | None:
-    from quill.registry import manifest
-
-    with suppress(QuillError, OSError):
-        train = manifest.read_object(draft.path / manifest.REQUIRED[0]).get("train")
-        most = train.get("max_iters") if isinstance(train, dict) else None
-        return most if type(most) is int and most >= 0 else None
-    return None
-
-
-def _describe(version: Version, aliases: dict[str, int]) -> dict[str, Any]:
-    manifest = version.manifest or {}
-    return {
-        "reference": version.reference,
-        "state": "damaged" if version.damaged else "ok",
-        "parameters": manifest.get("parameters"),
-        "bytes": None if version.damaged else version.size,
-        "val_loss": manifest.get("best_val_loss"),
-        "created": manifest.get("created"),
-        "aliases": sorted(a for a, number in aliases.items() if number == version.number),
-        **({"damage": version.damaged} if version.damaged else {}),
-    }
+    if folder.is_published:
+        row["aliases"] = [a for a, number in aliases.items() if number == folder.number]
+    else:
+        row |= {"step": folder.step, "max_iters": folder.max_iters}
+    return row | ({"damage": folder.damaged} if folder.damaged else {})
 
 
 def _order(sort: Sort) -> Callable[[dict[str, Any]], Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -12,15 +11,12 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from quill import fsio
 from quill.cli import options
-from quill.cli._reference import find
 from quill.cli.options import Session
-from quill.errors import InputError, NotFoundError
+from quill.errors import InputError
 from quill.registry import locks, manifest, names
-from quill.registry.draft import Draft
+from quill.registry.folder import Folder
 from quill.registry.store import Registry
-from quill.registry.version import Version
 
 _SCHEMA = "quill.log/1"
 # Seconds between two looks at a log that is followed.
@@ -54,14 +50,14 @@ def command(
     try:
         if follow:
             _wait_for_run(registry, reference)
-        found = find(registry, reference, in_progress=True)
-        with _open(found, wait=follow and _is_running(found)) as file:
+        found = registry.find(reference, in_progress=True)
+        with _open(found, wait=follow and found.is_running()) as file:
             log = _Log(file, write)
             log.read(last=lines)
             if follow:
                 _follow(log, found)
             log.end()
-        if follow and isinstance(found, Draft) and not os.path.lexists(found.path / manifest.FILE):
+        if follow and not found.is_published:
             output.say(f"nobody is at work on {found.reference}: quill show {found.reference}")
     except KeyboardInterrupt:
         # Whoever follows a log ends it that way; there is nothing to warn of.
@@ -81,43 +77,22 @@ def _is_begun(registry: Registry, name: str) -> bool:
     return draft is not None and (newest is None or newest.number < draft.number)
 
 
-def _follow(log: _Log, found: Version | Draft) -> None:
+def _follow(log: _Log, found: Folder) -> None:
     """Read on until the run has ended and everything that it wrote is read."""
-    while _is_running(found):
+    while found.is_running():
         log.read()
         time.sleep(_PAUSE)
     # What was written before the end may have come after the last reading.
     log.read()
 
 
-def _is_running(found: Version | Draft) -> bool:
-    """Whether its name is held, and by no later run.
-
-    A run that is published writes its last line after that, so completeness is not the end.
-    """
-    if isinstance(found, Version):
-        return False
-    root = found.path.parent.parent
-    if not locks.holder(root, found.name):
-        return False
-    return not any(d.number > found.number for d in Registry(root).drafts(found.name))
-
-
-def _open(found: Version | Draft, *, wait: bool) -> FileIO:
+def _open(found: Folder, *, wait: bool) -> FileIO:
     """Open a run's log; one that is just starting has none for a moment."""
-    path = found.path / manifest.LOG
     for _ in range(int(10 / _PAUSE) if wait else 0):
-        if path.exists():
+        if found.has(manifest.LOG):
             break
         time.sleep(_PAUSE)
-    try:
-        return fsio.open_plain(path)
-    except FileNotFoundError:
-        raise NotFoundError(
-            f"{found.reference} has no log",
-            why=f"its folder holds no {manifest.LOG}; a model that was imported or copied has none",
-            hint=f"quill show {found.reference}",
-        ) from None
+    return found.open_run_log()
 
 
 class _Log:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from typer import Argument
+from typer import Argument, Option
 
 from quill.cli import options
 from quill.cli.options import Session
@@ -15,6 +15,7 @@ def command(
     session: Session,
     name: Annotated[str, Argument(metavar="NAME", help="What the model is called.")],
     new: Annotated[str, Argument(metavar="NEW", help="What it shall be called.")],
+    dry_run: Annotated[bool, Option("--dry-run", help="Only check that it can be renamed.")] = False,
 ) -> None:
     """Give a model another name: all of its versions, its aliases and its unfinished run at once.
 
@@ -22,9 +23,14 @@ def command(
     was another model's is refused. While the model is being trained it stays (exit code 75). Prints the new
     name.
     """
-    from quill.registry import copy as moves
+    from quill.registry import rename
 
     output = session.output
-    versions = moves.move(session.registry(), name, new)
-    output.say(f"{name} is {new} now: {', '.join(v.partition(':')[2] for v in versions)}")
-    output.emit("quill.mv/1", {"name": new, "was": name, "versions": versions}, human=new, quiet=new)
+    plan = rename.plan(session.registry(), name, new)
+    references = plan.references if dry_run else plan.execute()
+    numbers = ", ".join(r.partition(":")[2] for r in references)
+    output.say(
+        f"{name} would be renamed to {new}: {numbers}" if dry_run else f"{name} is now {new}: {numbers}"
+    )
+    document = {"dry_run": dry_run, "name": new, "was": name, "versions": references}
+    output.emit("quill.mv/1", document, human=new, quiet=new)

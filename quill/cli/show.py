@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,17 +11,16 @@ from typer import Argument, Option
 
 from quill import strictjson
 from quill.cli import options
-from quill.cli._reference import find, metrics_of, settings_of
-from quill.cli.list import ago, aliases_of, describe_draft, is_running
+from quill.cli.list import ago
 from quill.cli.options import Session
 from quill.cli.output import safe_line
 from quill.errors import InputError, QuillError
-from quill.registry.draft import Draft
-from quill.registry.version import Version
 from quill.units import count, duration, size
 
 if TYPE_CHECKING:
     from quill.cli.output import Output
+    from quill.registry.folder import Folder
+    from quill.registry.manifest import Data, Git
     from quill.registry.store import Registry
 
 
@@ -53,13 +53,13 @@ def command(
     if plot:
         _curves.form_of(plot)
     output, registry = session.output, session.registry()
-    found = find(registry, reference)
+    found = registry.find(reference)
     if path:
         where = str(found.path)
         document = {"reference": found.reference, "path": where}
         output.emit("quill.path/1", document, human=safe_line(where), quiet=where)
     elif config:
-        output.write(strictjson.dumps(settings_of(found)))
+        output.write(strictjson.dumps(found.config()))
     elif plot:
         _curves.save(output, found, plot)
     elif metrics:
@@ -69,25 +69,22 @@ def command(
         from quill.cli import _lineage
 
         _lineage.show(output, registry, found)
+    elif found.is_published:
+        _version(output, registry, found)
     else:
-        _everything(output, registry, found)
+        _run(output, found)
 
 
-def _mention_later(output: Output, registry: Registry, found: Version | Draft, flag: str = "") -> None:
+def _mention_later(output: Output, registry: Registry, found: Folder, flag: str = "") -> None:
     """Say that a run is newer than what is shown: a name alone does not mean it."""
-    if isinstance(found, Version) and not found.label:
+    if found.is_published and not found.label:
         for draft in [d for d in registry.drafts(found.name) if d.number > found.number][-1:]:
             output.say(f"{draft.reference} is not finished yet: quill show {draft.reference}{flag}")
 
 
-def _everything(output: Output, registry: Registry, found: Version | Draft) -> None:
-    if isinstance(found, Draft):
-        _unfinished(output, found)
-        return
-    settings = settings_of(found)
-    named = not found.label
-    aliases = aliases_of(registry, found.name) if named else {}
-    own = sorted(a for a, number in aliases.items() if number == found.number)
+def _version(output: Output, registry: Registry, found: Folder) -> None:
+    settings = found.config()
+    own = [] if found.label else registry.aliases_of(found)
     document = {
         "reference": found.reference,
         "path": str(found.path),
@@ -101,86 +98,78 @@ def _everything(output: Output, registry: Registry, found: Version | Draft) -> N
     _mention_later(output, registry, found)
 
 
-def _unfinished(output: Output, draft: Draft) -> None:
-    """What is known of a run before it is a version."""
+def _run(output: Output, run: Folder) -> None:
+    """Show what is known of a run before it is published."""
     from quill.evaluation import curves
-    from quill.registry import locks
 
-    at_work = is_running(draft)
-    row = describe_draft(draft, at_work)
-    holder = locks.holder(draft.path.parent.parent, draft.name) if at_work else None
-    best = curves.curves(curves.parse(metrics_of(draft))).best
+    holder, step, max_iters = run.holder(), run.step, run.max_iters
+    best = curves.curves(curves.parse(run.metrics())).best
     try:
-        settings = settings_of(draft)
+        settings = run.config()
     except QuillError:
         settings = {}
-    status = draft.status() or {}
-    who = {k: (holder or {}).get(k) for k in ("pid", "host", "started")} if holder else None
+    who = {k: holder.get(k) for k in ("pid", "host", "started")} if holder else None
     document = {
-        **{k: row[k] for k in ("reference", "state", "step", "max_iters")},
-        "path": str(draft.path),
+        "reference": run.reference,
+        "state": run.state,
+        "step": step,
+        "max_iters": max_iters,
+        "path": str(run.path),
         "best": {"step": best.step, "val_loss": best.loss} if best else None,
-        "updated": status.get("updated"),
+        "updated": run.updated,
         "holder": who,
         "config": settings,
     }
-    of = f" of {row['max_iters']:,}" if row["max_iters"] else ""
+    of = f" of {max_iters:,}" if max_iters else ""
     pairs = [
-        ("model", draft.reference),
-        (
-            "state",
-            row["state"] + (f", pid {who['pid']} on {who['host']} since {who['started']}" if who else ""),
-        ),
-        ("path", str(draft.path)),
-        ("step", f"{row['step']:,}{of}" if row["step"] is not None else ""),
+        ("model", run.reference),
+        ("state", run.state + (f", pid {who['pid']} on {who['host']} since {who['started']}" if who else "")),
+        ("path", str(run.path)),
+        ("step", f"{step:,}{of}" if step is not None else ""),
         ("val loss", f"{best.loss:.4f} at step {best.step:,}, the best so far" if best else ""),
-        ("saved", str(status.get("updated") or "")),
+        ("saved", run.updated or ""),
         ("shape", _shape(_table(settings.get("model")))),
         ("data", str(_table(settings.get("data")).get("source") or "")),
-        ("metrics", f"quill show {draft.reference} --metrics" if best else ""),
-        ("log", f"quill logs {draft.reference}{' -f' if at_work else ''}"),
-        ("config", f"quill show {draft.reference} --config" if settings else ""),
+        ("metrics", f"quill show {run.reference} --metrics" if best else ""),
+        ("log", f"quill logs {run.reference}{' -f' if who else ''}"),
+        ("config", f"quill show {run.reference} --config" if settings else ""),
     ]
-    output.emit("quill.run/1", document, human=output.fields(pairs), quiet=draft.reference)
+    output.emit("quill.run/1", document, human=output.fields(pairs), quiet=run.reference)
 
 
-def _pairs(version: Version, settings: dict[str, Any], aliases: list[str]) -> list[tuple[str, str]]:
-    manifest = version.manifest or {}
-    data, versions, git = (_table(manifest.get(k)) for k in ("data", "versions", "git"))
-    loss = manifest.get("best_val_loss")
-    created = manifest.get("created")
-    files = ", ".join(sorted(manifest.get("files", {})))
+def _pairs(version: Folder, settings: dict[str, Any], aliases: list[str]) -> list[tuple[str, str]]:
+    facts = version.facts
+    loss, created, parent = facts["best_val_loss"], facts["created"], facts["parent"]
     return [
         ("model", version.reference),
         ("aliases", ", ".join(aliases)),
         ("path", str(version.path)),
         ("made", f"{created} ({ago(created, time.time())})" if created else ""),
-        ("parameters", _number(manifest.get("parameters"), count)),
+        ("parameters", _number(facts["parameters"], count)),
         ("size", size(version.size)),
         ("val loss", f"{loss:.4f}" if loss is not None else ""),
         ("shape", _shape(_table(settings.get("model")))),
-        ("data", _data(data)),
-        ("steps", _number(manifest.get("steps"))),
-        ("time", duration(manifest.get("seconds"))),
-        ("device", str(manifest.get("device") or "")),
-        ("seeds", pairs(manifest.get("seeds"))),
-        ("parent", str(_table(manifest.get("parent")).get("reference", ""))),
-        ("made with", pairs(versions)),
-        ("git", commit(git)),
-        ("files", files),
+        ("data", _data(facts["data"])),
+        ("steps", _number(facts["steps"])),
+        ("time", duration(facts["seconds"])),
+        ("device", facts["device"] or ""),
+        ("seeds", pairs(facts["seeds"])),
+        ("parent", (parent and parent["reference"]) or ""),
+        ("made with", pairs(facts["versions"])),
+        ("git", commit(facts["git"])),
+        ("files", ", ".join(sorted(facts["files"]))),
         ("config", f"quill show {version.reference} --config"),
     ]
 
 
-def pairs(values: Any) -> str:
+def pairs(values: Mapping[str, Any] | None) -> str:
     """A small object of a manifest in one line: "quill 0.1.0, python 3.11.7"."""
-    return ", ".join(f"{k} {v}" for k, v in _table(values).items() if v not in (None, ""))
+    return ", ".join(f"{k} {v}" for k, v in (values or {}).items() if v not in (None, ""))
 
 
-def commit(git: Any) -> str:
-    """Which state of its code made a model."""
-    git = _table(git)
-    return str(git.get("commit", "")) + (" with changes" if git.get("dirty") else "") if git else ""
+def commit(git: Git | None) -> str:
+    """The state of the code that made a model."""
+    return f"{git['commit'] or ''}{' with changes' if git['dirty'] else ''}" if git else ""
 
 
 def _table(value: Any) -> dict[str, Any]:
@@ -207,9 +196,8 @@ def _some(number: Any, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-def _data(data: dict[str, Any]) -> str:
-    if not data:
+def _data(data: Data | None) -> str:
+    if data is None:
         return ""
-    tokens = data.get("tokens")
-    parts = [str(data.get("name", "")), f"{tokens:,} tokens" if isinstance(tokens, int) else ""]
-    return ", ".join(p for p in parts if p)
+    tokens = f"{data['tokens']:,} tokens" if data["tokens"] is not None else ""
+    return ", ".join(p for p in (data["name"], tokens) if p)

@@ -34,7 +34,7 @@ def command(
 
     output, registry = session.output, session.registry()
     subjects = verification.subjects(registry, references or ())
-    total = sum(s.size for s in subjects)
+    total = sum(verification.size(s) for s in subjects)
     done = 0
     found: list[Verdict] = []
     with output.progress(size) as report:
@@ -47,7 +47,7 @@ def command(
         for subject in subjects:
             verdict = verification.check(subject, on_bytes)
             # What the aliases of a name are is worth a line only where something is wrong with them.
-            if verdict is not None and (verdict.kind != "ledger" or verdict.errors):
+            if verdict is not None and (verdict.kind != "model" or verdict.errors):
                 found.append(verdict)
     wrong = [v for v in found if v.errors]
     output.emit(

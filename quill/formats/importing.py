@@ -113,8 +113,8 @@ def ensure(reference: str, registry: Registry, notice: Callable[[str], None] = _
         return registry.resolve(reference)
     newest = registry.newest(_name(reference))
     if newest is not None and not newest.damaged:
-        parent = (newest.manifest or {}).get("parent") or {}
-        if parent.get("reference") == reference:
+        parent = newest.facts["parent"]
+        if parent is not None and parent["reference"] == reference:
             return newest
     return import_model(reference, registry, notice=notice)
 
@@ -228,14 +228,13 @@ def _existing(made: _Import, registry: Registry, new_version: bool) -> Version |
 
 def _changes(version: Version, made: _Import) -> list[str]:
     """How a version differs from what the import would publish."""
-    manifest = version.manifest or {}
-    if not manifest.get("imported"):
+    imported, parent = version.facts["imported"], version.facts["parent"]
+    if imported is None or parent is None:
         return ["it was not imported"]
     changed: list[str] = []
-    parent = manifest.get("parent") or {}
-    if parent.get("digest") != made.facts["parent"]["digest"]:
-        changed.append(f"it was imported from other files ({parent.get('reference')})")
-    was, now = manifest["imported"].get("format"), made.facts["imported"]["format"]
+    if parent["digest"] != made.facts["parent"]["digest"]:
+        changed.append(f"it was imported from other files ({parent['reference']})")
+    was, now = imported["format"], made.facts["imported"]["format"]
     if was != now:
         changed.append(f"its format was {was}, not {now}")
     if read_tokenizer(version).fingerprint != made.incoming.tokenizer.fingerprint:

@@ -77,7 +77,7 @@ class NanoGPT(Format):
         """Write ckpt.pt, which sample.py samples from and train.py resumes from, and meta.pkl."""
         assert dtype in self.dtypes, dtype
         shape, tokenizer = checkpoint.model.shape, checkpoint.tokenizer
-        manifest, name = checkpoint.manifest or {}, checkpoint.version.name or "quill"
+        facts, name = checkpoint.version.facts, checkpoint.version.name or "quill"
         weights = {n: t.detach() for n, t in checkpoint.model.state_dict().items()}
         notes: list[str] = []
         biased = shape.bias or shape.qkv_bias
@@ -92,7 +92,7 @@ class NanoGPT(Format):
         modules = _MODULES[shape.block]
         model = {_PREFIX + n: t for n, t in _in_order(weights, modules, shape.n_layer, biased)}
         model["lm_head.weight"] = model["transformer.wte.weight"]
-        best = manifest.get("best_val_loss")
+        best = facts["best_val_loss"]
         document = {
             "model": model,
             "optimizer": _fresh_optimizer(model, checkpoint.config.train),
@@ -105,7 +105,7 @@ class NanoGPT(Format):
                 "vocab_size": rows,
                 "dropout": shape.dropout,
             },
-            "iter_num": manifest.get("steps") or 0,
+            "iter_num": facts["steps"] or 0,
             "best_val_loss": _NO_LOSS_YET if best is None else best,
             "config": {"dataset": name, "tokenizer": tokenizer.kind},
         }

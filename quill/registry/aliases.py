@@ -1,7 +1,7 @@
-"""What is known of a name beyond its versions: aliases, tags, earlier names and the next number.
+"""A model's aliases, tags, former names and next version number, kept in its model.json.
 
-It is kept in model.json, which stays when the last version goes: it is the tombstone that keeps a number
-from being given twice. Whoever changes it, or takes away what an alias might mean, holds its lock.
+model.json stays when the last version is removed, so that no number is used twice. To change it, or to
+remove a version that an alias may name, a process takes its lock.
 """
 
 from __future__ import annotations
@@ -10,111 +10,129 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from quill import fsio, naming
 from quill.errors import CorruptError, InputError, NotFoundError, QuillError, RefusedError
-from quill.registry import locks, manifest, names, version
+from quill.registry import locks, manifest, names
+from quill.registry.folder import is_flat, is_published, refuse_link
 
 FILE = "model.json"
 _MOST_VERSIONS = 10**9
-_BLANK: dict[str, Any] = {"schema": 1, "aliases": {}, "tags": {}, "next_version": 1}
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """What model.json in a model's folder says; empty without one.
+class Record(TypedDict):
+    """The content of a model.json, validated.
+
+    Attributes:
+        aliases: The version number that each alias names.
+        tags: Written by earlier versions of quill; kept.
+        next_version: The lowest number that was never used.
+        formerly: The model's former names, and the next number under each.
+        removing: The files of a model put there by hand that is being removed.
+    """
+
+    schema: int
+    aliases: dict[str, int]
+    tags: dict[str, Any]
+    next_version: int
+    formerly: dict[str, int]
+    removing: list[str]
+
+
+Change = Callable[[Record], Record]
+
+
+def read(folder: Path) -> Record:
+    """Read a model's model.json; a record without aliases if there is none.
+
+    Args:
+        folder: The model's folder.
 
     Raises:
-        CorruptError: It is damaged. The versions beside it are not.
+        CorruptError: It is damaged. The versions are not.
     """
     path = folder / FILE
+    blank: dict[str, Any] = {"schema": 1, "aliases": {}, "tags": {}, "next_version": 1, "formerly": {}}
     try:
-        ledger = manifest.read_object(path)
+        document = blank | {"removing": []} | manifest.read_object(path)
     except (FileNotFoundError, NotADirectoryError):
-        return {}
-    numbers: list[Any] = [ledger.get("next_version", 1)]
-    for table in (ledger.get("aliases", {}), ledger.get("formerly", {})):
-        numbers += table.values() if isinstance(table, dict) else [None]
+        document = blank | {"removing": []}
+    numbers: list[Any] = [document["next_version"]]
+    for key in ("aliases", "formerly"):
+        numbers += document[key].values() if isinstance(document[key], dict) else [None]
     if any(type(n) is not int or not 1 <= n < _MOST_VERSIONS for n in numbers):
         raise CorruptError(
             f"'{path}' is damaged",
             why="its next_version, an alias or a former name has no version number",
-            hint="mend it, or delete it: the versions stay, the aliases are lost",
+            hint="repair it, or delete it: the versions stay, the aliases are lost",
         )
-    return ledger
+    if not isinstance(document["removing"], list):
+        document["removing"] = []
+    document["aliases"] = dict(sorted(document["aliases"].items()))
+    return cast(Record, document)
 
 
-def update(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Replace model.json by what a function makes of it; changes of several processes follow each other.
+def update(folder: Path, change: Change) -> None:
+    """Change model.json; changes by several processes happen one after the other.
 
     Args:
         folder: The model's folder.
-        change: Called with what model.json says; what it returns is written unless it is the same.
+        change: Called with the record; what it returns is written unless it is the same.
 
     Raises:
-        LockedError: Another change does not come to its end.
+        LockedError: Another process keeps it locked.
     """
-    with locks.ledger(folder):
-        amend(folder, change)
+    with locks.record(folder):
+        update_locked(folder, change)
 
 
-def amend(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """As `update`, for who holds the ledger's lock already."""
-    version.refuse_link(folder)
-    before = _BLANK | read(folder)
+def update_locked(folder: Path, change: Change) -> None:
+    """As `update`, for a caller that has locked the record."""
+    refuse_link(folder)
+    before = read(folder)
     after = change(before)
     if after != before or not (folder / FILE).exists():
-        fsio.write_json(folder / FILE, after)
+        fsio.write_json(folder / FILE, {k: v for k, v in after.items() if v or k not in _OPTIONAL})
 
 
-def next_number(folder: Path) -> int:
-    """The lowest number that was never given."""
-    return int(read(folder).get("next_version", 1))
+_OPTIONAL = ("formerly", "removing")
 
 
 def reserve(folder: Path, number: int) -> None:
-    """Keep a number and all below it from being given again, also once its folder is gone."""
-    update(folder, lambda ledger: reserved(ledger, number))
+    """Keep a number and all below it from being used again, even once its folder is gone."""
+    update(folder, lambda record: reserved(record, number))
 
 
-def reserved(ledger: dict[str, Any], number: int) -> dict[str, Any]:
-    """A ledger by which a number and all below it are given."""
-    return ledger | {"next_version": max(ledger["next_version"], number + 1)}
+def reserved(record: Record, number: int) -> Record:
+    """The record once a number and all below it are in use."""
+    return record | {"next_version": max(record["next_version"], number + 1)}
 
 
 def former_holders(root: Path, name: str) -> dict[str, int]:
-    """The models that were moved away from a name, and for each the next number that the name had then.
+    """The models that were once called this, and the name's next number at the time.
 
-    What is damaged is passed over: a model's fault must not keep another from being made.
+    Damaged models are skipped: they must not keep another one from being made.
 
     Args:
         root: The registry.
-        name: The earlier name.
+        name: The former name.
     """
     found: dict[str, int] = {}
     with fsio.guard(root, "read"), suppress(FileNotFoundError), os.scandir(root) as entries:
         folders = [e for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False)]
         for entry in folders:
             with suppress(QuillError):
-                number = read(Path(entry.path)).get("formerly", {}).get(name)
+                number = read(Path(entry.path))["formerly"].get(name)
                 found |= {entry.name: number} if number else {}
     return found
 
 
-def aliases(folder: Path) -> dict[str, int]:
-    """The aliases of a model, by name, and the number that each means.
-
-    Raises:
-        CorruptError: model.json is damaged.
-    """
-    return dict(sorted(read(folder).get("aliases", {}).items()))
-
-
 def check_alias(alias: str) -> str:
-    """Return a word if it may be made an alias.
+    """Return a word if it can be made an alias.
 
     Raises:
-        InputError: It may not: it breaks the rules of names, or means a version already.
+        InputError: It breaks the rules of names, or already means a version.
     """
     names.check_alias(alias)
     if alias == names.LATEST:
@@ -127,80 +145,78 @@ def check_alias(alias: str) -> str:
 
 
 def set_alias(folder: Path, alias: str, number: int) -> int | None:
-    """Let an alias mean a version; one that meant another moves.
+    """Make an alias name a version, whether or not it named another one before.
 
     Args:
         folder: The model's folder.
-        alias: What to call the version.
-        number: The version's.
+        alias: The alias.
+        number: The version's number.
 
     Returns:
-        The number that it meant before, or None.
+        The number that it named before, or None.
 
     Raises:
-        InputError: It cannot be an alias.
-        NotFoundError: The version is not complete, or is gone.
+        InputError: The word cannot be an alias.
+        NotFoundError: The version is not published, or is gone.
     """
     check_alias(alias)
     before: list[int | None] = []
 
-    def change(ledger: dict[str, Any]) -> dict[str, Any]:
-        there = version.is_complete(folder / f"v{number}")
-        if not there and not (number == 1 and version.is_flat(folder)):
+    def change(record: Record) -> Record:
+        if not is_published(folder / f"v{number}") and not (number == 1 and is_flat(folder)):
             raise NotFoundError(
-                f"'{folder.name}' has no complete version v{number}",
-                why="it was removed or renamed meanwhile, or never finished",
+                f"'{folder.name}' has no version v{number}",
+                why="it was removed or renamed in the meantime, or never published",
                 hint=f"quill list --all-versions {folder.name}",
             )
-        before.append(ledger["aliases"].get(alias))
-        return ledger | {"aliases": ledger["aliases"] | {alias: number}}
+        before.append(record["aliases"].get(alias))
+        return record | {"aliases": record["aliases"] | {alias: number}}
 
     update(folder, change)
     return before[0]
 
 
 def remove_alias(folder: Path, alias: str) -> int | None:
-    """Take an alias away; the version stays.
+    """Remove an alias; the version stays.
 
     Returns:
-        The number that it meant; None where there was no such alias.
+        The number that it named; None if there was no such alias.
     """
     before: list[int | None] = []
 
-    def change(ledger: dict[str, Any]) -> dict[str, Any]:
-        before.append(ledger["aliases"].get(alias))
-        return ledger | {"aliases": {a: n for a, n in ledger["aliases"].items() if a != alias}}
+    def change(record: Record) -> Record:
+        before.append(record["aliases"].get(alias))
+        return record | {"aliases": {a: n for a, n in record["aliases"].items() if a != alias}}
 
-    # Without one there is nothing to change, and no lock to leave behind.
-    if alias in aliases(folder):
+    # If there is none, nothing changes and no lock file is left behind.
+    if alias in read(folder)["aliases"]:
         update(folder, change)
     return before[0] if before else None
 
 
 @contextmanager
 def releasing(folder: Path, number: int) -> Iterator[None]:
-    """Take a version away in here: no alias means it, none comes to mean it, and its number stays taken.
+    """Remove a version inside this block: no alias can come to name it, and its number stays used.
 
     Args:
         folder: The model's folder.
-        number: The version's.
+        number: The version's number.
 
     Raises:
-        RefusedError: An alias means it.
+        RefusedError: An alias names it.
     """
-    with locks.ledger(folder):
+    with locks.record(folder):
         refuse_aliased(folder, number)
-        amend(folder, lambda ledger: reserved(ledger, number))
+        update_locked(folder, lambda record: reserved(record, number))
         yield
 
 
 def refuse_aliased(folder: Path, number: int) -> None:
-    """Raise RefusedError for a version that an alias means."""
-    meaning = [f"{folder.name}:{a}" for a, n in aliases(folder).items() if n == number]
-    if meaning:
-        also = f", and so do {', '.join(meaning[1:])}" if meaning[1:] else ""
+    """Raise RefusedError for a version that an alias names."""
+    own = [f"{folder.name}:{a}" for a, n in read(folder)["aliases"].items() if n == number]
+    if own:
         raise RefusedError(
             f"'{folder.name}:v{number}' has an alias",
-            why=f"'{meaning[0]}' means it{also}",
-            hint=f"quill alias rm {' '.join(meaning)}",
+            why=f"it is {', '.join(own)}",
+            hint=f"quill alias rm {' '.join(own)}",
         )

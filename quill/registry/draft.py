@@ -7,18 +7,88 @@ that owns the draft, and renamed into place, so a process that lost its draft ca
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypedDict, cast
 
 from quill import fsio, strictjson
-from quill.errors import CorruptError, LockedError, QuillError, RefusedError
+from quill.errors import CorruptError, LockedError, NotFoundError, QuillError, RefusedError
 from quill.registry import aliases, locks, manifest
+from quill.registry.folder import Folder, State, is_published, refuse_link, scan, unpublished
+from quill.registry.manifest import Source
 from quill.registry.version import Version
 
+_STEP = "step-"
+# Bytes at the end of the metrics that contain the last few lines.
+_TAIL = 4096
+_STEP_OF_LINE = re.compile(rb'^\{"step": ([0-9]{1,15})[,}]', re.MULTILINE)
 
-class Draft:
+
+class Status(TypedDict):
+    """What a run records of itself while it is unfinished; None for what it did not record."""
+
+    pid: int | None
+    host: str | None
+    started: str | None
+    token: str | None
+    updated: str | None
+    step: int | None
+    data_key: str | None
+    parent: Source | None
+
+
+_STATUS: Mapping[str, type] = {
+    "pid": int,
+    "host": str,
+    "started": str,
+    "token": str,
+    "updated": str,
+    "step": int,
+    "data_key": str,
+    "parent": dict,
+}
+
+
+class ResumeState(Folder):
+    """The folder of a resume state.
+
+    Args:
+        draft: The run that it belongs to.
+        folder: The name of its folder, "step-000500".
+    """
+
+    kind = "resume state"
+
+    def __init__(self, draft: Draft, folder: str) -> None:
+        super().__init__(draft.name, draft.number, draft.path / manifest.STATE / folder)
+        self._step = int(folder.removeprefix(_STEP))
+
+    @property
+    def reference(self) -> str:
+        """For people: "name:vN step-000500"."""
+        return f"{super().reference} {self.path.name}"
+
+    @property
+    def step(self) -> int:
+        """The optimizer steps done."""
+        return self._step
+
+    def load(self) -> Self:
+        """Read its manifest, without which its files are not checked.
+
+        Raises:
+            NotFoundError: It has none.
+            CorruptError: It is damaged, or a link.
+            InputError: It was made by a newer quill.
+        """
+        refuse_link(self.path)
+        self.manifest = manifest.read(self.path)
+        return self
+
+
+class Draft(Folder):
     """A version that is being written.
 
     Args:
@@ -30,53 +100,67 @@ class Draft:
         path: Its folder, for reading only.
     """
 
+    kind = "unfinished run"
+
     def __init__(self, root: Path, name: str, number: int) -> None:
-        self.name, self.number = name, number
-        self.path = root / name / f"v{number}"
-        self._trash = root / fsio.TRASH
+        super().__init__(name, number, root / name / f"v{number}")
         self._token: str | None = None
 
-    def __repr__(self) -> str:
-        return f"Draft({self.reference!r})"
+    @property
+    def state(self) -> State:
+        """Whether a process is training it."""
+        return "training" if self.is_running() else "unfinished"
+
+    def holder(self) -> dict[str, Any] | None:
+        """The process that is working on it: it has locked the name, and there is no later draft.
+
+        A run writes its last log lines after it is published, so a published one may have a holder too.
+        """
+        holder = locks.holder(self.root, self.name)
+        if holder is None or any(n > self.number for n in unpublished(self.path.parent)):
+            return None
+        return holder
 
     @property
-    def reference(self) -> str:
-        """The reference that it gets, "name:vN"."""
-        return f"{self.name}:v{self.number}"
+    def updated(self) -> str | None:
+        """When it last saved, in UTC."""
+        status = self.status()
+        return status["updated"] if status else None
 
-    def has(self, name: str) -> bool:
-        """Whether a file or folder of this name is in its folder."""
-        return (self.path / name).exists()
-
-    def read_object(self, name: str) -> dict[str, Any]:
-        """Read one of its files as a JSON object.
-
-        Raises:
-            FileNotFoundError: There is no such file yet.
-            CorruptError: It is not a JSON object, or not a plain file.
-        """
-        return manifest.read_object(self.path / name)
-
-    def status(self) -> dict[str, Any] | None:
-        """The last recorded status: owner, step and so on; None if there is none or it is unreadable."""
+    def status(self) -> Status | None:
+        """The last recorded status; None if there is none or it cannot be read."""
         try:
-            return self.read_object(manifest.STATUS)
+            status = manifest.read_object(self.path / manifest.STATUS)
         except (FileNotFoundError, QuillError):
             return None
+        # A field of the wrong type must not hide the others: a run needs them to resume.
+        known = {k: v if manifest.fits(v := status.get(k), kind) else None for k, kind in _STATUS.items()}
+        return cast(Status, status | known)
 
-    def states(self) -> dict[int, Path]:
-        """The folders of its resume states by step, the newest first."""
-        folder = self.path / manifest.STATE
-        with fsio.guard(folder, "read"):
-            names = os.listdir(folder) if folder.is_dir() else []
-        steps = {int(n[5:]): folder / n for n in names if n.startswith("step-") and n[5:].isdecimal()}
-        return dict(sorted(steps.items(), reverse=True))
+    def states(self) -> list[ResumeState]:
+        """Its resume states, whole or damaged, the newest first."""
+        found = [e.name for e in scan(self.path / manifest.STATE) if e.is_dir(follow_symlinks=False)]
+        states = [ResumeState(self, n) for n in found if n.removeprefix(_STEP).isdecimal() and _STEP in n]
+        return sorted(states, key=lambda s: s.step, reverse=True)
+
+    @property
+    def step(self) -> int | None:
+        """The step that it has reached; None if it has not recorded one."""
+        status = self.status()
+        saved = status["step"] if status else None
+        if not self.is_running():
+            return saved
+        # The metrics are ahead of the saved state.
+        with suppress(QuillError, OSError), fsio.open_plain(self.path / manifest.METRICS) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            steps = [int(s) for s in _STEP_OF_LINE.findall(file.readall() or b"")]
+            return max([*steps, *([] if saved is None else [saved])], default=None)
+        return saved
 
     def take(self) -> None:
         """Make this process the owner: from now on, every other process's writes to it fail."""
         self._token = os.urandom(8).hex()
-        status = (self.status() or {}) | locks.me() | {"token": self._token}
-        fsio.write_json(self.path / manifest.STATUS, status, durable=False)
+        self._write_status(locks.me() | {"token": self._token})
 
     def check_owner(self) -> None:
         """Raise unless this process still owns what it took with `take`.
@@ -88,19 +172,18 @@ class Draft:
         """
         if self._token is None:
             return
-        status = self.status() or {}
-        if status.get("token") != self._token or self._is_published():
+        status = self.status()
+        if status is None or status["token"] != self._token or self.is_published:
+            by = f"pid {status['pid']} on {status['host']}" if status else "it is not known which"
             raise LockedError(
                 f"another process has taken over '{self.reference}'",
-                why=f"pid {status.get('pid', '?')} on {status.get('host', '?')}; file locks do not work here",
+                why=f"{by}; file locks do not work here",
                 hint="quill doctor",
             )
 
     def update_status(self, **facts: Any) -> None:
         """Add facts to the status that `quill list` and `quill show` read."""
-        status = (self.status() or {}) | facts
-        with fsio.stage(self.path / manifest.STATUS, durable=False, fence=self.check_owner) as place:
-            fsio.create(place, [strictjson.encode(status)])
+        self._write_status(facts, fence=self.check_owner)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one of its files as JSON, replacing it in one step.
@@ -169,7 +252,7 @@ class Draft:
         """
         self.check_owner()
         folder = self.path / manifest.STATE
-        target = folder / f"step-{step:06d}"
+        target = folder / f"{_STEP}{step:06d}"
         fsio.make_dir(folder)
         # A run that resumed from an earlier state, because this one was damaged, replaces it.
         with fsio.stage(target, fence=self.check_owner) as staged:
@@ -179,9 +262,10 @@ class Draft:
             fsio.create(staged / manifest.FILE, [strictjson.encode(document)])
         states = self.states()
         # A later step belongs to a future that was given up; it must not count as the newest.
-        outdated = [s for s in states if s > step] + [s for s in states if s <= step][max(keep, 1) :]
-        for old in outdated:
-            fsio.discard(states[old], self._trash)
+        kept = [s for s in states if s.step <= step][: max(keep, 1)]
+        for state in states:
+            if state not in kept:
+                fsio.discard(state.path, self._trash)
         return target
 
     def publish(self, **facts: Any) -> Version:
@@ -199,7 +283,7 @@ class Draft:
         """
         path = self.path / manifest.FILE
         self.check_owner()
-        if self._is_published():
+        if self.is_published:
             raise RefusedError(f"'{self.reference}' is already published", why="a version never changes")
         with fsio.guard(self.path, "read"):
             leftovers = [Path(e.path) for e in os.scandir(self.path) if e.name.startswith(".")]
@@ -208,6 +292,7 @@ class Draft:
         fsio.settle(self.path)
         before = manifest.stamps(self.path)
         document = manifest.build(self.path, self.reference, facts)
+        validated = manifest.validate(document, path)
         ours = False
 
         def fence() -> None:
@@ -234,12 +319,30 @@ class Draft:
             if (self.path / manifest.STATE).is_dir():
                 fsio.discard(self.path / manifest.STATE, self._trash)
             fsio.remove_file(self.path / manifest.STATUS)
-        return Version(self.name, self.number, self.path, document)
+        return Version(self.name, self.number, self.path, validated)
 
     def discard(self) -> None:
         """Delete it; its number is never reused."""
         aliases.reserve(self.path.parent, self.number)
         fsio.discard(self.path, self._trash)
 
-    def _is_published(self) -> bool:
-        return os.path.lexists(self.path / manifest.FILE)
+    @property
+    def is_published(self) -> bool:
+        """Whether it has become a version since it was found."""
+        return is_published(self.path)
+
+    @property
+    def _trash(self) -> Path:
+        return self.root / fsio.TRASH
+
+    def _write_status(self, facts: Mapping[str, Any], fence: Callable[[], object] | None = None) -> None:
+        status = {**{k: v for k, v in (self.status() or {}).items() if v is not None}, **facts}
+        with fsio.stage(self.path / manifest.STATUS, durable=False, fence=fence) as place:
+            fsio.create(place, [strictjson.encode(status)])
+
+    def _missing(self, name: str) -> QuillError:
+        return NotFoundError(
+            f"'{self.reference}' has no {name} yet",
+            why="it is unfinished",
+            hint=f"quill show {self.reference}",
+        )

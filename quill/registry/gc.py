@@ -1,8 +1,9 @@
-"""What nobody will miss, found and removed: only on request, and never what might still be somebody's.
+"""Garbage-collect: find and remove leftovers and, on request, old versions.
 
-What a crash or a kill left in staging folders, the trash, under temporary names; runs that a later version
-superseded, and states that a run no longer goes on from; on request versions beyond the newest few. What is
-locked, aliased or cannot be read stays, and so does every file that quill did not name itself.
+Leftovers are what a crash left in staging folders and the trash, temporary files, unfinished runs that a
+later version superseded, and resume states beyond those that a run keeps. They are known by the names that
+fsio gives; files with other names are not quill's. What is locked, has an alias or cannot be read stays, and
+links are not followed.
 """
 
 from __future__ import annotations
@@ -14,39 +15,21 @@ from collections.abc import Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from quill import fsio, naming
 from quill.errors import CorruptError, LockedError, QuillError, RefusedError
-from quill.registry import aliases as ledger
-from quill.registry import leftovers, locks, version
-from quill.registry import manifest as manifests
-from quill.registry import remove as removal
-from quill.registry.store import Draft, Registry
+from quill.registry import aliases, folder, locks, manifest, remove
+from quill.registry.draft import Draft, ResumeState
+from quill.registry.remove import Removal
+from quill.registry.store import Registry
 from quill.registry.version import Version
 
 DAY = 86400.0
 _KEEP_STATES = 2
-
-Kind = Literal["version", "unfinished run", "resume state", "leftover"]
-
-
-class Thing(NamedTuple):
-    """Something to remove.
-
-    Attributes:
-        what: A reference, or a path as it is seen from beside the registry.
-        kind: What it is.
-        path: Where it is.
-        bytes: What it takes on the disk.
-        target: The version that it is, complete or not; None for a state or a leftover.
-    """
-
-    what: str
-    kind: Kind
-    path: Path
-    bytes: int
-    target: removal.Target | None = None
+_UNIQUE = re.compile(r"[0-9]+-[0-9a-f]{12}(-.*)?", re.DOTALL)
+_TEMPORARY = re.compile(r"\.tmp-(lock-)?[0-9]+-[0-9a-f]{8,12}")
+_DOWNLOADS = ".downloads"
 
 
 class Skipped(NamedTuple):
@@ -56,26 +39,126 @@ class Skipped(NamedTuple):
     why: str
 
 
-class Cleaning(NamedTuple):
-    """What was removed, or would be.
+class Result(NamedTuple):
+    """What a plan removed.
 
     Attributes:
-        things: Each of them.
+        removed: What is gone.
         skipped: What stays, and why.
-        failed: What could not be removed.
+        failed: Why something could not be removed, or looked for.
     """
 
-    things: list[Thing]
+    removed: list[Removal]
     skipped: list[Skipped]
     failed: list[QuillError]
 
     @property
     def bytes(self) -> int:
-        """What is free again."""
-        return sum(t.bytes for t in self.things)
+        """How much was freed."""
+        return sum(r.bytes for r in self.removed)
 
 
-def clean(
+class Plan:
+    """What can be removed.
+
+    Attributes:
+        skipped: What stays, and why.
+        failed: Why something could not be looked for.
+    """
+
+    def __init__(self, rules: _Rules) -> None:
+        self._rules = rules
+        self._of_models: dict[str, list[Removal]] = {}
+        self._beside: list[Removal] = []
+        self.skipped: list[Skipped] = []
+        self.failed: list[QuillError] = []
+
+    @property
+    def removals(self) -> list[Removal]:
+        """What to remove."""
+        return [r for removals in self._of_models.values() for r in removals] + self._beside
+
+    @property
+    def versions(self) -> list[Removal]:
+        """Those that are published versions, which someone may miss."""
+        return [r for r in self.removals if r.kind == "version"]
+
+    @property
+    def bytes(self) -> int:
+        """What executing it frees."""
+        return sum(r.bytes for r in self.removals)
+
+    def execute(self) -> Result:
+        """Remove what can still be removed; a failure does not keep the rest from being removed."""
+        done = Result([], list(self.skipped), list(self.failed))
+        for name, planned in self._of_models.items():
+            try:
+                with locks.hold(self._rules.registry.root, name):
+                    # Whoever had the name locked until now may have changed everything.
+                    still = {(r.kind, r.path): r for r in self._rules.of_model(name, [])}
+                    for removal in planned:
+                        if current := still.get((removal.kind, removal.path)):
+                            self._remove(current, name, done)
+                        elif os.path.lexists(removal.path):
+                            done.skipped.append(Skipped(removal.what, "it changed in the meantime"))
+            except LockedError:
+                done.skipped.append(_busy(name))
+            except CorruptError as e:
+                done.skipped.append(Skipped(name, str(e)))
+            except QuillError as e:
+                done.failed.append(e)
+        for removal in self._beside:
+            if os.path.lexists(removal.path):
+                self._remove(removal, "", done)
+        return done
+
+    def add_model(self, name: str) -> None:
+        """Plan what can be removed of one model, unless a process is working on it."""
+        try:
+            found = list(self._rules.of_model(name, self.skipped))
+        except CorruptError as e:
+            self.skipped.append(Skipped(name, str(e)))
+        except QuillError as e:
+            self.failed.append(e)
+        else:
+            if found and locks.holder(self._rules.registry.root, name):
+                self.skipped.append(_busy(name))
+            elif found:
+                self._of_models[name] = found
+
+    def add_leftovers(self, paths: Iterator[Path]) -> None:
+        """Plan to remove leftovers outside of any model."""
+        self._beside += [self._rules.leftover(path) for path in paths]
+
+    def _remove(self, removal: Removal, name: str, done: Result) -> None:
+        registry, path = self._rules.registry, removal.path
+        own = registry.root / name
+        try:
+            if removal.folder is not None:
+                gone = remove.take_away(registry, removal.folder)
+            elif removal.kind == "resume state":
+                fsio.discard(path, remove.trash(registry))
+                gone = True
+            elif name and path.parent == own and path.name in remove.FLAT:
+                remove.resume_flat(registry, name)
+                gone = True
+            elif name and path == own:
+                gone = _remove_empty(registry, own)
+            else:
+                # It is out of sight already, so it need not go in one step.
+                fsio.delete(path)
+                gone = not os.path.lexists(path)
+                if not gone:
+                    done.skipped.append(Skipped(removal.what, "it cannot be deleted"))
+            if gone:
+                done.removed.append(removal)
+        except RefusedError as e:
+            done.skipped.append(Skipped(removal.what, str(e)))
+        except QuillError as e:
+            done.failed.append(e)
+
+
+def plan(
     registry: Registry,
     data_root: Path | None = None,
     *,
@@ -83,42 +166,44 @@ def clean(
     keep: int | None = None,
     older_than: float = DAY,
     now: float | None = None,
-    dry_run: bool = False,
-) -> Cleaning:
-    """Remove what nobody will miss.
+) -> Plan:
+    """Find what can be removed.
 
     Args:
         registry: Where to look.
-        data_root: The folder of prepared datasets, where leftovers are looked for too.
-        glob: Only models whose names match, and nothing beside them.
-        keep: How many complete versions of each model to keep, the newest; aliased ones stay besides.
-        older_than: Leftovers go that nothing was done to for so long, in seconds; 0 for all of them, which
-            must only be asked for while nothing else writes here.
-        now: The time, in seconds since the epoch; unset: this moment.
-        dry_run: Only say what would be removed.
-
-    Returns:
-        What was removed. A thing that cannot be removed keeps no other from being.
+        data_root: The folder of prepared datasets, to look for leftovers too.
+        glob: Only models whose names match, and nothing outside of them.
+        keep: How many of the newest published versions of each model to keep, beside those with an alias;
+            None for all.
+        older_than: Leftovers must have been unchanged for this many seconds; use 0 only while nothing else
+            writes here.
+        now: The time, in seconds since the epoch; None for the present.
     """
-    sweep = _Sweep(registry, keep, (time.time() if now is None else now) - older_than if older_than else None)
-    found = Cleaning([], [], [])
-    for name in _names(registry, glob, found.skipped):
-        _clean_name(sweep, name, found, dry_run=dry_run)
+    before = (time.time() if now is None else now) - older_than if older_than else None
+    found = Plan(_Rules(registry, keep, before))
+    # Asked for no name at all, the registry refuses a root that is not one, or a newer quill's.
+    registry.models("/")
+    for entry in folder.scan(registry.root):
+        if entry.name.startswith(".") or (glob is not None and not fnmatchcase(entry.name, glob)):
+            continue
+        if entry.is_symlink():
+            found.skipped.append(Skipped(entry.name, "it is a symbolic link"))
+        elif entry.is_dir():
+            with suppress(QuillError):
+                found.add_model(naming.check(entry.name, "model"))
     if glob is None:
-        nobodys = list(leftovers.beside(registry.root, sweep.before))
+        found.add_leftovers(_leftovers(registry.root, before))
         if data_root is not None and data_root.absolute() != registry.root.absolute():
-            nobodys += leftovers.of_datasets(data_root, sweep.before)
-        for path in nobodys:
-            _remove(registry, sweep.leftover(path), found, dry_run=dry_run)
+            found.add_leftovers(_leftovers_of_datasets(data_root, before))
     return found
 
 
 def prune(registry: Registry, name: str, keep: int) -> list[Version]:
-    """Remove all but the newest complete versions of a model; aliased and damaged ones stay.
+    """Remove all but the newest published versions of a model; those with an alias and damaged ones stay.
 
     Args:
         registry: Where it is.
-        name: The model's name; the caller holds it.
+        name: The model's name, which the caller has locked.
         keep: How many to keep, at least one.
 
     Returns:
@@ -129,183 +214,169 @@ def prune(registry: Registry, name: str, keep: int) -> list[Version]:
         ResourceError: The registry cannot be written.
     """
     removed = []
-    for v in _surplus(registry, name, keep):
+    for version in _surplus(registry, name, keep):
         # One that was given an alias a moment ago stays.
         with suppress(RefusedError):
-            removed += [v] if removal.take_away(registry, removal.target(registry, v)) else []
+            removed += [version] if remove.take_away(registry, version) else []
     return removed
 
 
-class _Sweep:
-    """What may go, by the rules of one call.
+class _Rules:
+    """What can be removed, by the rules of one plan.
 
     Args:
         registry: Where to look.
-        keep: Complete versions to keep of each model; None for all.
-        before: Leftovers older than this go, in seconds since the epoch; None for all of them.
+        keep: Published versions to keep of each model; None for all.
+        before: Leftovers unchanged since then can go, in seconds since the epoch; None for all of them.
     """
 
     def __init__(self, registry: Registry, keep: int | None, before: float | None) -> None:
         self.registry, self.keep, self.before = registry, keep, before
 
-    def of_name(self, name: str, skipped: list[Skipped]) -> Iterator[Thing]:
-        """What may go of one model, and of what its folder holds besides."""
-        folder = self.registry.root / name
+    def of_model(self, name: str, skipped: list[Skipped]) -> Iterator[Removal]:
+        """What can be removed of one model, and of everything else in its folder."""
+        own = self.registry.root / name
         if self.keep is not None:
-            for v in _surplus(self.registry, name, self.keep):
-                target = removal.target(self.registry, v)
-                yield Thing(v.reference, "version", v.path, target.size, target)
-        versions = self.registry.entries(name, all_versions=True)
-        newest = max((v.number for v in versions if not v.damaged), default=0)
-        for draft in self.registry.drafts(name):
+            yield from map(remove.of, _surplus(self.registry, name, self.keep))
+        model = next(iter(self.registry.models(name)), None)
+        if model is None:
+            return
+        newest = max((v.number for v in model.versions if not v.damaged), default=0)
+        for draft in model.drafts:
             if self._is_given_up(draft, newest):
-                target = removal.Target(name, draft.number, draft.path, complete=False)
-                yield Thing(draft.reference, "unfinished run", draft.path, target.size, target)
+                yield remove.of(draft)
             else:
                 yield from self._surplus_states(draft, skipped)
-        for v in versions:
-            # Publishing removes these last; a crash may have come between.
-            state, status = v.path / manifests.STATE, v.path / manifests.STATUS
-            if v.number and v.path != folder and leftovers.is_folder(state):
-                what = f"{v.reference} {manifests.STATE}"
-                yield Thing(what, "resume state", state, removal.size_of(state))
-            if v.number and v.path != folder and status.is_file():
-                yield self.leftover(status)
-        for path in [*leftovers.below(folder, self.before), *removal.rest_of_flat(folder)]:
+        for version in model.versions:
+            if version.number and not version.flat:
+                # Publishing removes these last; a crash may have come first.
+                state, status = version.path / manifest.STATE, version.path / manifest.STATUS
+                if _is_folder(state):
+                    what = f"{version.reference} {manifest.STATE}"
+                    yield Removal(what, "resume state", state, folder.disk_size(state))
+                if status.is_file():
+                    yield self.leftover(status)
+        for path in [*_leftovers_below(own, self.before), *remove.rest_of_flat(own)]:
             yield self.leftover(path)
-        if not leftovers.scan(folder) and leftovers.is_old(folder, self.before):
-            yield self.leftover(folder)
+        if not folder.scan(own) and _is_old(own, self.before):
+            yield self.leftover(own)
 
-    def leftover(self, path: Path) -> Thing:
-        """Something that nobody looks at, as a thing to remove."""
+    def leftover(self, path: Path) -> Removal:
         shown = str(path)
         with suppress(ValueError):
             shown = str(path.relative_to(self.registry.root.parent))
-        return Thing(shown, "leftover", path, removal.size_of(path))
+        return Removal(shown, "leftover", path, folder.disk_size(path))
 
     def _is_given_up(self, draft: Draft, newest: int) -> bool:
-        """Whether no run will go on with it: a later version is complete, or it never got to be a run."""
+        """Whether no run will resume it: a later version is published, or it never became a run."""
         if draft.status() is not None:
             return draft.number < newest
-        # A copy that is under way has no status either, and no lock.
-        return not (draft.path / manifests.STATE).exists() and leftovers.is_old(draft.path, self.before)
+        # A copy in progress has no status either, and no lock.
+        return not draft.has(manifest.STATE) and _is_old(draft.path, self.before)
 
-    def _surplus_states(self, draft: Draft, skipped: list[Skipped]) -> Iterator[Thing]:
+    def _surplus_states(self, draft: Draft, skipped: list[Skipped]) -> Iterator[Removal]:
         """The resume states beyond those that the run keeps; a damaged one neither counts nor goes."""
-        states = leftovers.scan(draft.path / manifests.STATE)
-        found = {int(e.name[5:]): Path(e.path) for e in states if re.fullmatch(r"step-[0-9]+", e.name)}
-        whole = sorted((step for step, path in found.items() if _is_whole(path)), reverse=True)
+        whole = [state for state in draft.states() if _is_whole(state)]
         if len(whole) <= 1:
             return
         try:
             outdated = whole[_keep_states(draft) :]
-        except (QuillError, FileNotFoundError) as e:
-            skipped.append(Skipped(f"{draft.reference} {manifests.STATE}", str(e)))
+        except QuillError as e:
+            skipped.append(Skipped(f"{draft.reference} {manifest.STATE}", str(e)))
             return
-        for path in (found[step] for step in outdated):
-            yield Thing(f"{draft.reference} {path.name}", "resume state", path, removal.size_of(path))
+        for state in outdated:
+            yield Removal(state.reference, "resume state", state.path, folder.disk_size(state.path))
 
 
-def _clean_name(sweep: _Sweep, name: str, found: Cleaning, *, dry_run: bool) -> None:
-    """Remove what may go of one model, unless a process is at work on it."""
-    registry = sweep.registry
-    busy = Skipped(name, "a process is at work on it")
-    try:
-        if not list(sweep.of_name(name, [])):
-            # Nothing to do, so no lock is left behind; but what was passed over is told.
-            list(sweep.of_name(name, found.skipped))
-        elif dry_run and locks.holder(registry.root, name):
-            found.skipped.append(busy)
-        elif dry_run:
-            found.things.extend(sweep.of_name(name, found.skipped))
-        else:
-            with locks.hold(registry.root, name):
-                # Looked for again: whoever held the name until now may have changed everything.
-                for thing in list(sweep.of_name(name, found.skipped)):
-                    _remove(registry, thing, found, dry_run=False, name=name)
-    except LockedError:
-        found.skipped.append(busy)
-    except CorruptError as e:
-        found.skipped.append(Skipped(name, str(e)))
-    except QuillError as e:
-        found.failed.append(e)
+def _busy(name: str) -> Skipped:
+    return Skipped(name, "a process is working on it")
 
 
-def _remove(registry: Registry, thing: Thing, found: Cleaning, *, dry_run: bool, name: str = "") -> None:
-    """Remove one thing and take note of it, or of why it stays."""
-    if dry_run:
-        found.things.append(thing)
-        return
-    try:
-        if thing.target is not None:
-            if not removal.take_away(registry, thing.target):
-                return
-        elif thing.kind == "resume state":
-            fsio.discard(thing.path, removal.trash(registry))
-        elif name and thing.path.parent == registry.root / name and thing.path.name in removal.FLAT:
-            removal.finish_removal(registry, name)
-        elif name and thing.path == registry.root / name:
-            if not _remove_empty(registry, thing.path):
-                return
-        elif not os.path.lexists(thing.path):
-            return
-        else:
-            # It is out of sight already, so it need not go in one step.
-            fsio.delete(thing.path)
-            if os.path.lexists(thing.path):
-                found.skipped.append(Skipped(thing.what, "it could not be deleted"))
-                return
-        found.things.append(thing)
-    except RefusedError as e:
-        found.skipped.append(Skipped(thing.what, str(e)))
-    except QuillError as e:
-        found.failed.append(e)
-
-
-def _remove_empty(registry: Registry, folder: Path) -> bool:
-    """Remove a model's folder that a crash left empty, while nobody can begin a version in it."""
-    with locks.ledger(folder):
-        empty = folder.is_dir() and not leftovers.scan(folder)
+def _remove_empty(registry: Registry, own: Path) -> bool:
+    """Remove a model's folder that a crash left empty, while no version can be begun in it."""
+    with locks.record(own):
+        empty = own.is_dir() and not folder.scan(own)
         if empty:
-            fsio.discard(folder, removal.trash(registry))
+            fsio.discard(own, remove.trash(registry))
     return empty
 
 
-def _names(registry: Registry, glob: str | None, skipped: list[Skipped]) -> Iterator[str]:
-    """The models' folders; what is none, or a link, is left alone."""
-    # No name matches that; asking refuses what is no registry, or a later quill's.
-    registry.entries("/")
-    for entry in sorted(leftovers.scan(registry.root), key=lambda e: e.name):
-        if entry.name.startswith(".") or (glob is not None and not fnmatchcase(entry.name, glob)):
-            continue
-        if entry.is_symlink():
-            skipped.append(Skipped(entry.name, "it is a symbolic link"))
-        elif entry.is_dir():
-            with suppress(QuillError):
-                yield naming.check(entry.name, "model")
-
-
 def _surplus(registry: Registry, name: str, keep: int) -> list[Version]:
-    """The complete versions beyond the newest few, the oldest first; neither aliased nor damaged ones."""
+    """The published versions beyond the newest few, the oldest first; neither aliased nor damaged ones."""
     assert keep >= 1, "the newest version always stays"
     whole = [v for v in registry.entries(name, all_versions=True) if v.number and not v.damaged]
-    aliased = set(ledger.aliases(registry.root / name).values())
+    aliased = set(aliases.read(registry.root / name)["aliases"].values())
     return [v for v in whole[:-keep] if v.number not in aliased]
 
 
 def _keep_states(draft: Draft) -> int:
     """How many resume states a run keeps, as its config says."""
-    train = manifests.read_object(draft.path / manifests.REQUIRED[0]).get("train")
+    train = draft.config().get("train")
     keep = train.get("keep_states", _KEEP_STATES) if isinstance(train, dict) else _KEEP_STATES
     if type(keep) is not int or keep < 1:
-        raise CorruptError(f"{draft.reference} says keep_states {keep!r}", why="a number from 1 is needed")
+        why = "a number of at least 1 is needed"
+        raise CorruptError(f"the config of '{draft.reference}' sets train.keep_states to {keep!r}", why=why)
     return keep
 
 
-def _is_whole(state: Path) -> bool:
-    """Whether a resume state has all of its files, as far as can be told without reading them."""
+def _is_whole(state: ResumeState) -> bool:
+    """Whether a resume state has all of its files, as far as can be seen without reading them."""
     try:
-        version.refuse_link(state)
-        return manifests.changed(state, manifests.read(state)["files"]) is None
+        return manifest.changed(state.path, state.load().facts["files"]) is None
     except QuillError:
         return False
+
+
+def _leftovers(place: Path, before: float | None) -> Iterator[Path]:
+    """The leftovers in a folder, and in its staging and trash.
+
+    Args:
+        place: Where to look.
+        before: Only those unchanged since then, in seconds since the epoch; None for all.
+    """
+    for entry in folder.scan(place):
+        path = Path(entry.path)
+        if entry.name in (fsio.STAGING, fsio.TRASH):
+            inside = folder.scan(path) if _is_folder(path) else []
+            found = [Path(e.path) for e in inside if _UNIQUE.fullmatch(e.name)]
+        else:
+            found = [path] if _TEMPORARY.fullmatch(entry.name) else []
+        yield from (p for p in found if _is_old(p, before))
+
+
+def _leftovers_below(place: Path, before: float | None) -> Iterator[Path]:
+    """The leftovers in a folder, and in every folder in it."""
+    yield from _leftovers(place, before)
+    for entry in folder.scan(place):
+        path = Path(entry.path)
+        hidden = entry.name in (fsio.STAGING, fsio.TRASH) or _TEMPORARY.fullmatch(entry.name)
+        if _is_folder(path) and not hidden:
+            yield from _leftovers_below(path, before)
+
+
+def _leftovers_of_datasets(root: Path, before: float | None) -> Iterator[Path]:
+    """The leftovers in a folder of datasets, which may contain much that is not quill's."""
+    yield from _leftovers(root, before)
+    for entry in folder.scan(root):
+        path = Path(entry.path)
+        if _is_folder(path) and (entry.name == _DOWNLOADS or (path / manifest.FILE).is_file()):
+            yield from _leftovers(path, before)
+
+
+def _is_old(path: Path, before: float | None) -> bool:
+    """Whether a file or folder, and everything in it, has not changed since `before`."""
+    return before is None or _last_change(path) < before
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _last_change(path: Path) -> float:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return 0.0
+    inside = (_last_change(Path(e.path)) for e in (folder.scan(path) if _is_folder(path) else ()))
+    # Renaming changes the ctime alone; a copied folder may have old mtimes.
+    return max([found.st_mtime, found.st_ctime, *inside])

@@ -87,7 +87,7 @@ def hold(root: Path, name: str, wait: float = 0.0) -> Iterator[None]:
 
 
 @contextmanager
-def ledger(folder: Path) -> Iterator[None]:
+def record(folder: Path) -> Iterator[None]:
     """Hold a name's model.json for the moment of a change.
 
     Args:

@@ -1,7 +1,7 @@
 """A version's manifest: written last, so that its presence means that everything else is there.
 
-It holds what each file must be (size and sha256) and where the model came from. Paths in it are
-relative, so a registry may be moved, copied and archived.
+It lists the size and sha256 of each file, and where the model came from. Its paths are relative, so a
+registry may be moved, copied and archived. It is validated here, once, when it is read.
 """
 
 from __future__ import annotations
@@ -12,62 +12,197 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from quill import __version__, fsio, strictjson
-from quill.errors import CorruptError, NotFoundError
+from quill.errors import CorruptError, NotFoundError, shorten
 from quill.registry import migrations
 
 FILE = "manifest.json"
+CONFIG, WEIGHTS, TOKENIZER = REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")
+METRICS, CARD = "metrics.jsonl", "README.md"
+# What a run keeps beside them until it is published; the log stays.
 STATE, STATUS, LOG = "state", "status.json", "run.log"
-REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")
 _MOST_BYTES = 16 << 20
 _SHA256_DIGITS = 64
-_NUMBER = (int, float, type(None))
-# What other code reads from a manifest without looking twice; a hand that edits one meets this instead.
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "reference": (str,),
-    "created": (str,),
-    "versions": (dict, type(None)),
-    "git": (dict, type(None)),
-    "data": (dict, type(None)),
-    "parent": (dict, type(None)),
-    "copied_from": (dict, type(None)),
-    "imported": (dict, type(None)),
-    "seeds": (dict, type(None)),
-    "device": (str, type(None)),
-    "parameters": (int, type(None)),
-    "steps": (int, type(None)),
-    "best_val_loss": _NUMBER,
-    "bits_per_byte": _NUMBER,
-    "seconds": _NUMBER,
+
+
+class FileEntry(TypedDict):
+    """What a manifest says of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class Source(TypedDict):
+    """Another model or a foreign file: the parent, or the original of a copy."""
+
+    reference: str | None
+    digest: str | None
+
+
+class Data(TypedDict):
+    """The dataset that a model was trained on."""
+
+    name: str | None
+    key: str | None
+    sha256: str | None
+    tokens: int | None
+    tokenizer: str | None
+    tokenizer_sha256: str | None
+
+
+class Git(TypedDict):
+    """The state of the git checkout that a model was made in."""
+
+    commit: str | None
+    dirty: bool | None
+
+
+class Imported(TypedDict):
+    """How a model was imported."""
+
+    format: str | None
+    notes: list[str] | None
+
+
+class Manifest(TypedDict):
+    """A validated manifest; what it does not say is None."""
+
+    schema: int
+    reference: str | None
+    created: str | None
+    versions: dict[str, str | None] | None
+    git: Git | None
+    config_sha256: str | None
+    data: Data | None
+    parent: Source | None
+    copied_from: Source | None
+    imported: Imported | None
+    seeds: dict[str, int] | None
+    device: str | None
+    dtype: str | None
+    compiled: bool | None
+    parameters: int | None
+    steps: int | None
+    best_step: int | None
+    best_val_loss: float | None
+    bits_per_byte: float | None
+    seconds: float | None
+    files: dict[str, FileEntry]
+
+
+Fields = Mapping[str, Any]  # a type, or Fields again for an object
+
+_SOURCE: Fields = {"reference": str, "digest": str}
+_FIELDS: Fields = {
+    "reference": str,
+    "created": str,
+    "versions": {"quill": str, "torch": str, "python": str},
+    "git": {"commit": str, "dirty": bool},
+    "config_sha256": str,
+    "data": {
+        "name": str,
+        "key": str,
+        "sha256": str,
+        "tokens": int,
+        "tokenizer": str,
+        "tokenizer_sha256": str,
+    },
+    "parent": _SOURCE,
+    "copied_from": _SOURCE,
+    "imported": {"format": str, "notes": list},
+    "seeds": {"train": int},
+    "device": str,
+    "dtype": str,
+    "compiled": bool,
+    "parameters": int,
+    "steps": int,
+    "best_step": int,
+    "best_val_loss": float,
+    "bits_per_byte": float,
+    "seconds": float,
 }
+UNKNOWN = cast(Manifest, {"schema": migrations.SCHEMA_VERSION, **dict.fromkeys(_FIELDS), "files": {}})
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """Read and check the manifest of a folder.
+def read(folder: Path) -> Manifest:
+    """Read and validate the manifest of a folder.
 
     Raises:
-        NotFoundError: There is none: the folder is in progress, or not a version.
+        NotFoundError: There is none: the folder is a draft, or not a version.
         CorruptError: It is not a manifest.
-        InputError: A newer quill wrote it.
+        InputError: It was made by a newer quill.
     """
     path = folder / FILE
     try:
         document = read_object(path)
     except FileNotFoundError:
-        raise NotFoundError(
-            f"no manifest in '{folder}'", why="a version is complete once it has one"
-        ) from None
-    return _checked(migrations.migrate(document, "manifest", origin=str(path)), path)
+        raise NotFoundError(f"no manifest in '{folder}'", why="a published version has one") from None
+    return validate(migrations.migrate(document, "manifest", origin=str(path)), path)
+
+
+def validate(document: Mapping[str, Any], path: Path) -> Manifest:
+    """Check what every reader of a manifest relies on.
+
+    Args:
+        document: The manifest, of the current schema.
+        path: Where it was read from, for the message.
+
+    Raises:
+        CorruptError: A field has another type, or a listed file is not safe to read.
+    """
+    listed = document.get("files")
+    if not isinstance(listed, dict) or not listed:
+        raise CorruptError(f"'{path}' is damaged", why="it lists no files")
+    for name, entry in listed.items():
+        if not _stays_inside(name):
+            raise CorruptError(f"'{path}' is not safe to read", why=f"it lists a file at {shorten(name)}")
+        if not (
+            isinstance(entry, dict) and fits(entry.get("bytes"), int) and _is_sha256(entry.get("sha256"))
+        ):
+            why = f"its entry for {shorten(name)} has no size and sha256"
+            raise CorruptError(f"'{path}' is damaged", why=why)
+    return cast(Manifest, complete(document, _FIELDS, path))
+
+
+def complete(values: Mapping[str, Any], fields: Fields, path: Path, at: str = "") -> dict[str, Any]:
+    """Check the types of an object's known fields, and make those that are missing None.
+
+    Args:
+        values: The object.
+        fields: The type of each known field; Fields again for an object.
+        path: Where it was read from, for the message.
+        at: The dotted path of the object, for the message.
+
+    Raises:
+        CorruptError: A field has another type.
+    """
+    found = dict(values)
+    for name, kind in fields.items():
+        value = values.get(name)
+        nested = isinstance(kind, Mapping)
+        if value is not None and not (isinstance(value, dict) if nested else fits(value, kind)):
+            raise CorruptError(f"'{path}' is damaged", why=f"its '{at}{name}' is {shorten(value)}")
+        found[name] = complete(value, kind, path, f"{at}{name}.") if nested and value is not None else value
+    return found
+
+
+def fits(value: Any, kind: type) -> bool:
+    """Whether a value has a field's type; numbers are not negative and not beyond 64 bits."""
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, float) or fits(value, int)
+    return isinstance(value, kind) and (not isinstance(value, int) or 0 <= value < 2**63)
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object from one of the registry's small files, never through a link.
 
     Raises:
-        FileNotFoundError: There is no such file; what that means only the caller knows.
-        CorruptError: It holds something else, or more than any such file does.
+        FileNotFoundError: There is no such file; only the caller knows what that means.
+        CorruptError: It is not a JSON object, or larger than any such file.
     """
     with fsio.open_plain(path) as file, fsio.guard(path, "read"):
         raw = file.read(_MOST_BYTES + 1) or b""
@@ -84,12 +219,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def build(folder: Path, reference: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the manifest of a folder whose files are finished.
+    """Make the manifest of a draft whose files are complete.
 
     Args:
-        folder: Holds them.
+        folder: The draft's folder.
         reference: The version's name and number.
-        fields: What only the caller knows: data, parent, seeds, device, steps, parameters,
+        fields: Facts that only the caller knows: data, parent, seeds, device, steps, parameters,
             best_val_loss, seconds.
 
     Raises:
@@ -97,8 +232,8 @@ def build(folder: Path, reference: str, fields: Mapping[str, Any]) -> dict[str, 
     """
     names = sorted(files(folder))
     if missing := [n for n in REQUIRED if n not in names]:
-        raise CorruptError(f"'{folder}' has no {missing[0]}", why=f"a version holds {', '.join(REQUIRED)}")
-    config = strictjson.read(folder / REQUIRED[0], error=CorruptError)
+        raise CorruptError(f"'{folder}' has no {missing[0]}", why=f"a version needs {', '.join(REQUIRED)}")
+    config = strictjson.read(folder / CONFIG, error=CorruptError)
     return {
         "schema": migrations.SCHEMA_VERSION,
         "reference": reference,
@@ -129,13 +264,13 @@ def config_sha256(config: Any) -> str:
     return hashlib.sha256(strictjson.canonical(config)).hexdigest()
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What a manifest says of one file."""
+def describe(path: Path) -> FileEntry:
+    """Measure and hash one file."""
     return {"bytes": path.stat().st_size, "sha256": fsio.sha256(path)}
 
 
 def files(folder: Path, prefix: str = "") -> Iterator[str]:
-    """The files that belong to a version, as relative paths: not its state, status, log or leftovers."""
+    """The files that belong to a version, as relative paths; resume states, status and log do not."""
     skip = () if prefix else (STATE, STATUS, LOG, FILE)
     with fsio.guard(folder, "read"):
         entries = list(os.scandir(folder))
@@ -147,18 +282,20 @@ def files(folder: Path, prefix: str = "") -> Iterator[str]:
         elif entry.is_file(follow_symlinks=False):
             yield prefix + entry.name
         else:
-            raise CorruptError(f"'{entry.path}' is a link or a device", why="a version holds plain files")
+            raise CorruptError(
+                f"'{entry.path}' is a link or a device", why="a version is made of plain files"
+            )
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """What tells that one of a version's files was replaced or written to: inode, size and time."""
+    """Inode, size and time of each of a version's files, which change when it is replaced or written to."""
     found = ((n, os.lstat(folder / n)) for n in files(folder))
     with fsio.guard(folder, "read"):
         return {n: (s.st_ino, s.st_size, s.st_mtime_ns) for n, s in found}
 
 
-def changed(folder: Path, listed: Mapping[str, Any]) -> str | None:
-    """The first listed file that is not there as a plain file of its size; nothing is read."""
+def changed(folder: Path, listed: Mapping[str, FileEntry]) -> str | None:
+    """The first listed file that is missing, not a plain file or of another size; nothing is read."""
     for name, entry in listed.items():
         try:
             found = os.lstat(folder / name)
@@ -170,7 +307,7 @@ def changed(folder: Path, listed: Mapping[str, Any]) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """What this is made with; torch is asked only where it is loaded anyway."""
+    """The versions of quill, torch and Python in use, without loading torch."""
     torch = getattr(sys.modules.get("torch"), "__version__", None)
     if torch is None:
         from importlib import metadata
@@ -191,34 +328,6 @@ def utc_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def _checked(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Hold a manifest to what every reader of it takes for granted."""
-    wrong = next((k for k, t in _TYPES.items() if k in document and not _is(document[k], t)), None)
-    if wrong:
-        raise CorruptError(f"'{path}' is damaged", why=f"its '{wrong}' is {_short(document[wrong])}")
-    listed = document.get("files")
-    if not isinstance(listed, dict) or not listed:
-        raise CorruptError(f"'{path}' is damaged", why="it lists no files")
-    for name, entry in listed.items():
-        if not _stays_inside(name):
-            raise CorruptError(f"'{path}' is not safe to read", why=f"it lists a file at {_short(name)}")
-        if not (
-            isinstance(entry, dict) and _is(entry.get("bytes"), (int,)) and _is_sha256(entry.get("sha256"))
-        ):
-            raise CorruptError(
-                f"'{path}' is damaged", why=f"its entry for {_short(name)} has no size and sha256"
-            )
-    return document
-
-
-def _is(value: Any, types: tuple[type, ...]) -> bool:
-    # To Python a bool is an int, to a reader of the file it is a mistake; and nothing here is negative
-    # or beyond what a table can show.
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, types) and (not isinstance(value, int) or 0 <= value < 2**63)
-
-
 def _is_sha256(value: Any) -> bool:
     return (
         isinstance(value, str) and len(value) == _SHA256_DIGITS and not set(value) - set("0123456789abcdef")
@@ -226,7 +335,7 @@ def _is_sha256(value: Any) -> bool:
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a listed path is relative and goes nowhere but down."""
+    """Whether a listed path is relative and leads nowhere but down."""
     return (
         "\\" not in name
         and "\0" not in name
@@ -235,13 +344,8 @@ def _stays_inside(name: str) -> bool:
     )
 
 
-def _short(value: Any) -> str:
-    shown = ascii(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
-def _git_state() -> dict[str, Any] | None:
-    """The commit that the working directory is at, where it is in a git checkout."""
+def _git_state() -> Git | None:
+    """The commit that the working directory is at; None outside a git checkout."""
     try:
         here = Path.cwd()
     except OSError:
@@ -250,18 +354,16 @@ def _git_state() -> dict[str, Any] | None:
         return None
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no")
-    return (
-        None
-        if not commit
-        else {"commit": commit.strip(), "dirty": None if changes is None else bool(changes)}
-    )
+    if not commit:
+        return None
+    return {"commit": commit.strip(), "dirty": None if changes is None else bool(changes)}
 
 
 def _git(*command: str) -> str | None:
-    """What a git command prints, or None: a manifest is never worth failing a run for."""
+    """What a git command prints; None if it fails, which must not fail a run."""
     import subprocess
 
-    # A checkout's own configuration may name programs to run; none is wanted here, nor any lock.
+    # A checkout's own configuration may name programs to run, and git would take a lock; neither is wanted.
     plain = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
     try:
         done = subprocess.run(

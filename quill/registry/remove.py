@@ -1,241 +1,235 @@
-"""Versions removed: out of sight in one rename, then deleted; their numbers stay taken.
+"""Remove versions and unfinished runs: out of sight in one rename each, then deleted.
 
-What a crash leaves behind is nobody's and lies where `quill gc` finds it.
+Their numbers stay used. `quill gc` finds what a crash leaves in between.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from quill import fsio
 from quill.errors import CorruptError, InputError, NotFoundError
-from quill.registry import aliases as ledger
-from quill.registry import locks, names, version
-from quill.registry import manifest as manifests
+from quill.registry import aliases, locks, manifest, names
+from quill.registry import folder as folders
+from quill.registry.aliases import Record
+from quill.registry.folder import Folder, Kind
 from quill.registry.store import Registry
-from quill.registry.version import Version
 
-# What a model that was put there by hand may consist of. The first to go is the one without which the
-# others are no model.
-FLAT = (*manifests.REQUIRED, "metrics.jsonl", "README.md")
+# What a model put there by hand may consist of; without the first of them the others are not a model.
+FLAT = (*manifest.REQUIRED, manifest.METRICS, manifest.CARD)
 
 
-class Target(NamedTuple):
-    """A version as something to remove: complete, damaged or unfinished.
+class Removal(NamedTuple):
+    """Something to remove.
 
     Attributes:
-        name: The model's name.
-        number: Its version.
-        path: Its folder; the model's own where it was put there by hand.
-        complete: Whether it is published, in whatever state.
-        flat: Whether its files lie in the model's own folder, put there by hand.
+        what: A reference, or a path relative to the folder that the registry is in.
+        kind: What it is.
+        path: Where it is.
+        bytes: What removing it frees.
+        folder: The version or draft that it is; None for a resume state or a leftover.
     """
 
-    name: str
-    number: int
+    what: str
+    kind: Kind | Literal["leftover"]
     path: Path
-    complete: bool = True
-    flat: bool = False
+    bytes: int
+    folder: Folder | None = None
+
+
+class Plan:
+    """Versions and unfinished runs to remove.
+
+    Attributes:
+        removals: What to remove.
+        missing: The references that mean nothing.
+    """
+
+    def __init__(self, registry: Registry, removals: Iterable[Removal], missing: list[str]) -> None:
+        self._registry = registry
+        self.removals, self.missing = list(removals), missing
 
     @property
-    def reference(self) -> str:
-        """What it is found by, "name:vN"."""
-        return f"{self.name}:v{self.number}"
+    def bytes(self) -> int:
+        """What executing it frees."""
+        return sum(r.bytes for r in self.removals)
 
-    @property
-    def size(self) -> int:
-        """What it takes on the disk, in bytes."""
-        return sum(size_of(self.path / f) for f in FLAT) if self.flat else size_of(self.path)
+    def execute(self) -> list[Removal]:
+        """Remove them.
+
+        Returns:
+            Those that were still there.
+
+        Raises:
+            RefusedError: One of them has an alias by now.
+            LockedError: A process is working on one of the names; nothing is removed.
+            ResourceError: The registry cannot be written.
+        """
+        # The newest last: until then the name alone means what it did.
+        ordered = [(r.folder, r) for r in self.removals if r.folder is not None]
+        ordered.sort(key=lambda pair: (pair[0].name, pair[0].number))
+        with ExitStack() as held:
+            for name in sorted({f.name for f, _ in ordered}):
+                held.enter_context(locks.hold(self._registry.root, name))
+            return [r for f, r in ordered if take_away(self._registry, f)]
 
 
-def target(registry: Registry, complete: Version) -> Target:
-    """A version as something to remove."""
-    flat = complete.path == registry.root / complete.name
-    return Target(complete.name, complete.number, complete.path, flat=flat)
-
-
-def find(registry: Registry, ref: str, *, all_versions: bool = False) -> list[Target]:
-    """What a reference means to who wants it removed; a name alone means its only version.
+def plan(
+    registry: Registry, references: Iterable[str], *, all_versions: bool = False, missing_ok: bool = False
+) -> Plan:
+    """Find out what references mean to someone who wants it removed.
 
     Args:
         registry: Where to look.
-        ref: "name", "name:vN" or "name:alias"; what is damaged or unfinished is found too.
-        all_versions: A name means every version of it.
+        references: "name", "name:vN" or "name:alias"; a name alone means its only version. Damaged
+            versions and unfinished runs are found too.
+        all_versions: A name means all of its versions.
+        missing_ok: Skip references that mean nothing.
 
     Raises:
-        InputError: It is no reference, or a name with several versions.
-        NotFoundError: There is nothing of that name.
-        RefusedError: An alias means it.
-        CorruptError: It is a link, or the model's folder cannot be read.
+        InputError: One is not a reference, or a name with several versions.
+        NotFoundError: One means nothing.
+        RefusedError: An alias names one of the versions.
+        CorruptError: One is a link, or the model's folder cannot be read.
     """
-    if names.is_path(ref):
-        raise InputError(f"'{ref}' is a folder", why="models are removed by name", hint="quill list")
-    name, number, alias = names.parse(ref)
-    if all_versions and (number or alias):
-        raise InputError(f"'{ref}' is one version", why="--all-versions goes with a name alone")
-    folder = registry.root / name
-    there = under(registry, name, ref)
-    if alias == names.LATEST:
-        number = max((t.number for t in there if t.complete), default=0)
-    elif alias:
-        number = ledger.aliases(folder).get(alias, 0)
-    meant = [t for t in there if number in (None, t.number)]
-    if not meant:
-        raise _missing(registry, ref)
-    if number is None and len(meant) > 1 and not all_versions:
-        have = ", ".join(f"v{t.number}" + ("" if t.complete else " (unfinished)") for t in meant)
-        raise InputError(
-            f"'{name}' has {len(meant)} versions",
-            why=have,
-            hint=f"quill rm {meant[0].reference}, or all of them: quill rm {name} --all-versions",
-        )
-    for one in meant:
-        if not one.flat:
-            version.refuse_link(one.path)
-        ledger.refuse_aliased(folder, one.number)
-    return meant
+    found: dict[str, Removal] = {}
+    missing: list[str] = []
+    for ref in references:
+        try:
+            found |= {f.reference: of(f) for f in _find(registry, ref, all_versions=all_versions)}
+        except NotFoundError:
+            if not missing_ok:
+                raise
+            missing.append(ref)
+    return Plan(registry, found.values(), missing)
 
 
-def remove(registry: Registry, targets: Sequence[Target]) -> list[Target]:
-    """Remove versions: out of sight in one rename each, then deleted. Their numbers stay taken.
-
-    Args:
-        registry: Where they are.
-        targets: From `find`.
-
-    Returns:
-        Those that were still there.
-
-    Raises:
-        RefusedError: An alias means one of them by now.
-        LockedError: A process is at work on one of the names; nothing is removed.
-        ResourceError: The registry cannot be written.
-    """
-    with ExitStack() as held:
-        for name in sorted({t.name for t in targets}):
-            held.enter_context(locks.hold(registry.root, name))
-        # The newest last: until then the name alone means what it did.
-        return [t for t in sorted(targets) if take_away(registry, t)]
+def of(folder: Folder) -> Removal:
+    """The removal of a version or draft."""
+    return Removal(folder.reference, folder.kind, folder.path, folder.disk_size, folder)
 
 
-def take_away(registry: Registry, target: Target) -> bool:
-    """Remove one version; the caller holds its name.
-
-    Returns:
-        Whether it was there as it was found.
-
-    Raises:
-        RefusedError: An alias means it.
-        CorruptError: A link leads out of the registry, or model.json is damaged.
-        ResourceError: The registry cannot be written.
-    """
-    folder = registry.root / target.name
-    version.refuse_link(folder)
-    with ledger.releasing(folder, target.number):
-        if target.flat:
-            return _take_flat(registry, folder)
-        version.refuse_link(target.path)
-        if not target.path.is_dir() or version.is_complete(target.path) != target.complete:
-            return False
-        fsio.discard(target.path, trash(registry))
-    return True
-
-
-def finish_removal(registry: Registry, name: str) -> None:
-    """Take away what a crash left of a removed model that was put there by hand.
-
-    Args:
-        registry: Where it was.
-        name: Its name; the caller holds it.
-    """
-    folder = registry.root / name
-    with locks.ledger(folder):
-        for file in rest_of_flat(folder):
-            fsio.discard(file, trash(registry))
-        ledger.amend(folder, _without_note)
-
-
-def rest_of_flat(folder: Path) -> list[Path]:
-    """The files of a model that was put there by hand and whose removal a crash cut short."""
-    listed = ledger.read(folder).get("removing")
-    if version.is_flat(folder) or not isinstance(listed, list):
-        return []
-    return [folder / f for f in FLAT if f in listed and os.path.lexists(folder / f)]
-
-
-def trash(registry: Registry) -> Path:
-    """Where what is removed goes first.
-
-    Raises:
-        CorruptError: It is a link, which would lead a version out of the registry.
-    """
-    path = registry.root / fsio.TRASH
-    version.refuse_link(path)
-    return path
-
-
-def size_of(path: Path) -> int:
-    """What a file or folder takes, in bytes; what another folder has a hard link to counts there."""
-    try:
-        found = os.lstat(path)
-        if not os.path.isdir(path) or os.path.islink(path):
-            return found.st_size if found.st_nlink == 1 else 0
-        return sum(size_of(Path(e.path)) for e in os.scandir(path))
-    except OSError:
-        return 0
-
-
-def _take_flat(registry: Registry, folder: Path) -> bool:
-    """Remove a model that was put there by hand, file by file, as other versions may lie beside."""
-    if not version.is_flat(folder):
-        return False
-    files = [f for f in FLAT if os.path.lexists(folder / f)]
-    ledger.amend(folder, lambda held: held | {"removing": files})
-    for file in files:
-        fsio.discard(folder / file, trash(registry))
-    ledger.amend(folder, _without_note)
-    return True
-
-
-def _without_note(held: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in held.items() if k != "removing"}
-
-
-def under(registry: Registry, name: str, ref: str = "") -> list[Target]:
-    """Everything under a name by number: versions, whole or damaged, and what is unfinished.
+def under(registry: Registry, name: str, ref: str = "") -> list[Folder]:
+    """Everything under a name by number: versions, whole or damaged, and drafts.
 
     Args:
         registry: Where to look.
         name: The model's name.
-        ref: What was asked for, for the message where there is nothing.
+        ref: The reference, for the message if there is nothing.
 
     Raises:
         NotFoundError: There is nothing.
         CorruptError: The model's folder is a link, or cannot be read.
     """
-    version.refuse_link(registry.root / names.check_name(name))
-    found = [target(registry, v) for v in _versions(registry, name)]
-    found += [Target(d.name, d.number, d.path, complete=False) for d in registry.drafts(name)]
+    folders.refuse_link(registry.root / names.check_name(name))
+    found: list[Folder] = []
+    for model in registry.models(name):
+        if broken := next((v for v in model.versions if not v.number), None):
+            raise CorruptError(f"'{name}' cannot be read", why=broken.damaged or "")
+        found += [*model.versions, *model.drafts]
     if not found:
         raise _missing(registry, ref or name)
-    return sorted(found)
+    return sorted(found, key=lambda f: f.number)
 
 
-def _versions(registry: Registry, name: str) -> Iterator[Version]:
-    for found in registry.entries(name, all_versions=True):
-        if not found.number:
-            raise CorruptError(f"'{name}' cannot be read", why=found.damaged or "")
-        yield found
+def take_away(registry: Registry, folder: Folder) -> bool:
+    """Remove one version or draft; the caller has locked its name.
+
+    Returns:
+        Whether it was still there, and still a version or a draft.
+
+    Raises:
+        RefusedError: An alias names it.
+        CorruptError: A link leads out of the registry, or model.json is damaged.
+        ResourceError: The registry cannot be written.
+    """
+    own = registry.root / folder.name
+    folders.refuse_link(own)
+    with aliases.releasing(own, folder.number):
+        if folder.flat:
+            return _take_flat(registry, own)
+        folders.refuse_link(folder.path)
+        if not folder.path.is_dir() or folders.is_published(folder.path) != (folder.kind == "version"):
+            return False
+        fsio.discard(folder.path, trash(registry))
+    return True
+
+
+def resume_flat(registry: Registry, name: str) -> None:
+    """Complete the removal of a model put there by hand that a crash cut short; its name is locked."""
+    own = registry.root / name
+    with locks.record(own):
+        for file in rest_of_flat(own):
+            fsio.discard(file, trash(registry))
+        aliases.update_locked(own, _removed)
+
+
+def rest_of_flat(own: Path) -> list[Path]:
+    """The remaining files of a model put there by hand whose removal a crash cut short."""
+    listed = aliases.read(own)["removing"]
+    return [] if folders.is_flat(own) else [own / f for f in FLAT if f in listed and folders.exists(own / f)]
+
+
+def trash(registry: Registry) -> Path:
+    """The folder that what is removed is moved to first.
+
+    Raises:
+        CorruptError: It is a link, which would lead a version out of the registry.
+    """
+    path = registry.root / fsio.TRASH
+    folders.refuse_link(path)
+    return path
+
+
+def _take_flat(registry: Registry, own: Path) -> bool:
+    """Remove a model put there by hand, file by file: other versions may be in the same folder."""
+    if not folders.is_flat(own):
+        return False
+    files = [f for f in FLAT if folders.exists(own / f)]
+    aliases.update_locked(own, lambda record: record | {"removing": files})
+    for file in files:
+        fsio.discard(own / file, trash(registry))
+    aliases.update_locked(own, _removed)
+    return True
+
+
+def _removed(record: Record) -> Record:
+    return record | {"removing": []}
+
+
+def _find(registry: Registry, ref: str, *, all_versions: bool) -> list[Folder]:
+    if names.is_path(ref):
+        raise InputError(f"'{ref}' is a path", why="models are removed by name", hint="quill list")
+    name, number, alias = names.parse(ref)
+    if all_versions and (number or alias):
+        raise InputError(f"'{ref}' is one version", why="all_versions=True needs a name alone")
+    there = under(registry, name, ref)
+    if alias == names.LATEST:
+        number = max((f.number for f in there if f.is_published), default=0)
+    elif alias:
+        number = aliases.read(registry.root / name)["aliases"].get(alias, 0)
+    meant = [f for f in there if number in (None, f.number)]
+    if not meant:
+        raise _missing(registry, ref)
+    if number is None and len(meant) > 1 and not all_versions:
+        have = ", ".join(f"v{f.number}" + ("" if f.is_published else " (unfinished)") for f in meant)
+        raise InputError(
+            f"'{name}' has {len(meant)} versions", why=have, hint=f"quill rm {name} --all-versions"
+        )
+    for folder in meant:
+        if not folder.flat:
+            folders.refuse_link(folder.path)
+        aliases.refuse_aliased(registry.root / name, folder.number)
+    return meant
 
 
 def _missing(registry: Registry, ref: str) -> NotFoundError:
-    """Say what exists in its place, as for every reference."""
+    """The error that says what there is instead, as for every reference."""
     try:
         registry.resolve(ref)
     except NotFoundError as e:
         return e
-    return NotFoundError(f"no model '{ref}'", why="it is gone by now", hint="quill list")
+    return NotFoundError(f"no model '{ref}'", why="it was removed in the meantime", hint="quill list")

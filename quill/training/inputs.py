@@ -12,8 +12,8 @@ from quill.data import prepare
 from quill.data.batches import check_length
 from quill.errors import InputError, NotFoundError
 from quill.formats import importing
+from quill.registry.folder import Folder
 from quill.registry.store import Registry
-from quill.registry.version import Version
 
 if TYPE_CHECKING:
     from quill.data.store import Dataset
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def settle(
-    config: RunConfig, data_root: Path, parent: Version | None, on_data: prepare.Observer | None = None
+    config: RunConfig, data_root: Path, parent: Folder | None, on_data: prepare.Observer | None = None
 ) -> tuple[RunConfig, Dataset]:
     """Prepare the dataset and complete the settings that depend on it.
 
@@ -68,7 +68,7 @@ def settle(
 
 def parent_of(
     config: RunConfig, registry: Registry, notice: Callable[[str], None] = lambda message: None
-) -> Version | None:
+) -> Folder | None:
     """The model that a run starts from, downloaded first if it is on the Hub.
 
     A run with a resume state no longer needs its parent. If that is gone, the draft stands in for it: it has
@@ -93,7 +93,7 @@ def parent_of(
         draft = registry.unfinished(config.name) if config.name else None
         if draft is None or not draft.states():
             raise
-        return Version(draft.name, draft.number, draft.path)
+        return draft
 
 
 def _with_tokenizer_of(data: DataConfig, known: Tokenizer) -> DataConfig:

@@ -53,9 +53,9 @@ def publish(
         LockedError: Another process has taken over the draft.
         ResourceError: The disk refused; the draft is unchanged.
     """
-    unpublished = Version(draft.name, draft.number, draft.path)
-    best = load_checkpoint(unpublished, device.name)
+    best = load_checkpoint(draft, device.name)
     loss = _published_loss(best.model, config, dataset, best_loss, poll)
+    status = draft.status()
     facts: dict[str, Any] = {
         "parameters": sum(p.numel() for p in best.model.parameters()),
         "data": {
@@ -66,7 +66,7 @@ def publish(
             "tokenizer": dataset.tokenizer.kind,
             "tokenizer_sha256": dataset.tokenizer.fingerprint,
         },
-        "parent": (draft.status() or {}).get("parent"),
+        "parent": status["parent"] if status else None,
         "seeds": {"train": config.train.seed},
         "device": device.name,
         "dtype": device.dtype,
@@ -78,7 +78,7 @@ def publish(
         "seconds": round(elapsed(), 1),
     }
     sample = _sample(Generator(best.model, best.tokenizer), config.train.seed, poll)
-    losses = curves.curves(curves.read_metrics(draft.path / curves.METRICS))
+    losses = curves.curves(curves.parse(draft.metrics()))
     # Browsers draw the finer block characters at a different width from letters.
     curve = chart.draw(losses, plain=True)
     text = card(draft.reference, config, facts | {"versions": manifest.versions()}, sample, curve)

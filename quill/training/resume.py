@@ -15,6 +15,7 @@ from quill.config.differences import differences
 from quill.config.settings import RunConfig
 from quill.errors import NotFoundError, RefusedError
 from quill.registry.draft import Draft
+from quill.registry.folder import Folder
 from quill.registry.store import Registry
 from quill.registry.version import Version
 
@@ -37,7 +38,7 @@ def find(
     registry: Registry,
     resume: Resume,
     new_version: bool,
-    parent: Version | None = None,
+    parent: Folder | None = None,
 ) -> Draft | Version | None:
     """Find the draft to resume or the finished version; discard a draft that is given up.
 
@@ -82,10 +83,10 @@ def find(
     return None
 
 
-def refuse(earlier: Draft | Version, changed: list[str]) -> RefusedError:
+def refuse(earlier: Folder, changed: list[str]) -> RefusedError:
     """The error for a name that belongs to a run with other settings."""
     why = "; ".join(changed)
-    if isinstance(earlier, Draft):
+    if not earlier.is_published:
         return RefusedError(
             f"{earlier.reference} is unfinished and was started with other settings",
             why=why,
@@ -98,7 +99,7 @@ def refuse(earlier: Draft | Version, changed: list[str]) -> RefusedError:
     )
 
 
-def begin(config: RunConfig, dataset: Dataset, registry: Registry, parent: Version | None) -> Draft:
+def begin(config: RunConfig, dataset: Dataset, registry: Registry, parent: Folder | None) -> Draft:
     """Begin a version: its settings, its tokenizer, and the model it starts from."""
     draft = registry.begin(config.name or "")
     draft.write_json("config.json", config.to_dict())
@@ -115,17 +116,17 @@ def progress(step: int) -> dict[str, Any]:
 
 def _changes_of_draft(draft: Draft, config: RunConfig, dataset: Dataset) -> list[str]:
     ran = reading.parse(draft.read_object("config.json"), origin=draft.reference)
-    return _changes(ran, config, (draft.status() or {}).get("data_key"), dataset)
+    status = draft.status()
+    return _changes(ran, config, status["data_key"] if status else None, dataset)
 
 
 def _changes_of_version(
-    version: Version, config: RunConfig, dataset: Dataset, parent: Version | None
+    version: Version, config: RunConfig, dataset: Dataset, parent: Folder | None
 ) -> list[str]:
-    facts: dict[str, Any] = version.manifest or {}
-    changed = _changes(read_config(version), config, (facts.get("data") or {}).get("key"), dataset)
-    before = facts.get("parent") or {}
-    if parent is not None and before.get("digest") not in (None, parent.digest):
-        changed.append(f"the model it starts from: {before.get('reference')} -> {parent.reference}")
+    data, before = version.facts["data"], version.facts["parent"]
+    changed = _changes(read_config(version), config, data["key"] if data else None, dataset)
+    if parent is not None and before is not None and before["digest"] not in (None, parent.digest):
+        changed.append(f"the model it starts from: {before['reference']} -> {parent.reference}")
     return changed
 
 

@@ -20,6 +20,7 @@ from quill.errors import CorruptError, InputError, InterruptedRun, RefusedError,
 from quill.model.gpt import GPT
 from quill.registry import gc, locks
 from quill.registry.draft import Draft
+from quill.registry.folder import Folder
 from quill.registry.names import check_name
 from quill.registry.store import Registry
 from quill.registry.version import Version
@@ -149,7 +150,7 @@ class Run:
         config: RunConfig,
         dataset: Dataset,
         draft: Draft,
-        parent: Version | None,
+        parent: Folder | None,
         observer: Observer,
         poll: Callable[[], None],
         clock: float,
@@ -305,7 +306,7 @@ class Run:
             elapsed=self._seconds,
             poll=self._poll,
         )
-        loss = (version.manifest or {}).get("best_val_loss")
+        loss = version.facts["best_val_loss"]
         loss = math.nan if loss is None else loss
         stopped = step < self.config.train.max_iters
         reason = f"no better loss in {self.config.train.patience} evaluations" if stopped else "trained"

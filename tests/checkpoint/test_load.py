@@ -14,7 +14,7 @@ from quill.checkpoint import weights as tensors
 from quill.checkpoint.load import load_checkpoint, read_config
 from quill.checkpoint.weights import save_weights
 from quill.errors import CorruptError, InputError
-from quill.registry.store import Version
+from quill.registry.version import Version
 
 IDS = torch.tensor([[1, 2, 3, 4]])
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from quill import fsio
+from quill.checkpoint import finite
 from quill.checkpoint import weights as tensors
 from quill.checkpoint.resume_state import save_state
-from quill.checkpoint.verify import check, subjects
+from quill.checkpoint.verify import check, size, subjects
 from quill.errors import CorruptError, NotFoundError
-from quill.registry import aliases as ledger
-from quill.registry import hashing
+from quill.registry import aliases
+from quill.registry.files import OpenFile
 
 
 def verdicts(registry, *refs):
@@ -24,7 +25,7 @@ def verdicts(registry, *refs):
 
 
 def states(registry, *refs) -> dict[str, str]:
-    return {f"{v.reference}": v.state for v in verdicts(registry, *refs) if v.kind != "ledger"}
+    return {f"{v.reference}": v.state for v in verdicts(registry, *refs) if v.kind != "model"}
 
 
 def change(path, values) -> None:
@@ -56,7 +57,7 @@ def test_what_is_as_it_was_published_is_ok(registry, trained, dtype):
     assert {f.name: f.bytes for f in verdict.files} == {
         n: e["bytes"] for n, e in version.manifest["files"].items()
     }
-    assert sum(seen) == version.size == subject.size
+    assert sum(seen) == version.size == size(subject)
     assert check(aliases).state == "ok"
 
 
@@ -113,7 +114,7 @@ def test_f5_weights_that_are_not_finite_are_found_though_their_hash_is_right(reg
     (verdict,) = verdicts(registry, "tiny:v1")
     (error,) = verdict.errors
     assert isinstance(error, CorruptError)
-    assert "not finite" in error.what
+    assert "NaN or infinity" in error.what
     assert error.why == f"1 of {values[name].numel():,} in {name}"
 
 
@@ -126,7 +127,7 @@ def test_which_numbers_are_finite_is_what_torch_says(dtype):
     numbers = torch.frombuffer(bytearray(raw), dtype=dtype)
     expected = int((~torch.isfinite(numbers)).sum())
     kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}[str(dtype)[6:]]
-    assert hashing.count_not_finite(raw, kind) == expected > 0
+    assert finite.count_not_finite(raw, kind) == expected > 0
 
 
 def test_f4_what_does_not_belong_together_is_found_though_every_hash_is_right(registry, trained):
@@ -189,15 +190,15 @@ def test_f12_what_a_newer_quill_wrote_is_not_called_damaged(registry, trained):
 def test_f27_a_disk_that_fails_to_read_is_not_called_damage(registry, trained, monkeypatch):
     trained()
     trained("other")
-    real = hashing._read
+    real = OpenFile.read_chunk
 
-    def read(reading, most):
-        if reading.path.parent.parent.name == "tiny":
-            with fsio.guard(reading.path, "read"):
+    def read_chunk(file, *most):
+        if file.path.parent.parent.name == "tiny":
+            with fsio.guard(file.path, "read"):
                 raise OSError(5, os.strerror(5))
-        return real(reading, most)
+        return real(file, *most)
 
-    monkeypatch.setattr(hashing, "_read", read)
+    monkeypatch.setattr(OpenFile, "read_chunk", read_chunk)
     assert states(registry) == {"other:v1": "ok", "tiny:v1": "unreadable"}
 
 
@@ -241,14 +242,14 @@ def test_what_goes_while_it_is_verified_is_no_damage(registry, trained):
 def test_aliases_must_lead_somewhere(registry, trained):
     trained()
     folder = registry.root / "tiny"
-    ledger.set_alias(folder, "champion", 1)
+    aliases.set_alias(folder, "champion", 1)
     assert [v.errors for v in verdicts(registry)] == [[], []]
-    ledger.update(folder, lambda held: held | {"aliases": {"champion": 1, "lost": 7}})
-    (verdict,) = (v for v in verdicts(registry) if v.kind == "ledger")
+    aliases.update(folder, lambda held: held | {"aliases": {"champion": 1, "lost": 7}})
+    (verdict,) = (v for v in verdicts(registry) if v.kind == "model")
     assert verdict.reference == "tiny"
     assert "'tiny:lost' leads nowhere" in str(verdict.errors[0])
     (folder / "model.json").write_text("{")
-    (verdict,) = (v for v in verdicts(registry) if v.kind == "ledger")
+    (verdict,) = (v for v in verdicts(registry) if v.kind == "model")
     assert verdict.state == "damaged"
 
 
@@ -263,7 +264,7 @@ def test_references_choose_what_is_verified(registry, trained, tmp_path):
     trained("a")
     trained("a")
     trained("b")
-    ledger.set_alias(registry.root / "a", "champion", 1)
+    aliases.set_alias(registry.root / "a", "champion", 1)
     assert set(states(registry, "a")) == {"a:v1", "a:v2"}
     assert set(states(registry, "a:v2", "b")) == {"a:v2", "b:v1"}
     assert set(states(registry, "a:champion")) == {"a:v1"}
@@ -289,7 +290,7 @@ def test_a_model_larger_than_the_memory_it_is_verified_in(registry, trained):
     del values
     with version.open_file("model.safetensors") as reading:
         tracemalloc.start()
-        hashing.check_tensors(reading, version.digest)
+        finite.check(reading)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 8e6

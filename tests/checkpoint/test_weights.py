@@ -93,7 +93,7 @@ GOOD = raw({"a": entry()}, bytes(8))
         (GOOD[:20], "cut off in its header"),
         (GOOD[:-1], "cut off at"),
         (GOOD + b"x", "1 byte follow"),
-        (bytes(1000), "nothing but zeros"),
+        (bytes(1000), "only zeros"),
         (b"<!DOCTYPE html><html>404</html>", "web page"),
         (b"\n <HTML><body>", "web page"),
         (LFS, "Git LFS pointer"),

@@ -14,7 +14,7 @@ import pytest
 
 from quill.cli import _completion
 from quill.cli.app import main
-from quill.registry import aliases as ledger
+from quill.registry import aliases
 
 RUN = [sys.executable, "-c", "from quill.cli.app import run; run()"]
 
@@ -27,7 +27,7 @@ def models(publish, registry, monkeypatch):
     publish("sea")
     registry.begin("begun")
     registry.begin("shakespeare")
-    ledger.update(registry.root / "shakespeare", lambda held: held | {"aliases": {"champion": 1}})
+    aliases.update(registry.root / "shakespeare", lambda held: held | {"aliases": {"champion": 1}})
     return registry
 
 
@@ -193,7 +193,7 @@ def test_f15_what_a_shell_would_run_is_never_offered(models, ask):
     for evil in ("$(touch x)", "`x`", "a;b", "s\x1b[2J", "s'x", "s*", "S"):
         shutil.copytree(models.root / "sea", models.root / evil)
     evil = {"$(touch x)": 1, "champion": 1, "x\ny": 1}
-    ledger.update(models.root / "sea", lambda held: held | {"aliases": evil})
+    aliases.update(models.root / "sea", lambda held: held | {"aliases": evil})
     for shell in ("bash", "zsh", "fish"):
         assert ask("quill", "sample", "", shell=shell) == ["sea", "shakespeare"]
         for word in ask("quill", "sample", "sea:", shell=shell):

@@ -12,8 +12,7 @@ import pytest
 from quill.cli.app import main
 from quill.cli.list import ago
 from quill.errors import NotFoundError
-from quill.registry import aliases as ledger
-from quill.registry import locks
+from quill.registry import aliases, locks
 from quill.registry.store import Registry
 
 
@@ -118,7 +117,7 @@ def test_aliases_have_a_column_where_there_are_any(registry, publish, capsys):
     publish("a")
     publish("a")
     assert "ALIASES" not in run(capsys, "list")[1]
-    ledger.update(registry.root / "a", lambda held: held | {"aliases": {"champion": 2, "best": 2, "old": 1}})
+    aliases.update(registry.root / "a", lambda held: held | {"aliases": {"champion": 2, "best": 2, "old": 1}})
     publish("b")
     header, *rows = run(capsys, "list", "-a")[1].splitlines()
     assert header.split()[1] == "ALIASES"
@@ -193,7 +192,7 @@ def test_f15_metadata_cannot_reach_the_terminal(publish, capsys):
 def test_a_missing_name_exits_3_with_the_command_that_was_meant(typed, hint, registry, publish, capsys):
     for name in ("shakespeare", "harpoon", "show", "sown"):
         publish(name)
-    ledger.update(registry.root / "shakespeare", lambda held: held | {"aliases": {"champion": 1}})
+    aliases.update(registry.root / "shakespeare", lambda held: held | {"aliases": {"champion": 1}})
     code, out, err = run(capsys, *shlex.split(typed))
     assert (code, out) == (3, "")
     what, why, last = err.splitlines()
@@ -205,7 +204,7 @@ def test_a_missing_name_exits_3_with_the_command_that_was_meant(typed, hint, reg
 def test_a_name_that_was_not_typed_is_not_put_where_it_was_not(publish, capsys, monkeypatch):
     publish("shakespeare")
     failure = NotFoundError("no model named 'shakespear' in weights", close=["shakespeare"])
-    monkeypatch.setattr(Registry, "entries", lambda *args, **more: (_ for _ in ()).throw(failure))
+    monkeypatch.setattr(Registry, "models", lambda *args, **more: (_ for _ in ()).throw(failure))
     assert "  try: quill show shakespeare\n" in run(capsys, "list", "--sort", "name")[2]
 
 

@@ -100,7 +100,7 @@ def test_a_model_without_a_log_says_so(publish, capsys):
     publish("a")
     code, out, err = run(capsys, "logs", "a")
     assert (code, out) == (3, "")
-    assert "a:v1 has no log" in err
+    assert "'a:v1' has no log" in err
     assert run(capsys, "logs", "aa")[0] == 3
     assert run(capsys, "logs", "../a")[0] == 3
     assert run(capsys, "logs", "A", "-f")[0] == 2

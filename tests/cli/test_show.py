@@ -13,8 +13,7 @@ import pytest
 import quill
 from quill import fsio
 from quill.cli.app import main
-from quill.registry import aliases as ledger
-from quill.registry import locks
+from quill.registry import aliases, locks
 from quill.registry.store import Registry
 
 BRAILLE = range(0x2801, 0x2900)
@@ -90,7 +89,7 @@ def test_one_thing_alone(publish, registry, capsys):
 
 def test_aliases_are_told(publish, registry, capsys):
     publish("a")
-    ledger.update(registry.root / "a", lambda held: held | {"aliases": {"champion": 1}})
+    aliases.update(registry.root / "a", lambda held: held | {"aliases": {"champion": 1}})
     assert "champion" in run(capsys, "show", "a")[1]
     assert json.loads(run(capsys, "show", "a:champion", "--json")[1])["aliases"] == ["champion"]
 

@@ -15,7 +15,7 @@ import pytest
 from holding import held_elsewhere
 
 from quill.cli.app import main
-from quill.registry import aliases as ledger
+from quill.registry import aliases
 from quill.registry.store import Registry
 
 UNIQUE = "4242-0123456789ab"
@@ -55,6 +55,7 @@ class TestCp:
         assert run(capsys, "cp", "a", "b", "-q") == (0, "b:v2\n", "")
         assert document(capsys, "cp", "a:v1", "b") == {
             "schema": "quill.cp/1",
+            "dry_run": False,
             "reference": "b:v3",
             "bytes": source.size,
             "copied_from": {"reference": "a:v1", "digest": source.digest},
@@ -78,10 +79,10 @@ class TestMv:
         publish("a")
         publish("a")
         code, out, err = run(capsys, "mv", "a", "b")
-        assert (code, out, err) == (0, "b\n", "a is b now: v1, v2\n")
+        assert (code, out, err) == (0, "b\n", "a is now b: v1, v2\n")
         assert run(capsys, "mv", "b", "c", "-q") == (0, "c\n", "")
         assert document(capsys, "mv", "c", "d") == {
-            "schema": "quill.mv/1", "name": "d", "was": "c", "versions": ["d:v1", "d:v2"],
+            "schema": "quill.mv/1", "dry_run": False, "name": "d", "was": "c", "versions": ["d:v1", "d:v2"],
         }  # fmt: skip
 
     @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ class TestRm:
         publish("a")
         code, out, err = run(capsys, "rm", "a", "--all-versions", "--dry-run")
         assert (code, out) == (0, "a:v1\na:v2\n")
-        assert "nothing is removed" in err
+        assert "nothing was removed" in err
         assert run(capsys, "rm", "a", "--all-versions", "-y", "-q")[:2] == (0, out)
 
     def test_without_a_terminal_it_needs_to_be_told(self, publish, capsys):
@@ -297,14 +298,14 @@ class TestAlias:
 
     def test_an_alias_that_leads_nowhere_is_said_to(self, publish, registry, capsys):
         publish("a")
-        ledger.update(registry.root / "a", lambda held: held | {"aliases": {"lost": 7}})
+        aliases.update(registry.root / "a", lambda held: held | {"aliases": {"lost": 7}})
         assert document(capsys, "alias", "list")["aliases"] == [
             {"alias": "a:lost", "reference": "a:v7", "state": "gone"}
         ]
 
     def test_f15_an_alias_from_a_hostile_file_cannot_reach_the_terminal(self, publish, registry, capsys):
         publish("a")
-        ledger.update(registry.root / "a", lambda held: held | {"aliases": {"\x1b[2J\n": 1}})
+        aliases.update(registry.root / "a", lambda held: held | {"aliases": {"\x1b[2J\n": 1}})
         for arguments in (["alias", "list"], ["alias", "list", "--json"], ["alias", "list", "-q"]):
             out = run(capsys, *arguments)[1]
             assert "\x1b" not in out
@@ -372,18 +373,39 @@ class TestGc:
         assert [(r["what"], r["kind"]) for r in told["removed"]] == [
             ("a:v1", "version"), (f"weights/.tmp-{UNIQUE}", "leftover"),
         ]  # fmt: skip
-        code, out, err = run(capsys, "gc", "--older-than", "0", "--keep", "3")
+        code, out, err = run(capsys, "gc", "--older-than", "0", "--keep", "3", "--yes")
         assert code == 0
         assert [line.split()[0] for line in out.splitlines()] == ["REMOVED", "a:v1", f"weights/.tmp-{UNIQUE}"]
         assert "freed" in err
         assert run(capsys, "gc", "--older-than", "0", "--keep", "3") == (0, "", "nothing to remove\n")
-        code, out, _ = run(capsys, "gc", "--keep", "1", "-q")
+        code, out, _ = run(capsys, "gc", "--keep", "1", "-qy")
         assert code == 0
         assert int(out) == 2 * told["removed"][0]["bytes"]
         assert run(capsys, "gc", "-q") == (0, "0\n", "")
         assert document(capsys, "gc") == {
             "schema": "quill.gc/1", "dry_run": False, "bytes": 0, "removed": [], "skipped": [],
         }  # fmt: skip
+
+    @pytest.mark.parametrize(("answer", "code"), [(b"y\n", 0), (b"n\n", 4)])
+    def test_old_versions_are_removed_after_a_yes(self, publish, registry, capsys, answer, code):
+        publish("a")
+        publish("a")
+        found, _, seen = on_terminal(registry, answer, "gc", "--keep", "1")
+        assert found == code
+        assert "remove a:v1 (" in seen
+        left = ["a:v2"] if code == 0 else ["a:v1", "a:v2"]
+        assert run(capsys, "list", "-aq")[1].split() == left
+
+    def test_without_a_terminal_old_versions_need_yes_and_leftovers_do_not(self, publish, registry, capsys):
+        publish("a")
+        (registry.root / f".tmp-{UNIQUE}").write_bytes(bytes(1000))
+        assert run(capsys, "gc", "--keep", "1", "--older-than", "0", "-q") == (0, "1000\n", "")
+        publish("a")
+        code, out, err = run(capsys, "gc", "--keep", "1")
+        assert (code, out) == (2, "")
+        assert err.startswith("error: a:v1 would be removed, which needs a confirmation\n")
+        assert run(capsys, "list", "-aq")[1].split() == ["a:v1", "a:v2"]
+        assert run(capsys, "gc", "--keep", "1", "--dry-run")[0] == 0
 
     def test_the_folder_of_datasets_is_cleaned_too(self, publish, registry, capsys, monkeypatch):
         publish("a")
@@ -401,9 +423,9 @@ class TestGc:
         training("a")
         code, out, err = run(capsys, "gc", "--keep", "1")
         assert (code, out) == (0, "")
-        assert "a stays: a process is at work on it" in err
+        assert "a stays: a process is working on it" in err
         assert document(capsys, "gc", "--keep", "1")["skipped"] == [
-            {"what": "a", "why": "a process is at work on it"}
+            {"what": "a", "why": "a process is working on it"}
         ]
 
     @pytest.mark.parametrize(
@@ -431,7 +453,7 @@ class TestGc:
             rename(source, target)
 
         monkeypatch.setattr(os, "rename", refuse)
-        code, out, err = run(capsys, "gc", "--keep", "1")
+        code, out, err = run(capsys, "gc", "--keep", "1", "-y")
         assert code == 7
         assert "b:v1" in out
         assert "read-only" in err

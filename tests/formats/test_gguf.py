@@ -66,7 +66,7 @@ def model_of(tokenizer: Tokenizer, name: str = "made", **shape: Any) -> Checkpoi
     with torch.no_grad():
         for p in network.parameters():
             p.add_(torch.randn(p.shape, generator=generator) * 0.12)
-    return Checkpoint(RunConfig(model=config), network, tokenizer, None, Version(name, 1, Path(name)))
+    return Checkpoint(RunConfig(model=config), network, tokenizer, Version(name, 1, Path(name)))
 
 
 def taught(tokenizer: Tokenizer, text: str, **shape: Any) -> Checkpoint:
@@ -91,7 +91,7 @@ def taught(tokenizer: Tokenizer, text: str, **shape: Any) -> Checkpoint:
     weights = small.state_dict()
     weights["wte.weight"] = torch.zeros_like(whole.wte.weight).index_copy(0, used, weights["wte.weight"])
     whole.load_state_dict(weights)
-    return Checkpoint(RunConfig(model=config), whole, tokenizer, None, Version("taught", 1, Path("taught")))
+    return Checkpoint(RunConfig(model=config), whole, tokenizer, Version("taught", 1, Path("taught")))
 
 
 def read(path: Path, tokenizer: str | None = None) -> tuple[GPT, Tokenizer]:

@@ -22,6 +22,7 @@ from quill.errors import CorruptError, InputError, NotFoundError
 from quill.formats import base
 from quill.formats.nanogpt import NanoGPT
 from quill.model.gpt import GPT
+from quill.registry.manifest import UNKNOWN
 from quill.registry.version import Version
 from quill.tokenizers.char import CharTokenizer
 
@@ -136,8 +137,8 @@ def in_memory(tokenizer: Any = None, steps: int | None = None, **model: Any) -> 
     with torch.no_grad():
         for p in network.parameters():
             p.normal_(0.0, 0.3, generator=generator)
-    manifest = {"steps": steps, "best_val_loss": 1.75} if steps is not None else None
-    return Checkpoint(config, network, tokenizer, manifest, Version("held", 1, Path("held")))
+    manifest = UNKNOWN | {"steps": steps, "best_val_loss": 1.75} if steps is not None else None
+    return Checkpoint(config, network, tokenizer, Version("held", 1, Path("held"), manifest))
 
 
 IDS = torch.tensor([[1, 5, 3, 0, 2, 11], [4, 4, 1, 7, 9, 10]])

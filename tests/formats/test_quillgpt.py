@@ -127,7 +127,7 @@ def in_memory(characters: str = CHARACTERS, **model: Any) -> Checkpoint:
     with torch.no_grad():
         for p in network.parameters():
             p.normal_(0.0, 0.3, generator=generator)
-    return Checkpoint(config, network, CharTokenizer(characters), None, Version("held", 1, Path("held")))
+    return Checkpoint(config, network, CharTokenizer(characters), Version("held", 1, Path("held")))
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])

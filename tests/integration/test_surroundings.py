@@ -19,8 +19,7 @@ from types import SimpleNamespace
 import pytest
 
 from quill.cli.app import main
-from quill.registry import aliases as ledger
-from quill.registry import gc as cleaning
+from quill.registry import aliases, gc
 from quill.registry.store import Registry
 
 TINY = (
@@ -100,7 +99,7 @@ def test_f38_the_newest_version_is_the_highest_and_not_the_last_by_the_clock(her
     registry = Registry(here / "weights")
     assert registry.resolve("m").number == registry.resolve("m:latest").number == 3
     assert [v.number for v in registry.entries("m", all_versions=True)] == [1, 2, 3]
-    assert [v.number for v in cleaning.prune(registry, "m", 1)] == [1, 2], "keep means the newest by number"
+    assert [v.number for v in gc.prune(registry, "m", 1)] == [1, 2], "keep means the newest by number"
     assert main(["list", "m", "-q"]) == 0
     assert capsys.readouterr().out == "m:v3\n"
 
@@ -295,7 +294,7 @@ def test_f50_every_command_works_without_a_network_and_asks_for_none(here, unrea
     ):
         assert main(command) == 0, (command, capsys.readouterr().err)
     assert unreachable == []
-    assert ledger.read(here / "weights" / "o")["next_version"] == 2
+    assert aliases.read(here / "weights" / "o")["next_version"] == 2
 
 
 def test_f50_what_needs_a_network_says_so_and_what_to_do_instead(here, unreachable, monkeypatch, capsys):

@@ -16,8 +16,7 @@ import pytest
 import trainings
 from trainings import events, finish, result, send, start, until
 
-from quill.registry import gc as cleaning
-from quill.registry import locks
+from quill.registry import gc, locks
 from quill.registry.store import Registry
 
 
@@ -58,7 +57,7 @@ def is_the_one_model(place) -> None:
     assert [(v.reference, v.damaged) for v in found] == [("m:v1", None)]
     assert all(found[0].read_file(name) for name in found[0].manifest["files"])
     assert result(found[0].path) == place.whole
-    cleaning.clean(registry, older_than=0)
+    gc.plan(registry, older_than=0).execute()
     left = set(os.listdir(found[0].path)) - set(found[0].manifest["files"])
     assert left == {"manifest.json", "run.log"}
     assert registry.drafts() == []

@@ -22,8 +22,7 @@ from crashing import snapshot
 from quill import fsio
 from quill.checkpoint import weights as tensors
 from quill.errors import LockedError, NotFoundError
-from quill.registry import aliases as ledger
-from quill.registry import gc as cleaning
+from quill.registry import aliases, gc
 from quill.registry.store import Registry
 
 WRITERS, PUBLISHES = 8, 50
@@ -91,7 +90,7 @@ def read_everything(registry: Registry, until: Path, seed: int) -> dict[str, int
             number = registry.resolve(name).number
             assert number >= newest.get(name, 0), "the newest version went back"
             newest[name] = number
-            listed = ledger.read(registry.root / name)
+            listed = aliases.read(registry.root / name)
             assert listed["next_version"] >= 1
         if last:
             return {"lists": lists, "files": files, "versions": len(found)}
@@ -151,9 +150,9 @@ def test_f31_removing_old_versions_meanwhile_takes_none_that_is_new(registry, tm
     def sweep() -> int:
         removed = 0
         while not done.exists():
-            found = cleaning.clean(registry, keep=keep)
+            found = gc.plan(registry, keep=keep).execute()
             assert found.failed == []
-            removed += len(found.things)
+            removed += len(found.removed)
         return removed
 
     def read() -> int:
@@ -176,7 +175,7 @@ def test_f31_removing_old_versions_meanwhile_takes_none_that_is_new(registry, tm
         done.touch()
         counts = [finish(child, tmp_path / f"other-{i}") for i, child in enumerate(others)]
     assert len(set(published)) == 100
-    cleaning.clean(registry, keep=keep)
+    gc.plan(registry, keep=keep).execute()
     there = registry.entries(all_versions=True)
     newest = sorted((int(r.rpartition("v")[2]) for r in published), reverse=True)[:keep]
     assert [v.number for v in there] == sorted(newest)

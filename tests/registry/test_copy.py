@@ -14,15 +14,12 @@ from holding import held_elsewhere
 
 from quill import fsio
 from quill.errors import CorruptError, InputError, LockedError, NotFoundError, RefusedError, ResourceError
-from quill.registry import aliases as ledger
-from quill.registry import copy as moves
-from quill.registry import remove as removal
+from quill.registry import aliases, copy, remove, rename
 from quill.registry.store import Registry
 
 
-def remove(registry: Registry, *refs: str, **options: bool) -> list[str]:
-    targets = [t for ref in refs for t in removal.find(registry, ref, **options)]
-    return [t.reference for t in removal.remove(registry, targets)]
+def rm(registry: Registry, *refs: str, **options: bool) -> list[str]:
+    return [r.what for r in remove.plan(registry, refs, **options).execute()]
 
 
 def references(registry: Registry) -> list[str]:
@@ -49,46 +46,46 @@ class TestCopy:
         source = publish("a", best_val_loss=1.25, created="2024-01-01T00:00:00Z", **facts)
         (source.path / "run.log").write_text("a log is of one run")
         before = snapshot(registry.root / "a")
-        copy = moves.copy(registry, "a", "b")
-        assert copy.reference == "b:v1"
-        assert registry.resolve("b") == copy
-        files = {n: copy.read_file(n) for n in copy.manifest["files"]}
+        made = copy.plan(registry, "a", "b").execute()
+        assert made.reference == "b:v1"
+        assert registry.resolve("b") == made
+        files = {n: made.read_file(n) for n in made.manifest["files"]}
         assert files == {n: source.read_file(n) for n in source.manifest["files"]}
         for key in ("best_val_loss", "created", "parameters", "versions", "git", "config_sha256", *facts):
-            assert copy.manifest[key] == source.manifest[key], key
-        assert copy.manifest["copied_from"] == {"reference": "a:v1", "digest": source.digest}
-        assert copy.manifest["reference"] == "b:v1"
+            assert made.manifest[key] == source.manifest[key], key
+        assert made.manifest["copied_from"] == {"reference": "a:v1", "digest": source.digest}
+        assert made.manifest["reference"] == "b:v1"
         assert snapshot(registry.root / "a") == before
-        assert not any(os.path.samefile(copy.path / n, source.path / n) for n in files)
+        assert not any(os.path.samefile(made.path / n, source.path / n) for n in files)
 
     def test_onto_a_name_that_exists_it_is_the_next_version(self, registry, publish):
         publish("a")
         publish("a")
-        assert moves.copy(registry, "a:v1", "a").reference == "a:v3"
+        assert copy.plan(registry, "a:v1", "a").execute().reference == "a:v3"
         assert registry.resolve("a").digest == registry.resolve("a:v1").digest
-        assert moves.copy(registry, "a:v3", "b").manifest["copied_from"]["reference"] == "a:v3"
+        assert copy.plan(registry, "a:v3", "b").execute().manifest["copied_from"]["reference"] == "a:v3"
 
     def test_an_alias_or_a_folder_may_be_copied(self, registry, publish, tmp_path):
         publish("a")
-        ledger.set_alias(registry.root / "a", "champion", 1)
-        assert moves.copy(registry, "a:champion", "b").number == 1
+        aliases.set_alias(registry.root / "a", "champion", 1)
+        assert copy.plan(registry, "a:champion", "b").execute().number == 1
         shutil.copytree(registry.root / "a" / "v1", tmp_path / "elsewhere")
-        copy = moves.copy(registry, str(tmp_path / "elsewhere"), "c")
-        assert copy.manifest["copied_from"]["reference"] == "a:v1"
-        assert str(tmp_path) not in (copy.path / "manifest.json").read_text()
+        made = copy.plan(registry, str(tmp_path / "elsewhere"), "c").execute()
+        assert made.manifest["copied_from"]["reference"] == "a:v1"
+        assert str(tmp_path) not in (made.path / "manifest.json").read_text()
 
     def test_what_was_put_there_by_hand_becomes_a_version_like_any_other(self, registry, by_hand):
         folder = by_hand("hand")
-        copy = moves.copy(registry, "hand", "b")
-        assert set(copy.manifest["files"]) == {
+        made = copy.plan(registry, "hand", "b").execute()
+        assert set(made.manifest["files"]) == {
             "config.json",
             "model.safetensors",
             "tokenizer.json",
             "README.md",
         }
-        assert copy.manifest["parameters"] == 64
-        assert copy.read_file("README.md") == b"by hand"
-        assert moves.copy(registry, "hand", "hand").reference == "hand:v2"
+        assert made.manifest["parameters"] == 64
+        assert made.read_file("README.md") == b"by hand"
+        assert copy.plan(registry, "hand", "hand").execute().reference == "hand:v2"
         assert registry.resolve("hand:v1").path == folder
 
     def test_files_in_folders_of_a_version_are_copied(self, registry, fill):
@@ -97,7 +94,7 @@ class TestCopy:
         (draft.path / "extra").mkdir()
         (draft.path / "extra" / "notes.txt").write_text("x")
         draft.publish()
-        assert moves.copy(registry, "a", "b").read_file("extra/notes.txt") == b"x"
+        assert copy.plan(registry, "a", "b").execute().read_file("extra/notes.txt") == b"x"
 
     def test_f3_a_flipped_bit_is_not_copied_and_leaves_nothing(self, registry, publish):
         weights = publish("a").path / "model.safetensors"
@@ -105,7 +102,7 @@ class TestCopy:
         raw[-5] ^= 4
         weights.write_bytes(raw)
         with pytest.raises(CorruptError, match="sha256"):
-            moves.copy(registry, "a", "b")
+            copy.plan(registry, "a", "b").execute()
         assert not (registry.root / "b").exists()
 
     def test_what_changes_while_it_is_copied_is_given_up(self, registry, publish, monkeypatch):
@@ -118,7 +115,7 @@ class TestCopy:
 
         monkeypatch.setattr(Registry, "begin", begin)
         with pytest.raises(CorruptError, match="changed while it was copied"):
-            moves.copy(registry, "a", "b")
+            copy.plan(registry, "a", "b").execute()
         assert not registry.entries("b")
         assert not registry.drafts("b")
         monkeypatch.undo()
@@ -129,12 +126,12 @@ class TestCopy:
         publish("a")
         before = snapshot(registry.root.parent)
         with pytest.raises(InputError):
-            moves.copy(registry, "a", name)
+            copy.plan(registry, "a", name).execute()
         assert snapshot(registry.root.parent) == before
 
     def test_a_missing_version_makes_nothing(self, registry):
         with pytest.raises(NotFoundError):
-            moves.copy(registry, "a", "b")
+            copy.plan(registry, "a", "b").execute()
         assert not registry.root.exists()
 
     def test_f14_no_copy_goes_through_a_link(self, registry, publish, tmp_path):
@@ -143,7 +140,7 @@ class TestCopy:
         outside.mkdir()
         (registry.root / "b").symlink_to(outside)
         with pytest.raises(CorruptError):
-            moves.copy(registry, "a", "b")
+            copy.plan(registry, "a", "b").execute()
         assert list(outside.iterdir()) == []
 
     def test_f26_no_room_is_noticed_before_a_number_is_taken(self, registry, publish, monkeypatch):
@@ -151,7 +148,7 @@ class TestCopy:
         usage = shutil.disk_usage(registry.root)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10))
         with pytest.raises(ResourceError, match="not enough disk"):
-            moves.copy(registry, "a", "b")
+            copy.plan(registry, "a", "b").execute()
         assert not (registry.root / "b").exists()
 
 
@@ -161,9 +158,9 @@ class TestMove:
         publish("a")
         draft = registry.begin("a")
         draft.update_status(step=5)
-        ledger.set_alias(registry.root / "a", "champion", 1)
+        aliases.set_alias(registry.root / "a", "champion", 1)
         before = {n: raw for n, raw in snapshot(registry.root / "a").items() if n != "model.json"}
-        assert moves.move(registry, "a", "b") == ["b:v1", "b:v2", "b:v3"]
+        assert rename.plan(registry, "a", "b").execute() == ["b:v1", "b:v2", "b:v3"]
         assert references(registry) == ["b:v1", "b:v2"]
         assert [d.reference for d in registry.drafts()] == ["b:v3"]
         assert registry.resolve("b:champion").number == 1
@@ -174,8 +171,8 @@ class TestMove:
 
     def test_the_old_name_goes_on_with_its_numbers(self, registry, publish):
         publish("a")
-        remove(registry, publish("a").reference)
-        moves.move(registry, "a", "b")
+        rm(registry, publish("a").reference)
+        rename.plan(registry, "a", "b").execute()
         assert publish("a").reference == "a:v3"
         assert publish("a").reference == "a:v4"
         assert publish("b").reference == "b:v3"
@@ -183,36 +180,36 @@ class TestMove:
     def test_the_old_name_goes_on_also_after_a_chain_of_moves(self, registry, publish):
         publish("a")
         for name, new in (("a", "b"), ("b", "c"), ("c", "d")):
-            moves.move(registry, name, new)
+            rename.plan(registry, name, new).execute()
             publish(new)
         assert references(registry) == ["d:v1", "d:v2", "d:v3", "d:v4"]
         assert [publish(name).number for name in ("a", "b", "c")] == [2, 3, 4]
 
     def test_a_name_whose_folder_was_all_that_a_crash_left_goes_on_too(self, registry, publish):
         publish("a")
-        moves.move(registry, "a", "b")
+        rename.plan(registry, "a", "b").execute()
         (registry.root / "a").mkdir()
         assert registry.begin("a").number == 2
 
     def test_it_may_move_back_to_its_own_name(self, registry, publish):
         publish("a")
-        moves.move(registry, "a", "b")
+        rename.plan(registry, "a", "b").execute()
         publish("b")
-        moves.move(registry, "b", "a")
+        rename.plan(registry, "b", "a").execute()
         assert references(registry) == ["a:v1", "a:v2"]
         assert publish("a").number == 3
         assert publish("b").number == 3
 
     def test_no_number_of_a_former_name_comes_back_by_moving_back(self, registry, publish):
         publish("a")
-        moves.move(registry, "a", "b")
-        ledger.update(registry.root / "b", lambda held: held | {"formerly": {"a": 9}})
-        moves.move(registry, "b", "a")
+        rename.plan(registry, "a", "b").execute()
+        aliases.update(registry.root / "b", lambda held: held | {"formerly": {"a": 9}})
+        rename.plan(registry, "b", "a").execute()
         assert publish("a").number == 9
 
     def test_a_model_put_there_by_hand_moves(self, registry, by_hand):
         by_hand("hand")
-        assert moves.move(registry, "hand", "b") == ["b:v1"]
+        assert rename.plan(registry, "hand", "b").execute() == ["b:v1"]
         assert registry.resolve("b").manifest is None
         assert registry.begin("hand").number == 2
 
@@ -221,7 +218,7 @@ class TestMove:
         publish("b")
         before = snapshot(registry.root)
         with pytest.raises(RefusedError, match="'b' is taken: it has v1") as caught:
-            moves.move(registry, "a", "b")
+            rename.plan(registry, "a", "b").execute()
         assert caught.value.hint == "quill cp a b"
         assert snapshot(registry.root) == before
 
@@ -229,32 +226,32 @@ class TestMove:
         publish("a")
         publish("b")
         publish("c")
-        remove(registry, "b")
-        with pytest.raises(RefusedError, match="numbers up to v1 were given") as caught:
-            moves.move(registry, "a", "b")
+        rm(registry, "b")
+        with pytest.raises(RefusedError, match="versions up to v1 once had it") as caught:
+            rename.plan(registry, "a", "b").execute()
         assert caught.value.hint == "quill cp a b"
-        moves.move(registry, "c", "d")
+        rename.plan(registry, "c", "d").execute()
         with pytest.raises(RefusedError, match="'c' was the name of 'd'"):
-            moves.move(registry, "a", "c")
+            rename.plan(registry, "a", "c").execute()
         # As a copy it gets a number that nobody had.
-        assert moves.copy(registry, "a", "c").reference == "c:v2"
+        assert copy.plan(registry, "a", "c").execute().reference == "c:v2"
 
     def test_a_folder_that_a_crash_left_empty_is_no_name_in_use(self, registry, publish):
         publish("a")
         (registry.root / "b").mkdir()
-        assert moves.move(registry, "a", "b") == ["b:v1"]
+        assert rename.plan(registry, "a", "b").execute() == ["b:v1"]
 
     def test_f31_no_version_is_begun_in_a_folder_that_is_being_renamed(self, registry, publish, monkeypatch):
         """Another process moves a model to a name just when its folder was made, and empty as it is."""
         publish("a")
         publish("a")
-        remove(registry, "a:v1")
+        rm(registry, "a:v1")
         read, write = os.pipe()
         child = os.fork()
         if child == 0:
             try:
                 os.read(read, 1)
-                moves.move(registry, "a", "b")
+                rename.plan(registry, "a", "b").execute()
                 os._exit(0)
             except RefusedError as e:
                 os._exit(e.exit_code)
@@ -278,7 +275,7 @@ class TestMove:
         publish("a")
         (registry.root / "b").write_text("precious")
         with pytest.raises(RefusedError):
-            moves.move(registry, "a", "b")
+            rename.plan(registry, "a", "b").execute()
         assert (registry.root / "b").read_text() == "precious"
 
     @pytest.mark.parametrize(
@@ -289,33 +286,33 @@ class TestMove:
         publish("a")
         before = snapshot(registry.root.parent)
         with pytest.raises(InputError):
-            moves.move(registry, name, new)
+            rename.plan(registry, name, new).execute()
         assert snapshot(registry.root.parent) == before
 
     def test_one_version_is_copied_instead(self, registry, publish):
         publish("a")
         with pytest.raises(InputError) as caught:
-            moves.move(registry, "a:v1", "b")
+            rename.plan(registry, "a:v1", "b").execute()
         assert caught.value.hint == "quill cp a:v1 b && quill rm a:v1"
 
     def test_what_is_not_there_is_not_found_and_makes_nothing(self, registry, publish):
         publish("shakespeare")
-        remove(registry, "shakespeare")
+        rm(registry, "shakespeare")
         before = snapshot(registry.root)
         for name in ("shakespeare", "x"):
             with pytest.raises(NotFoundError):
-                moves.move(registry, name, "b")
+                rename.plan(registry, name, "b").execute()
         assert snapshot(registry.root) == before
 
     @pytest.mark.parametrize("busy", ["a", "b"])
     def test_f42_while_one_of_the_names_is_held_nothing_moves(self, registry, publish, busy):
         publish("a")
         with held_elsewhere(registry.root, busy) as pid, pytest.raises(LockedError) as caught:
-            moves.move(registry, "a", "b")
+            rename.plan(registry, "a", "b").execute()
         assert caught.value.exit_code == 75
         assert f"pid {pid}" in caught.value.why
         assert references(registry) == ["a:v1"]
-        assert moves.move(registry, "a", "b") == ["b:v1"]
+        assert rename.plan(registry, "a", "b").execute() == ["b:v1"]
 
     @pytest.mark.parametrize("place", ["name", "target", "ledger", "lock"])
     def test_f14_no_link_is_followed(self, registry, publish, tmp_path, place):
@@ -335,7 +332,7 @@ class TestMove:
             (registry.root / ".locks" / "a.lock").symlink_to(outside / "model.json")
         before = snapshot(outside)
         with pytest.raises(CorruptError) as caught:
-            moves.move(registry, "a", "b")
+            rename.plan(registry, "a", "b").execute()
         assert caught.value.exit_code == 5
         assert snapshot(outside) == before
         assert not (tmp_path / "nowhere").exists()
@@ -350,10 +347,10 @@ class TestMove:
         for operation in ("replace", "rename", "mkdir"):
             monkeypatch.setattr(os, operation, refuse)
         for act in (
-            lambda: moves.move(registry, "a", "b"),
-            lambda: moves.copy(registry, "a", "b"),
-            lambda: remove(registry, "a"),
-            lambda: ledger.set_alias(registry.root / "a", "champion", 1),
+            lambda: rename.plan(registry, "a", "b").execute(),
+            lambda: copy.plan(registry, "a", "b").execute(),
+            lambda: rm(registry, "a"),
+            lambda: aliases.set_alias(registry.root / "a", "champion", 1),
         ):
             with pytest.raises(ResourceError) as caught:
                 act()
@@ -366,25 +363,25 @@ class TestRemove:
     def test_its_number_is_never_given_again(self, registry, publish):
         publish("a")
         publish("a")
-        assert remove(registry, "a:v2") == ["a:v2"]
+        assert rm(registry, "a:v2") == ["a:v2"]
         assert references(registry) == ["a:v1"]
         assert publish("a").reference == "a:v3"
-        assert remove(registry, "a:v1", "a:v3") == ["a:v1", "a:v3"]
+        assert rm(registry, "a:v1", "a:v3") == ["a:v1", "a:v3"]
         assert registry.entries() == []
         assert publish("a").reference == "a:v4"
 
     def test_a_name_alone_is_its_only_version(self, registry, publish):
         publish("a")
-        assert remove(registry, "a") == ["a:v1"]
+        assert rm(registry, "a") == ["a:v1"]
         with pytest.raises(NotFoundError):
-            remove(registry, "a")
+            rm(registry, "a")
         publish("a")
         registry.begin("a")
         with pytest.raises(InputError) as caught:
-            remove(registry, "a")
+            rm(registry, "a")
         assert "v2, v3 (unfinished)" in caught.value.why
-        assert "--all-versions" in caught.value.hint
-        assert remove(registry, "a", all_versions=True) == ["a:v2", "a:v3"]
+        assert caught.value.hint == "quill rm a --all-versions"
+        assert rm(registry, "a", all_versions=True) == ["a:v2", "a:v3"]
         assert registry.drafts() == []
 
     def test_an_unfinished_run_is_removed_with_its_states(self, registry, publish):
@@ -392,7 +389,7 @@ class TestRemove:
         draft = registry.begin("a")
         draft.update_status(step=1)
         (draft.path / "state" / "step-000100").mkdir(parents=True)
-        assert remove(registry, "a:v2") == ["a:v2"]
+        assert rm(registry, "a:v2") == ["a:v2"]
         assert registry.drafts() == []
         assert publish("a").number == 3
 
@@ -408,13 +405,13 @@ class TestRemove:
             (path / "config.json").unlink()
         if how == "linked file":
             (path / "config.json").symlink_to(tmp_path / "outside")
-        assert remove(registry, "a") == ["a:v1"]
+        assert rm(registry, "a") == ["a:v1"]
         assert not path.exists()
         assert (tmp_path / "outside").read_text() == "precious"
 
     def test_nothing_is_left_of_it(self, registry, publish):
         publish("a")
-        remove(registry, "a")
+        rm(registry, "a")
         assert list((registry.root / "a").iterdir()) == [registry.root / "a" / "model.json"]
         assert list((registry.root / ".trash").iterdir()) == []
 
@@ -422,32 +419,32 @@ class TestRemove:
         publish("a")
         publish("a")
         publish("b")
-        ledger.set_alias(registry.root / "a", "champion", 1)
+        aliases.set_alias(registry.root / "a", "champion", 1)
         for refs, options in ((("b", "a:v1"), {}), (("a:champion",), {}), (("a",), {"all_versions": True})):
             with pytest.raises(RefusedError) as caught:
-                remove(registry, *refs, **options)
+                rm(registry, *refs, **options)
             assert caught.value.exit_code == 4
             assert "a:champion" in caught.value.why
             assert caught.value.hint == "quill alias rm a:champion"
         assert references(registry) == ["a:v1", "a:v2", "b:v1"]
-        assert remove(registry, "a:latest") == ["a:v2"]
+        assert rm(registry, "a:latest") == ["a:v2"]
 
     def test_an_alias_given_meanwhile_is_noticed(self, registry, publish):
         publish("a")
-        targets = removal.find(registry, "a")
-        ledger.set_alias(registry.root / "a", "champion", 1)
+        plan = remove.plan(registry, ["a"])
+        aliases.set_alias(registry.root / "a", "champion", 1)
         with pytest.raises(RefusedError):
-            removal.remove(registry, targets)
+            plan.execute()
         assert registry.resolve("a:champion").read_file("config.json")
 
     def test_what_is_gone_or_finished_meanwhile_is_not_removed(self, registry, publish, fill):
         publish("a")
         draft = registry.begin("a")
-        targets = removal.find(registry, "a", all_versions=True)
-        remove(registry, "a:v1")
+        plan = remove.plan(registry, ["a"], all_versions=True)
+        rm(registry, "a:v1")
         fill(draft)
         draft.publish()
-        assert removal.remove(registry, targets) == []
+        assert plan.execute() == []
         assert references(registry) == ["a:v2"]
 
     def test_f42_while_the_name_is_held_nothing_is_removed(self, registry, publish):
@@ -457,25 +454,25 @@ class TestRemove:
         with held_elsewhere(registry.root, "b") as pid:
             for refs in (("b:v1",), ("b:v2",), ("a", "b:v1", "c")):
                 with pytest.raises(LockedError) as caught:
-                    remove(registry, *refs)
+                    rm(registry, *refs)
                 assert caught.value.exit_code == 75
                 assert f"pid {pid}" in caught.value.why
         assert references(registry) == ["a:v1", "b:v1", "c:v1"]
-        assert remove(registry, "a", "b:v1", "c") == ["a:v1", "b:v1", "c:v1"]
+        assert rm(registry, "a", "b:v1", "c") == ["a:v1", "b:v1", "c:v1"]
 
     @pytest.mark.parametrize("ref", ["a:v2", "a:x", "b", "a:latest"])
     def test_what_is_not_there_is_not_found(self, registry, publish, ref):
         if ref != "a:latest":
             publish("a")
         with pytest.raises(NotFoundError):
-            remove(registry, ref)
+            rm(registry, ref)
 
     @pytest.mark.parametrize("ref", ["../a", "./weights/a", "/etc", "", "a:v0", "a:", ":v1", "A", "a\n"])
     def test_f13_references_that_are_none(self, registry, publish, ref):
         publish("a")
         before = snapshot(registry.root.parent)
         with pytest.raises(InputError):
-            remove(registry, ref)
+            rm(registry, ref)
         assert snapshot(registry.root.parent) == before
 
     @pytest.mark.parametrize("place", ["name", "version", "draft", "trash", "lock"])
@@ -495,7 +492,7 @@ class TestRemove:
         link.symlink_to(outside if place in ("name", "trash") else outside / "v1")
         before = snapshot(outside)
         with pytest.raises((CorruptError, NotFoundError)) as caught:
-            remove(registry, "a:v2" if place == "draft" else "a:v1")
+            rm(registry, "a:v2" if place == "draft" else "a:v1")
         assert caught.value.exit_code == (3 if place == "draft" else 5)
         assert snapshot(outside) == before
         assert link.is_symlink()
@@ -505,24 +502,24 @@ class TestRemove:
     ):
         folder = by_hand("hand")
         publish("hand")
-        assert remove(registry, "hand:v1") == ["hand:v1"]
+        assert rm(registry, "hand:v1") == ["hand:v1"]
         assert sorted(p.name for p in folder.iterdir()) == ["model.json", "v2"]
         assert references(registry) == ["hand:v2"]
-        assert "removing" not in ledger.read(folder)
+        assert "removing" not in (folder / "model.json").read_text()
         by_hand("other")
-        assert remove(registry, "other") == ["other:v1"]
+        assert rm(registry, "other") == ["other:v1"]
         assert registry.begin("other").number == 2
 
     def test_a_model_that_is_called_like_a_version(self, registry, publish):
         publish("v1")
         publish("v1")
-        assert remove(registry, "v1:v1") == ["v1:v1"]
+        assert rm(registry, "v1:v1") == ["v1:v1"]
         assert references(registry) == ["v1:v2"]
 
     def test_what_a_dry_look_finds_is_what_it_takes(self, registry, publish):
         version = publish("a")
-        (target,) = removal.find(registry, "a")
-        assert target.size == sum(p.stat().st_size for p in version.path.iterdir())
+        plan = remove.plan(registry, ["a"])
+        assert plan.bytes == sum(p.stat().st_size for p in version.path.iterdir())
         assert references(registry) == ["a:v1"]
 
 
@@ -538,13 +535,13 @@ def test_f31_copies_moves_and_removals_side_by_side_lose_nothing(registry, publi
             try:
                 numbers = []
                 for k in range(6):
-                    numbers.append(moves.copy(registry, "a:v1", "shared").number)
-                    moves.copy(registry, "a:v1", f"mine-{i}")
-                    moves.move(registry, f"mine-{i}", f"yours-{i}-{k}")
-                    ledger.set_alias(
+                    numbers.append(copy.plan(registry, "a:v1", "shared").execute().number)
+                    copy.plan(registry, "a:v1", f"mine-{i}").execute()
+                    rename.plan(registry, f"mine-{i}", f"yours-{i}-{k}").execute()
+                    aliases.set_alias(
                         registry.root / f"yours-{i}-{k}", "kept", registry.resolve(f"yours-{i}-{k}").number
                     )
-                    remove(registry, f"shared:v{numbers[-1]}") if k % 2 else None
+                    rm(registry, f"shared:v{numbers[-1]}") if k % 2 else None
                 (registry.root.parent / f"numbers-{i}").write_text(json.dumps(numbers))
                 os._exit(0)
             except BaseException as e:

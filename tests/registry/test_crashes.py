@@ -17,7 +17,7 @@ from crashing import WAYS, Disk, at_every_operation, collected, invariants, oper
 from quill import fsio
 from quill.checkpoint.resume_state import load_state, save_state
 from quill.errors import CorruptError
-from quill.registry import aliases as ledger
+from quill.registry import aliases
 from quill.registry.store import Registry
 
 
@@ -29,7 +29,7 @@ def save(draft, step):
 def before(registry, publish, fill):
     """A registry with a:v1, its alias, and a:v2 in progress with states of steps 100 and 200."""
     publish("a")
-    ledger.update(registry.root / "a", lambda held: held | {"aliases": {"champion": 1}, "tags": {"x": "y"}})
+    aliases.update(registry.root / "a", lambda held: held | {"aliases": {"champion": 1}, "tags": {"x": "y"}})
     draft = registry.begin("a")
     fill(draft)
     draft.update_status(pid=1)
@@ -76,7 +76,7 @@ def goes_on(registry: Registry, actions) -> None:
     assert load_state(registry.begin("a")) is None
     following = registry.begin("a").number
     assert following == last.number + 2
-    assert ledger.read(registry.root / "a")["aliases"] == {"champion": 1}
+    assert aliases.read(registry.root / "a")["aliases"] == {"champion": 1}
 
 
 # The step of the newest state once a save is done.

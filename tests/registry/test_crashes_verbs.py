@@ -16,10 +16,7 @@ from crashing import WAYS, at_every_operation, invariants, power_loss, snapshot,
 
 from quill.checkpoint.resume_state import save_state
 from quill.errors import NotFoundError, RefusedError
-from quill.registry import aliases as ledger
-from quill.registry import copy as moves
-from quill.registry import gc as cleaning
-from quill.registry import remove as removal
+from quill.registry import aliases, copy, gc, remove, rename
 from quill.registry.store import Registry
 
 OTHERS = {"c:v1"}
@@ -27,12 +24,12 @@ OTHERS = {"c:v1"}
 _WAYS = [w for w in WAYS if w not in ("enospc", "eio lasting")]
 
 
-def remove(registry: Registry, ref: str, **options: bool) -> None:
-    removal.remove(registry, removal.find(registry, ref, **options))
+def rm(registry: Registry, ref: str, **options: bool) -> None:
+    remove.plan(registry, [ref], **options).execute()
 
 
 def clean(registry: Registry) -> None:
-    done = cleaning.clean(registry, keep=1, older_than=0)
+    done = gc.plan(registry, keep=1, older_than=0).execute()
     if done.failed:
         raise done.failed[0]
 
@@ -40,15 +37,15 @@ def clean(registry: Registry) -> None:
 # What is done, and what is to be seen of `a` and `b` before and after it.
 FIRST = {"a:v1", "a:v2"}
 ACTIONS: dict[str, tuple[Callable[[Registry], object], set[str]]] = {
-    "copy to a new name": (lambda r: moves.copy(r, "a:v1", "b"), FIRST | {"b:v1"}),
-    "copy to its own name": (lambda r: moves.copy(r, "a:v1", "a"), FIRST | {"a:v4"}),
-    "rename": (lambda r: moves.move(r, "a", "b"), {"b:v1", "b:v2"}),
-    "removal of a version": (lambda r: remove(r, "a:v2"), {"a:v1"}),
-    "removal of an unfinished run": (lambda r: remove(r, "a:v3"), FIRST),
-    "removal of a name": (lambda r: remove(r, "c"), FIRST),
-    "new alias": (lambda r: ledger.set_alias(r.root / "a", "second", 2), FIRST),
-    "alias moved": (lambda r: ledger.set_alias(r.root / "a", "champion", 2), FIRST),
-    "alias taken away": (lambda r: ledger.remove_alias(r.root / "a", "champion"), FIRST),
+    "copy to a new name": (lambda r: copy.plan(r, "a:v1", "b").execute(), FIRST | {"b:v1"}),
+    "copy to its own name": (lambda r: copy.plan(r, "a:v1", "a").execute(), FIRST | {"a:v4"}),
+    "rename": (lambda r: rename.plan(r, "a", "b").execute(), {"b:v1", "b:v2"}),
+    "removal of a version": (lambda r: rm(r, "a:v2"), {"a:v1"}),
+    "removal of an unfinished run": (lambda r: rm(r, "a:v3"), FIRST),
+    "removal of a name": (lambda r: rm(r, "c"), FIRST),
+    "new alias": (lambda r: aliases.set_alias(r.root / "a", "second", 2), FIRST),
+    "alias moved": (lambda r: aliases.set_alias(r.root / "a", "champion", 2), FIRST),
+    "alias taken away": (lambda r: aliases.remove_alias(r.root / "a", "champion"), FIRST),
     "cleaning": (clean, {"a:v1", "a:v4"}),
 }
 # The others write as one of these does; they are killed all the same.
@@ -61,7 +58,7 @@ def before(registry, publish, fill):
     publish("c")
     publish("a")
     publish("a")
-    ledger.set_alias(registry.root / "a", "champion", 1)
+    aliases.set_alias(registry.root / "a", "champion", 1)
     draft = registry.begin("a")
     fill(draft)
     draft.update_status(pid=1)
@@ -155,12 +152,12 @@ class Aftermath:
         if self.action == "rename":
             assert len(names & {"a", "b"}) == 1, "it has one name or the other"
             (name,) = names & {"a", "b"}
-            assert ledger.aliases(registry.root / name) == {"champion": 1}
+            assert aliases.read(registry.root / name)["aliases"] == {"champion": 1}
             assert [d.reference for d in registry.drafts(name)] == [f"{name}:v3"]
         elif self.action == "removal of an unfinished run":
             assert [d.reference for d in registry.drafts("a")] in (["a:v3"], [])
         elif "alias" not in self.action:
-            assert ledger.aliases(registry.root / "a") == {"champion": 1}
+            assert aliases.read(registry.root / "a")["aliases"] == {"champion": 1}
         return seen
 
     def repeat(self, registry: Registry) -> None:
@@ -174,9 +171,9 @@ class Aftermath:
     def tidy_up(self, registry: Registry) -> None:
         """I4: cleaning takes every leftover and no version; the next version of each name is a new one."""
         before = self.seen(registry)
-        done = cleaning.clean(registry, older_than=0)
+        done = gc.plan(registry, older_than=0).execute()
         assert (done.failed, done.skipped, leftovers(registry)) == ([], [], [])
-        assert cleaning.clean(registry, older_than=0).things == []
+        assert gc.plan(registry, older_than=0).execute().removed == []
         assert self.seen(registry) == before
         self.number_of_next(registry)
 
@@ -235,14 +232,14 @@ def test_f28_a_model_put_there_by_hand_is_removed_or_is_not(
         if seen or outcome.done:
             left = {n: raw for n, raw in snapshot(folder).items() if n in of_model}
             assert left == (of_model if seen else {})
-        done = cleaning.clean(registry, older_than=0)
+        done = gc.plan(registry, older_than=0).execute()
         assert (done.failed, done.skipped, leftovers(registry)) == ([], [], [])
         assert {n for n in snapshot(folder) if n in of_model} == (set(of_model) if seen else set())
         assert (folder / "mine.txt").read_text() == "not of the model"
         assert registry.begin("hand").number == 2
 
     def act(registry):
-        remove(registry, "hand:v1")
+        rm(registry, "hand:v1")
 
     if way == "power loss":
         count = power_loss(registry, act, then, tmp_path / "lost", draws=1)
@@ -254,8 +251,8 @@ def test_f28_a_model_put_there_by_hand_is_removed_or_is_not(
 
 def test_what_the_tests_above_rest_on(untidy):
     """The untidy registry has something of every kind to clean, and a repeated cleaning has nothing."""
-    done = cleaning.clean(untidy, keep=1, older_than=0)
-    kinds = [t.kind for t in done.things]
+    done = gc.plan(untidy, keep=1, older_than=0).execute()
+    kinds = [t.kind for t in done.removed]
     assert {k: kinds.count(k) for k in kinds} == {
         "version": 1,
         "unfinished run": 1,
@@ -264,5 +261,5 @@ def test_what_the_tests_above_rest_on(untidy):
     }
     assert json.loads((untidy.root / "a" / "model.json").read_text())["next_version"] == 5
     assert not (untidy.root / "empty").exists()
-    assert cleaning.clean(untidy, keep=1, older_than=0).things == []
+    assert gc.plan(untidy, keep=1, older_than=0).execute().removed == []
     shutil.rmtree(untidy.root)

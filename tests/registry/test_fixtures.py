@@ -21,8 +21,7 @@ from quill import fsio
 from quill.checkpoint.load import load_checkpoint
 from quill.checkpoint.resume_state import load_state
 from quill.cli.app import main
-from quill.registry import aliases as ledger
-from quill.registry import migrations
+from quill.registry import aliases, migrations
 from quill.registry.store import Registry
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
@@ -224,10 +223,10 @@ def test_the_next_version_is_written_beside_it_and_changes_none(release, tmp_pat
     draft = registry.begin("tide")
     fill(draft)
     assert draft.publish().reference == "tide:v5"
-    ledger.update(root / "tide", lambda held: held | {"aliases": held["aliases"] | {"new": 5}})
+    aliases.update(root / "tide", lambda held: held | {"aliases": held["aliases"] | {"new": 5}})
     after = {p: c for p, (c, _, _) in state(root).items()}
     assert before.items() <= after.items()
-    assert ledger.read(root / "tide")["aliases"] == {"champion": 1, "new": 5}
+    assert aliases.read(root / "tide")["aliases"] == {"champion": 1, "new": 5}
 
 
 def test_f3_a_bit_of_a_fixture_flipped_is_found(release, tmp_path, monkeypatch, capsys):

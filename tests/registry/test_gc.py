@@ -14,10 +14,8 @@ from crashing import snapshot, versions
 
 from quill import fsio
 from quill.errors import CorruptError, InputError, ResourceError
-from quill.registry import aliases as ledger
-from quill.registry import gc as cleaning
-from quill.registry import locks
-from quill.registry.gc import DAY, clean, prune
+from quill.registry import aliases, gc, locks, remove
+from quill.registry.gc import DAY, Result, prune
 
 UNIQUE = "4242-0123456789ab"
 
@@ -56,9 +54,14 @@ def state(fill):
     return put
 
 
-def removed(done: cleaning.Cleaning) -> list[str]:
+def clean(registry, data=None, *, dry_run=False, **options) -> Result:
+    plan = gc.plan(registry, data, **options)
+    return Result(plan.removals, plan.skipped, plan.failed) if dry_run else plan.execute()
+
+
+def removed(done: Result) -> list[str]:
     assert done.failed == []
-    return sorted(t.what for t in done.things)
+    return sorted(t.what for t in done.removed)
 
 
 def references(registry) -> list[str]:
@@ -92,14 +95,14 @@ class TestLeftovers:
         for path in list(before):
             if ".tmp" in path:
                 del before[path]
-        assert clean(registry, data).things == [], "it is younger than a day"
+        assert clean(registry, data).removed == [], "it is younger than a day"
         done = clean(registry, data, now=later(), dry_run=True)
         assert len(removed(done)) == len(left)
         assert done.bytes == 4 * len(left)
         assert all(p.exists() for p in left)
         assert clean(registry, data, now=later()) == done
         assert not any(p.exists() for p in left)
-        assert clean(registry, data, now=later()).things == []
+        assert clean(registry, data, now=later()).removed == []
         assert snapshot(registry.root / "a" / "v1") == before
         assert (data / "set" / "manifest.json").exists()
 
@@ -128,13 +131,13 @@ class TestLeftovers:
         folder = leave(registry.root / ".staging" / UNIQUE / "deep" / "x").parent.parent
         old = time.time() - 10 * DAY
         os.utime(folder, (old, old))
-        assert clean(registry).things == [], "something in it was written a moment ago"
+        assert clean(registry).removed == [], "something in it was written a moment ago"
         assert removed(clean(registry, now=later())) == [f"weights/.staging/{UNIQUE}"]
 
     def test_f38_a_clock_that_went_back_makes_nothing_old(self, registry, leave, publish):
         publish("a")
         leave(registry.root / ".trash" / UNIQUE)
-        assert clean(registry, now=time.time() - 400 * DAY).things == []
+        assert clean(registry, now=time.time() - 400 * DAY).removed == []
 
     def test_a_glob_keeps_to_its_names(self, registry, publish, data, leave):
         publish("a")
@@ -170,7 +173,7 @@ class TestLeftovers:
         (registry.root / ".trash").mkdir()
         os.link(kept, registry.root / ".trash" / UNIQUE)
         done = clean(registry, older_than=0)
-        assert (len(done.things), done.bytes) == (1, 0)
+        assert (len(done.removed), done.bytes) == (1, 0)
         assert kept.read_bytes() == b"left"
 
     @pytest.mark.parametrize("place", [".trash", ".staging", "a", "a/v1/state", "a/v2", f".trash/{UNIQUE}"])
@@ -197,7 +200,7 @@ class TestLeftovers:
         leave(outside / "manifest.json")
         (data / place).symlink_to(outside)
         before = snapshot(outside)
-        assert clean(registry, data, older_than=0).things == []
+        assert clean(registry, data, older_than=0).removed == []
         assert snapshot(outside) == before
 
     def test_f14_a_leftover_that_is_a_link_goes_and_what_it_points_at_stays(
@@ -224,12 +227,12 @@ class TestLeftovers:
 
         monkeypatch.setattr(os, "rename", rename)
         done = clean(registry, older_than=0, keep=1)
-        assert [t.what for t in done.things] == ["b:v1", f"weights/.tmp-{UNIQUE}"]
+        assert [t.what for t in done.removed] == ["b:v1", f"weights/.tmp-{UNIQUE}"]
         assert [f.exit_code for f in done.failed] == [7]
         assert references(registry) == ["a:v1", "a:v2", "b:v2"]
 
     def test_no_registry_is_nothing_to_clean(self, registry, data):
-        assert clean(registry, data, older_than=0) == cleaning.Cleaning([], [], [])
+        assert clean(registry, data, older_than=0) == Result([], [], [])
         assert not registry.root.exists()
 
     def test_f12_a_later_quills_registry_is_left_alone(self, registry, publish):
@@ -256,10 +259,10 @@ class TestUnfinished:
         draft = registry.begin("a")
         draft.update_status(step=9)
         state(draft, 9)
-        assert clean(registry).things == []
+        assert clean(registry).removed == []
         publish("a")
         done = clean(registry)
-        assert [(t.what, t.kind) for t in done.things] == [("a:v1", "unfinished run")]
+        assert [(t.what, t.kind) for t in done.removed] == [("a:v1", "unfinished run")]
         assert registry.drafts() == []
         assert references(registry) == ["a:v2"]
 
@@ -269,26 +272,26 @@ class TestUnfinished:
         draft.update_status(step=9)
         state(draft, 9)
         before = snapshot(draft.path)
-        assert clean(registry, older_than=0, keep=1).things == []
+        assert clean(registry, older_than=0, keep=1).removed == []
         assert snapshot(draft.path) == before
 
     def test_a_damaged_later_version_supersedes_nothing(self, registry, publish):
         registry.begin("a").update_status(step=9)
         (publish("a").path / "model.safetensors").write_bytes(b"")
-        assert clean(registry, older_than=0).things == []
+        assert clean(registry, older_than=0).removed == []
 
     def test_what_never_got_to_be_a_run_goes_once_it_is_old(self, registry, publish, fill):
         """A killed copy or import: nothing ever goes on with it, though no later version is there."""
         publish("a")
         fill(registry.begin("a"))
-        assert clean(registry).things == []
+        assert clean(registry).removed == []
         assert removed(clean(registry, now=later())) == ["a:v2"]
         assert publish("a").number == 3
 
     def test_a_copy_under_way_is_not_taken_for_one_that_was_superseded(self, registry, publish, fill):
         draft = registry.begin("a")
         publish("a")
-        assert clean(registry).things == []
+        assert clean(registry).removed == []
         fill(draft)
         assert draft.publish().reference == "a:v1"
 
@@ -314,7 +317,7 @@ class TestUnfinished:
         if config is not None:
             (draft.path / "config.json").write_text(config)
         done = clean(registry)
-        assert done.things == []
+        assert done.removed == []
         assert [s.what for s in done.skipped] == ["a:v1 state"]
 
     def test_without_a_setting_two_states_stay(self, registry, state):
@@ -332,17 +335,17 @@ class TestKeep:
             publish("a")
         publish("b")
         done = clean(registry, keep=2)
-        assert [(t.what, t.kind) for t in done.things] == [(f"a:v{n}", "version") for n in (1, 2, 3)]
+        assert [(t.what, t.kind) for t in done.removed] == [(f"a:v{n}", "version") for n in (1, 2, 3)]
         assert references(registry) == ["a:v4", "a:v5", "b:v1"]
-        assert clean(registry, keep=2).things == []
+        assert clean(registry, keep=2).removed == []
         assert removed(clean(registry, keep=1)) == ["a:v4"]
         assert publish("a").number == 6
 
     def test_what_has_an_alias_stays_beside_the_newest(self, registry, publish):
         for _ in range(4):
             publish("a")
-        ledger.set_alias(registry.root / "a", "champion", 1)
-        ledger.set_alias(registry.root / "a", "newest", 4)
+        aliases.set_alias(registry.root / "a", "champion", 1)
+        aliases.set_alias(registry.root / "a", "newest", 4)
         assert removed(clean(registry, keep=1)) == ["a:v2", "a:v3"]
         assert registry.resolve("a:champion").read_file("config.json")
 
@@ -393,19 +396,54 @@ class TestKeep:
             os.waitpid(child, 0)
         assert removed(clean(registry, keep=1)) == ["a:v1"]
 
-    def test_an_alias_given_between_looking_and_removing_counts(self, registry, publish, monkeypatch):
+    def test_an_alias_set_between_planning_and_removing_counts(self, registry, publish):
         publish("a")
         publish("a")
-        real = cleaning._remove
-
-        def remove(*args, **more):
-            ledger.set_alias(registry.root / "a", "champion", 1)
-            real(*args, **more)
-
-        monkeypatch.setattr(cleaning, "_remove", remove)
-        done = clean(registry, keep=1)
-        assert (done.things, [s.what for s in done.skipped]) == ([], ["a:v1"])
+        plan = gc.plan(registry, keep=1)
+        assert [r.what for r in plan.versions] == ["a:v1"]
+        aliases.set_alias(registry.root / "a", "champion", 1)
+        done = plan.execute()
+        assert (done.removed, [s.what for s in done.skipped]) == ([], ["a:v1"])
         assert registry.resolve("a:champion").number == 1
+
+    def test_an_alias_set_at_the_last_moment_counts(self, registry, publish, monkeypatch):
+        publish("a")
+        publish("a")
+        take_away = remove.take_away
+
+        def set_alias_first(registry, folder):
+            aliases.set_alias(registry.root / "a", "champion", 1)
+            return take_away(registry, folder)
+
+        monkeypatch.setattr(remove, "take_away", set_alias_first)
+        done = clean(registry, keep=1)
+        assert (done.removed, [s.what for s in done.skipped]) == ([], ["a:v1"])
+        assert registry.resolve("a:champion").number == 1
+
+    def test_only_what_was_planned_is_removed(self, registry, publish):
+        """What became removable while someone was asked stays until the next time."""
+        publish("a")
+        draft = registry.begin("a")
+        draft.update_status(step=1)
+        publish("a")
+        plan = gc.plan(registry)
+        assert [r.what for r in plan.removals] == ["a:v2"]
+        registry.begin("a").update_status(step=1)
+        publish("a")
+        assert removed(plan.execute()) == ["a:v2"]
+        assert removed(clean(registry)) == ["a:v4"]
+
+    def test_an_unfinished_run_that_was_published_in_the_meantime_stays(self, registry, publish, fill):
+        draft = registry.begin("a")
+        draft.update_status(step=1)
+        publish("a")
+        plan = gc.plan(registry, keep=1)
+        assert [r.what for r in plan.removals] == ["a:v1"]
+        fill(draft)
+        draft.publish()
+        done = plan.execute()
+        assert (done.removed, [s.what for s in done.skipped]) == ([], ["a:v1"])
+        assert registry.resolve("a:v1").read_file("config.json")
 
     def test_a_dry_run_tells_the_same_and_does_nothing(self, registry, publish):
         for _ in range(3):
@@ -421,7 +459,7 @@ class TestPrune:
         for _ in range(4):
             publish("a")
         registry.begin("a").update_status(step=1)
-        ledger.set_alias(registry.root / "a", "champion", 1)
+        aliases.set_alias(registry.root / "a", "champion", 1)
         with locks.hold(registry.root, "a"):
             assert [v.reference for v in prune(registry, "a", 2)] == ["a:v2"]
             assert prune(registry, "a", 2) == []

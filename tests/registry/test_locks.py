@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 
 from quill import fsio
 from quill.errors import CorruptError, LockedError, ResourceError
-from quill.registry import aliases as ledger
-from quill.registry import locks
+from quill.registry import aliases, locks
 
 
 @pytest.fixture
@@ -247,14 +246,14 @@ def test_f31_changes_of_many_processes_follow_each_other(root):
         if children[-1] == 0:
             try:
                 for k in range(15):
-                    ledger.update(
+                    aliases.update(
                         root / "a", lambda held, i=i, k=k: held | {"tags": held["tags"] | {f"{i}-{k}": "x"}}
                     )
                 os._exit(0)
             finally:
                 os._exit(1)
     assert [os.waitstatus_to_exitcode(os.waitpid(c, 0)[1]) for c in children] == [0] * 4
-    assert len(ledger.read(root / "a")["tags"]) == 60
+    assert len(aliases.read(root / "a")["tags"]) == 60
 
 
 @pytest.mark.parametrize("which", [".locks", ".locks/ledgers"])
@@ -263,7 +262,7 @@ def test_f14_a_folder_of_locks_that_is_a_link_is_not_followed(root, tmp_path, wh
     outside.mkdir()
     (root / which).parent.mkdir(parents=True)
     (root / which).symlink_to(outside)
-    held = locks.hold(root, "a") if which == ".locks" else locks.ledger(root / "a")
+    held = locks.hold(root, "a") if which == ".locks" else locks.record(root / "a")
     with pytest.raises(CorruptError, match="symbolic link"), held:
         pass
     assert os.listdir(outside) == []

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from quill import fsio
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, ResourceError
 from quill.registry import manifest
-from quill.registry.store import MARKER, TRASH, Registry, locate
+from quill.registry.store import MARKER, Registry, locate
 
 
 def references(registry, **how):
@@ -56,10 +56,13 @@ def test_the_first_draft_makes_and_marks_the_registry(registry):
     assert locate(env={}, cwd=registry.root.parent).root == registry.root
 
 
-def test_a_version_says_where_it_came_from_and_what_its_files_are(publish):
+def test_a_version_says_where_it_came_from_and_what_its_files_are(registry, publish):
     version = publish("a", data={"name": "shakespeare"}, seconds=2.5)
     stored = json.loads((version.path / "manifest.json").read_text())
-    assert stored == version.manifest
+    assert version == registry.resolve("a")
+    assert {k: v for k, v in version.manifest.items() if k in stored} | {"data": stored["data"]} == stored
+    assert version.manifest["data"]["name"] == "shakespeare"
+    assert version.manifest["data"]["tokens"] is version.manifest["parent"] is None
     assert stored["schema"] == 1
     assert stored["reference"] == "a:v1"
     assert stored["created"].endswith("Z")
@@ -106,7 +109,8 @@ def test_finishing_removes_the_resume_state_and_keeps_the_log(registry, finish):
     (draft.path / "run.log").write_text("log")
     (draft.path / ".tmp-left-by-a-crash").mkdir()
     draft.update_status(pid=1, step=5)
-    assert draft.status() == {"pid": 1, "step": 5}
+    status = draft.status()
+    assert (status["pid"], status["step"], status["token"]) == (1, 5, None)
     version = finish(draft)
     assert sorted(os.listdir(version.path)) == [
         "config.json",
@@ -116,7 +120,7 @@ def test_finishing_removes_the_resume_state_and_keeps_the_log(registry, finish):
         "tokenizer.json",
     ]
     assert "run.log" not in version.manifest["files"]
-    assert os.listdir(registry.root / TRASH) == []
+    assert os.listdir(registry.root / fsio.TRASH) == []
 
 
 def test_more_files_of_a_version_are_kept_and_hashed(registry, finish):
@@ -182,7 +186,7 @@ def test_a_number_is_never_given_twice(registry, publish, finish):
 def test_discarding_leaves_nothing_but_the_number(registry):
     registry.begin("a").discard()
     assert os.listdir(registry.root / "a") == ["model.json"]
-    assert os.listdir(registry.root / TRASH) == []
+    assert os.listdir(registry.root / fsio.TRASH) == []
     assert registry.drafts() == []
     with pytest.raises(NotFoundError):
         registry.resolve("a")
@@ -302,7 +306,7 @@ def damage(path: Path, how: str) -> None:
         ("html", "web page"),
         ("empty", "is empty"),
         ("linked file", "symbolic link"),
-        ("folder", "not a plain file"),
+        ("folder", "not a regular file"),
         ("manifest", "not JSON at 1:2"),
         ("empty manifest", "is empty"),
         ("linked version", "symbolic link"),
@@ -402,7 +406,7 @@ def test_f12_a_newer_manifest_or_registry_needs_a_newer_quill(registry, publish)
     assert ["needs quill" in (v.damaged or "") for v in registry.entries()] == [True, False]
     fsio.write_json(registry.root / MARKER, {"format": 2})
     for use in (registry.entries, lambda: registry.resolve("b"), lambda: registry.begin("b")):
-        with pytest.raises(InputError, match="later quill"):
+        with pytest.raises(InputError, match="newer quill"):
             use()
 
 
@@ -516,7 +520,7 @@ def test_a_miss_names_what_is_close(registry, publish, monkeypatch):
     with pytest.raises(NotFoundError) as caught:
         registry.resolve("shakespear")
     assert caught.value.what == "no model named 'shakespear' in weights"
-    assert caught.value.why == "the registry holds harpoon, shakespeare"
+    assert caught.value.why == "the registry has harpoon, shakespeare"
     assert caught.value.close == ("shakespeare",)
     with pytest.raises(NotFoundError) as caught:
         registry.resolve("xyz")
@@ -525,7 +529,7 @@ def test_a_miss_names_what_is_close(registry, publish, monkeypatch):
         publish(f"other-{n}")
     with pytest.raises(NotFoundError) as caught:
         registry.resolve("shakespear")
-    assert caught.value.why == "the registry holds shakespeare and 9 more"
+    assert caught.value.why == "the registry has shakespeare and 9 more"
 
 
 def test_prefixes_do_not_match(registry, publish):
@@ -536,7 +540,7 @@ def test_prefixes_do_not_match(registry, publish):
 
 def test_a_model_that_is_only_begun_is_said_to_be(registry):
     registry.begin("a")
-    with pytest.raises(NotFoundError, match="a:v1 was begun"):
+    with pytest.raises(NotFoundError, match="a:v1 is an unfinished run"):
         registry.resolve("a")
 
 
@@ -659,6 +663,23 @@ class TestLocate:
     def test_a_tilde_is_the_home_folder(self, monkeypatch):
         monkeypatch.setenv("HOME", "/home/someone")
         assert locate(None, {"QUILL_REGISTRY": "~/models"}).root == Path("/home/someone/models")
+
+
+def test_no_module_of_the_registry_loads_torch(registry, publish):
+    publish("a")
+    registry.begin("b")
+    code = (
+        "import pkgutil, sys, quill.registry\n"
+        "names = [m.name for m in pkgutil.iter_modules(quill.registry.__path__, 'quill.registry.')]\n"
+        "[__import__(n) for n in names]\n"
+        "from quill.cli.app import main\n"
+        "assert len(names) > 10 and main(['list']) == 0\n"
+        "print([m for m in sys.modules if m.partition('.')[0] == 'torch'], file=sys.stderr)"
+    )
+    env = os.environ | {"QUILL_REGISTRY": str(registry.root)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert "a:v1" in done.stdout
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 def test_the_store_is_light_to_import():

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from quill import fsio
 from quill.errors import CorruptError, InputError, shorten
 from quill.formats.gguf import tensor_types
-from quill.registry.version import refuse
+from quill.registry.files import corrupt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,7 +195,7 @@ class File:
     def _head(self) -> tuple[int, int, int]:
         head = bytes(self._bytes[:512])
         if head[:4] != MAGIC:
-            refuse(self.path, head, self._size, f"it is not a GGUF file: it begins with {head[:4]!a}")
+            raise corrupt(self.path, head, self._size, f"it is not a GGUF file: it begins with {head[:4]!a}")
         self._at = 4
         version, n_tensors, n_keys = self._unpack("IQQ")
         if version not in _READ:
@@ -312,7 +312,7 @@ def _map(path: Path) -> tuple[mmap.mmap, int]:
     with file, fsio.guard(path, "read"):
         size = os.fstat(file.fileno()).st_size
         if not size:
-            refuse(path, b"", 0, "")
+            raise corrupt(path, b"", 0, "")
         # Private and writable, because torch takes no read-only buffer. Nothing is written.
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY), size
 

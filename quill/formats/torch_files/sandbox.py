@@ -14,7 +14,7 @@ from typing import Any, Literal
 from quill import fsio, strictjson
 from quill.errors import CorruptError, ResourceError
 from quill.formats.torch_files import child
-from quill.registry.version import refuse
+from quill.registry.files import corrupt
 
 WALL_SECONDS = 120
 _HEAD_BYTES = 512
@@ -51,7 +51,7 @@ def read_plain(path: Path) -> Any:
     with open_file(path) as file:
         start = head(file, path)
         if not start.startswith(b"\x80"):
-            refuse(path, start, os.fstat(file.fileno()).st_size, "it is not a pickle")
+            raise corrupt(path, start, os.fstat(file.fileno()).st_size, "it is not a pickle")
         return decode(ask(file, "plain", path)["value"])
 
 

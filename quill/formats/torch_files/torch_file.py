@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from quill import fsio
 from quill.errors import CorruptError, ResourceError, shorten
 from quill.formats.torch_files import sandbox
-from quill.registry.version import refuse
+from quill.registry.files import corrupt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +96,7 @@ class TorchFile:
             bare = head[:1] in (b"\x80", b"(", b"c")
             why = "torch.save wrote bare pickles before 2020" if bare else "it is not a file of torch.save"
             hint = "if you trust it, load it with torch.load and save it again" if bare else ""
-            refuse(path, head, self._size, why, hint)
+            raise corrupt(path, head, self._size, why, hint)
         answer = sandbox.ask(self._file, "torch", path)
         self._records = answer["records"]
         self._claimed: dict[Stored, int] = {}

@@ -1,0 +1,272 @@
+"""The folder of one version of a model, published or still being written, and how it is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any, Literal
+
+from quill import fsio, strictjson
+from quill.errors import CorruptError, NotFoundError, QuillError
+from quill.registry import manifest, names
+from quill.registry.files import OpenFile, corrupt
+from quill.registry.manifest import Manifest
+
+State = Literal["ok", "damaged", "training", "unfinished"]
+Kind = Literal["model", "version", "unfinished run", "resume state"]
+
+
+class Folder:
+    """The folder of one version of a model.
+
+    Args:
+        name: The model's name.
+        number: The version, from 1; 0 for a folder that cannot be a model's.
+        path: The folder.
+        flat: Whether its files were put into the model's own folder by hand.
+
+    Attributes:
+        kind: What it is; "model" for the folder of a whole model.
+        manifest: Its manifest; None for a draft, a model put there by hand and a damaged version.
+        damaged: Why it cannot be used, or None.
+        label: The path that it was asked for by, if it was not asked for by name.
+    """
+
+    kind: Kind = "model"
+    manifest: Manifest | None = None
+    damaged: str | None = None
+    label: str = ""
+
+    def __init__(self, name: str, number: int, path: Path, *, flat: bool = False) -> None:
+        self.name, self.number, self.path, self.flat = name, number, path, flat
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.reference!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.path))
+
+    @property
+    def reference(self) -> str:
+        """What finds it: "name:vN"."""
+        return f"{self.name}:v{self.number}" if self.number else self.name
+
+    @property
+    def state(self) -> State:
+        """In one word, what it is good for."""
+        return "unfinished"
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is a version, in whatever state."""
+        return False
+
+    @property
+    def digest(self) -> str | None:
+        """The sha256 of its weights, hex, by which another version names it as its parent."""
+        return self.manifest["files"][manifest.WEIGHTS]["sha256"] if self.manifest else None
+
+    @property
+    def root(self) -> Path:
+        """The registry that it is in."""
+        return self.path.parent if self.flat else self.path.parent.parent
+
+    @property
+    def facts(self) -> Manifest:
+        """Its manifest; one in which nothing is known for what has none."""
+        return self.manifest or manifest.UNKNOWN
+
+    @property
+    def size(self) -> int | None:
+        """The size of its files in bytes; None while they are being written."""
+        return None
+
+    @property
+    def updated(self) -> str | None:
+        """When its run last saved, in UTC; None once it is published."""
+        return None
+
+    def holder(self) -> dict[str, Any] | None:
+        """The process that is working on it, {"pid", "host", "started"}, or None."""
+        return None
+
+    def is_running(self) -> bool:
+        """Whether a process is working on it."""
+        return self.holder() is not None
+
+    @property
+    def step(self) -> int | None:
+        """The optimizer steps done; None if it is not known."""
+        return self.facts["steps"]
+
+    @property
+    def max_iters(self) -> int | None:
+        """The steps that its run was to do; None if its config does not say."""
+        with suppress(QuillError):
+            train = self.config().get("train")
+            most = train.get("max_iters") if isinstance(train, dict) else None
+            return most if manifest.fits(most, int) else None
+        return None
+
+    @property
+    def disk_size(self) -> int:
+        """The bytes that removing it would free."""
+        return sum(disk_size(f) for f in flat_files(self.path)) if self.flat else disk_size(self.path)
+
+    def has(self, name: str) -> bool:
+        """Whether one of its files is there to be read."""
+        return name in self.manifest["files"] if self.manifest else (self.path / name).exists()
+
+    def read_file(self, name: str) -> bytes:
+        """Read one of its files whole; its size and sha256 are those of the manifest.
+
+        Args:
+            name: Relative to its folder, such as "tokenizer.json".
+
+        Raises:
+            CorruptError: It is missing, not a plain file, or damaged.
+            NotFoundError: It is missing from a draft.
+            ResourceError: It cannot be read, or does not fit in memory.
+        """
+        with self.open_file(name) as file:
+            return bytes(file.whole())
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """Read one of its files as a JSON object; raises as `read_file` does."""
+        path, raw = self.path / name, self.read_file(name)
+        if not raw.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+            raise corrupt(path, raw[:512], len(raw), "a JSON object is needed")
+        document: dict[str, Any] = strictjson.parse(raw, origin=str(path), error=CorruptError)
+        return document
+
+    def open_file(self, name: str) -> OpenFile:
+        """Open one of its files, to look at it before memory is allocated for all of it.
+
+        Args:
+            name: Relative to its folder.
+
+        Raises:
+            CorruptError: It is missing, not a plain file, or not of the manifest's size.
+            NotFoundError: It is missing from a draft.
+        """
+        path = self.path / name
+        entry = self.manifest["files"].get(name) if self.manifest else None
+        if self.manifest and entry is None:
+            raise CorruptError(f"'{path}' is not safe to read", why="the manifest does not list it")
+        try:
+            return OpenFile(path, entry)
+        except FileNotFoundError:
+            raise self._missing(name) from None
+
+    def config(self) -> dict[str, Any]:
+        """Read its config as it is stored; raises as `read_file` does."""
+        return self.read_object(manifest.CONFIG)
+
+    def metrics(self) -> bytes:
+        """Read its metrics as they are stored, one JSON object a line; empty if there are none.
+
+        Raises:
+            CorruptError: They are damaged, or not a plain file.
+        """
+        try:
+            return self.read_file(manifest.METRICS) if self.has(manifest.METRICS) else b""
+        except NotFoundError:
+            return b""
+
+    def open_run_log(self) -> FileIO:
+        """Open the log of the run that made it.
+
+        Raises:
+            NotFoundError: It has none.
+        """
+        try:
+            return fsio.open_plain(self.path / manifest.LOG)
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"'{self.reference}' has no log",
+                why=f"there is no {manifest.LOG} in its folder; imported and copied models have none",
+                hint=f"quill show {self.reference}",
+            ) from None
+
+    def _missing(self, name: str) -> QuillError:
+        return CorruptError(f"'{self.path / name}' is missing", why="a version is incomplete without it")
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a version's folder has a manifest, in whatever state."""
+    return exists(folder / manifest.FILE)
+
+
+def is_flat(folder: Path) -> bool:
+    """Whether a model's files were put into its folder by hand, without versions."""
+    return all(exists(folder / f) for f in manifest.REQUIRED[:2])
+
+
+def flat_files(folder: Path) -> list[Path]:
+    """The files that a model put there by hand consists of, those without which it is none first."""
+    return [folder / f for f in (*manifest.REQUIRED, manifest.METRICS, manifest.CARD) if exists(folder / f)]
+
+
+def numbers(folder: Path) -> list[int]:
+    """The version numbers in use in a model's folder, whatever is in their place, the highest first.
+
+    Raises:
+        CorruptError: The folder is a link.
+    """
+    refuse_link(folder)
+    found = (names.version_number(e.name) for e in scan(folder))
+    return sorted((n for n in found if n), reverse=True)
+
+
+def unpublished(folder: Path) -> Iterator[int]:
+    """The numbers of the drafts in a model's folder, the highest first."""
+    for number in numbers(folder):
+        path = folder / f"v{number}"
+        if path.is_dir() and not path.is_symlink() and not is_published(path):
+            yield number
+
+
+def refuse_link(path: Path) -> None:
+    """Raise CorruptError for a folder that is really a link."""
+    if path.is_symlink():
+        raise CorruptError(
+            f"'{path}' is a symbolic link",
+            why="links are not followed inside a registry: they may point anywhere",
+            hint=f"quill show $(readlink -f '{path}')",
+        )
+
+
+def scan(folder: Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder, by name; none if there is no such folder."""
+    with (
+        fsio.guard(folder, "read"),
+        suppress(FileNotFoundError, NotADirectoryError),
+        os.scandir(folder) as found,
+    ):
+        return sorted(found, key=lambda e: e.name)
+    return []
+
+
+def disk_size(path: Path) -> int:
+    """The bytes that a file or folder takes; a file with another hard link counts there."""
+    try:
+        found = os.lstat(path)
+        if not os.path.isdir(path) or os.path.islink(path):
+            return found.st_size if found.st_nlink == 1 else 0
+        return sum(disk_size(Path(e.path)) for e in os.scandir(path))
+    except OSError:
+        return 0
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything at a path, also a broken link; a denied permission raises ResourceError."""
+    with fsio.guard(path, "read"), suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(path)
+        return True
+    return False
