@@ -329,6 +329,112 @@ def test_old_names_and_masks_and_a_tied_head_written_out_are_read(char, tmp_path
         assert largest(ours.predict(idx), theirs(idx).logits) < 1e-5
 
 
+def same_logits(folder: Path) -> None:
+    """transformers and quill compute the same for a folder."""
+    theirs, ours = theirs_of(folder), ours_of(HF.read(folder, NOTHING))
+    idx = torch.randint(30, (2, 20), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        assert largest(ours.predict(idx), theirs(idx).logits) < 1e-5
+
+
+@pytest.mark.parametrize("stored", ["other", "same", "half", "alone"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3-tied"])
+def test_w8_a_tied_model_has_the_head_that_transformers_gives_it(name, stored, char, tmp_path):
+    saved(tmp_path, CONFIGS[name](), char)
+
+    def with_head(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        key = next(n for n in found if n.endswith(("wte.weight", "embed_tokens.weight")))
+        table = found.pop(key) if stored == "alone" else found[key]
+        head = {"other": torch.randn_like(table), "half": table.half()}.get(stored, table.clone())
+        return {**found, "lm_head.weight": head}
+
+    rewritten(tmp_path, with_head)
+    same_logits(tmp_path)
+    found = HF.read(tmp_path, NOTHING)
+    untied = stored in ("other", "half")
+    assert found.model.tie_embeddings != untied
+    assert any("untied" in note for note in found.notes) == untied
+
+
+def test_w8_a_stored_head_of_another_size_is_refused(char, tmp_path):
+    saved(tmp_path, gpt2_config(), char)
+    rewritten(tmp_path, lambda found: {**found, "lm_head.weight": torch.randn(34, 24)})
+    with pytest.raises(QuillError) as caught:
+        importing.import_model(str(tmp_path), Registry(tmp_path / "weights"), name="x")
+    assert "lm_head.weight" in caught.value.why and caught.value.exit_code == 5
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+PLAIN = {"rope_type": "default", "rope_theta": 5e5}
+
+
+@pytest.mark.parametrize(
+    ("changed", "refused"),
+    [
+        ({"rope_parameters": PLAIN, "rope_scaling": YARN}, "yarn"),
+        ({"rope_parameters": YARN, "rope_scaling": PLAIN}, "yarn"),
+        ({"rope_parameters": PLAIN, "rope_scaling": {"rope_type": "default", "rope_theta": 77.0}}, "several"),
+        ({"rope_parameters": PLAIN, "rope_theta": 77.0}, "several"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+        ({"rope_parameters": {"full_attention": PLAIN}}, "between layers"),
+        ({"rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}}, "partial"),
+        ({"rope_parameters": PLAIN}, None),
+        ({"rope_parameters": PLAIN, "rope_scaling": None, "rope_theta": 5e5}, None),
+        ({"rope_parameters": None, "rope_theta": 5e5}, None),
+        ({"rope_parameters": None, "rope_scaling": PLAIN}, None),
+        ({"rope_parameters": None, "rope_scaling": {"type": "default"}, "rope_theta": 300.0}, None),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_theta": 300.0}, None),
+        ({"rope_parameters": None}, None),
+        ({"rope_parameters": {}}, None),
+    ],
+)
+def test_w9_rotary_positions_are_those_of_transformers_or_refused(changed, refused, char, tmp_path):
+    saved(tmp_path, qwen3_config(), char)
+    stated(tmp_path, "config.json", **changed)
+    if refused is None:
+        same_logits(tmp_path)
+        return
+    with pytest.raises(InputError, match="does not support") as caught:
+        HF.read(tmp_path, NOTHING)
+    assert refused in caught.value.why
+
+
+@pytest.mark.parametrize("how", ["missing", "null"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "qwen3-128", "apertus"])
+def test_w18_a_missing_setting_means_what_it_means_to_transformers(name, how, char, tmp_path):
+    configs = {
+        **CONFIGS,
+        "qwen3-128": lambda: qwen3_config(head_dim=128),
+        "apertus": lambda: transformers.ApertusConfig(
+            vocab_size=30, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+            hidden_act="gelu", max_position_embeddings=20, rope_parameters=PLAIN, pad_token_id=None,
+            bos_token_id=None, eos_token_id=None,
+        ),
+    }  # fmt: skip
+    saved(tmp_path, configs[name](), char)
+    sound = json.loads((tmp_path / "config.json").read_text())
+    read = 0
+    for key in sorted(set(sound) - {"architectures", "model_type", "transformers_version"}):
+        changed = {k: v for k, v in sound.items() if k != key}
+        changed |= {key: None} if how == "null" else {}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        try:
+            version = importing.import_model(str(tmp_path), Registry(tmp_path / "weights" / key), name="x")
+        except QuillError:
+            # Refusing is always right; reading another model never is.
+            continue
+        try:
+            theirs = theirs_of(tmp_path)
+        except Exception:
+            assert how == "null", key
+            continue
+        read += 1
+        idx = torch.randint(30, (1, 20))
+        with torch.inference_mode():
+            assert largest(load_checkpoint(version).model.predict(idx), theirs(idx).logits) < 1e-5, key
+    assert read >= (9 if how == "missing" else 3)
+
+
 def test_one_file_of_weights_is_read_with_what_lies_beside_it(char, tmp_path):
     saved(tmp_path, qwen3_config(), char)
     (tmp_path / "model.safetensors").rename(tmp_path / "best.safetensors")

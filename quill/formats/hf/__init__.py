@@ -111,12 +111,12 @@ class HuggingFace(base.Format):
         if not isinstance(stated, dict):
             raise CorruptError(f"'{origin}' is damaged", why="it is not a JSON object")
         _refuse_code(stated, origin)
-        config, weights = models.read(stated, folder.tensors(), origin)
+        config, weights, found = models.read(stated, folder.tensors(), origin)
         if supplied.tokenizer is None:
             tokenizer, notes = _tokenizer(folder, models.split_pattern(stated, origin))
         else:
             tokenizer, notes = _given(supplied.tokenizer, config.vocab_size or 0), ()
-        return base.Incoming(config, weights, tokenizer, notes=notes + _end_notes(stated, tokenizer))
+        return base.Incoming(config, weights, tokenizer, notes=found + notes + _end_notes(stated, tokenizer))
 
 
 def _cast(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:

@@ -124,7 +124,9 @@ def write(
     return settings, {_theirs(name, kind): tensor for name, tensor in made.items()}, notes
 
 
-def read(stated: Mapping[str, Any], tensors: Tensors, origin: str) -> tuple[ModelConfig, LazyTensors]:
+def read(
+    stated: Mapping[str, Any], tensors: Tensors, origin: str
+) -> tuple[ModelConfig, LazyTensors, tuple[str, ...]]:
     """Convert a model from transformers.
 
     Args:
@@ -132,31 +134,65 @@ def read(stated: Mapping[str, Any], tensors: Tensors, origin: str) -> tuple[Mode
         tensors: By the names in the files.
         origin: The config's name, for messages.
 
+    Returns:
+        The settings, the tensors by quill's names, and notes on what was found.
+
     Raises:
         CorruptError: The config is damaged, or contradicts the tensors.
         InputError: quill does not support the model.
     """
     kind = _stated_kind(stated, origin)
     settings = _read_gpt2(stated, origin) if kind == "gpt2" else _read_modern(stated, kind, origin)
-    config = reading.check(ModelConfig, settings, origin=origin, error=CorruptError)
     names = {_ours(name, kind): name for name in tensors}
+    if len(names) < len(tensors):
+        raise CorruptError("the weights are damaged", why="a tensor occurs under two names")
+    notes: tuple[str, ...] = ()
+    if settings["tie_embeddings"] is True:
+        settings["tie_embeddings"], notes = _tie(names, tensors)
+    config = reading.check(ModelConfig, settings, origin=origin, error=CorruptError)
     if not 0 < config.n_layer <= len(names):
         why = f"it states {config.n_layer:,} layers, and there are {len(names):,} tensors"
         raise CorruptError(f"'{origin}' does not fit the weights", why=why)
-    if len(names) < len(tensors):
-        raise CorruptError("the weights are damaged", why="a tensor occurs under two names")
-    if config.tie_embeddings:
-        # Some files store the shared matrix twice.
-        names.pop("lm_head.weight", None)
     if kind == "gpt2":
         names = {ours: theirs for ours, theirs in names.items() if not _MASKS.fullmatch(ours)}
     if kind == "qwen3" and config.activation == "relu2":
         names = _without_gates(names, tensors, origin)
     transposed = kind == "gpt2"
-    return config, LazyTensors(
+    weights = LazyTensors(
         {ours: partial(_tensor, tensors, theirs, transposed and bool(_TRANSPOSED.fullmatch(ours)))
          for ours, theirs in names.items()}
     )  # fmt: skip
+    return config, weights, notes
+
+
+def _tie(names: dict[str, str], tensors: Tensors) -> tuple[bool, tuple[str, ...]]:
+    """Keep one matrix of a model whose config ties head and embedding, unless the files store two.
+
+    Like transformers since version 5, quill takes a stored head that differs for the model's own.
+
+    Args:
+        names: Names in the files by quill's; changed.
+        tensors: By the names in the files.
+
+    Returns:
+        Whether head and embedding are tied, and notes.
+    """
+    head, embedding = names.get("lm_head.weight"), names.get("wte.weight")
+    if head is None:
+        return True, ()
+    if embedding is None:
+        names["wte.weight"] = names.pop("lm_head.weight")
+        return True, ()
+    if _equal(tensors[head], tensors[embedding]):
+        del names["lm_head.weight"]
+        return True, ()
+    return False, ("its config ties the output head to the embedding, but it has another head: it is untied",)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    import torch
+
+    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.float(), b.float())
 
 
 def split_pattern(stated: Mapping[str, Any], origin: str) -> str:
@@ -266,7 +302,7 @@ def _read_gpt2(stated: Mapping[str, Any], origin: str) -> dict[str, Any]:
         "vocab_size": _need(stated, origin, "vocab_size"),
         "activation": _activation(stated, "gpt2", "activation_function", "gelu_new", origin),
         "bias": True,
-        "tie_embeddings": stated.get("tie_word_embeddings", True),
+        "tie_embeddings": _or(stated, "tie_word_embeddings", True),
         "attention_scale": None if stated.get("scale_attn_weights", True) else 1.0,
         "norm_eps": stated.get("layer_norm_epsilon", 1e-5),
         "dropout": rates[0] if rates.count(rates[0]) == len(rates) else 0.0,
@@ -278,28 +314,60 @@ def _read_modern(stated: Mapping[str, Any], kind: str, origin: str) -> dict[str,
     layers = stated.get("layer_types")
     if layers is not None and (not isinstance(layers, list) or set(map(str, layers)) != {"full_attention"}):
         raise _unsupported(origin, "some of its layers do not attend to the whole context")
-    rope = stated.get("rope_parameters") or stated.get("rope_scaling") or {}
-    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise _unsupported(origin, "its rotary positions are scaled")
-    if kind == "apertus" and not rope:
-        raise _unsupported(origin, "its rotary positions are scaled")
-    default = "xielu" if kind == "apertus" else "silu"
     n_head = _need(stated, origin, "num_attention_heads")
+    # What a missing setting means differs between the classes.
+    defaults: dict[str, Any] = {
+        "qwen3": {"hidden_act": "silu", "rms_norm_eps": 1e-6, "head_dim": 128, "num_key_value_heads": 32},
+        "apertus": {"hidden_act": "xielu", "rms_norm_eps": 1e-5, "num_key_value_heads": n_head},
+    }[kind]
     return {
         "block": _KINDS[kind].block,
         "n_layer": _need(stated, origin, "num_hidden_layers"),
         "n_head": n_head,
-        "n_kv_head": stated.get("num_key_value_heads", n_head),
+        "n_kv_head": _or(stated, "num_key_value_heads", defaults["num_key_value_heads"], null=n_head),
         "n_embd": _need(stated, origin, "hidden_size"),
-        "head_size": stated.get("head_dim"),
+        "head_size": _or(stated, "head_dim", defaults.get("head_dim")),
         "mlp_size": _need(stated, origin, "intermediate_size"),
         "block_size": _need(stated, origin, "max_position_embeddings"),
         "vocab_size": _need(stated, origin, "vocab_size"),
-        "activation": _activation(stated, kind, "hidden_act", default, origin),
-        "tie_embeddings": stated.get("tie_word_embeddings", False),
-        "rope_theta": rope.get("rope_theta", stated.get("rope_theta", 10000.0)),
-        "norm_eps": stated.get("rms_norm_eps", 1e-6),
+        "activation": _activation(stated, kind, "hidden_act", defaults["hidden_act"], origin),
+        "tie_embeddings": _or(stated, "tie_word_embeddings", False),
+        "rope_theta": _rope_theta(stated, kind, origin),
+        "norm_eps": _or(stated, "rms_norm_eps", defaults["rms_norm_eps"]),
     }
+
+
+def _rope_theta(stated: Mapping[str, Any], kind: str, origin: str) -> Any:
+    """The base period of the rotary positions, which must be neither scaled nor stated twice differently."""
+    found = []
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = stated.get(key) or {}
+        if not isinstance(rope, dict):
+            raise CorruptError(f"'{origin}' is damaged", why=f"its {key} is {shorten(rope)}")
+        if any(isinstance(value, dict) for value in rope.values()):
+            raise _unsupported(origin, f"its {key} differ between layers")
+        type_ = rope.get("rope_type", rope.get("type", "default"))
+        if type_ != "default" or rope.get("partial_rotary_factor") not in (None, 1.0):
+            shown = shorten({k: v for k, v in rope.items() if k != "rope_theta"})
+            raise _unsupported(origin, f"its rotary positions are scaled: {key} is {shown}")
+        if rope:
+            found.append(rope.get("rope_theta", stated.get("rope_theta", 10000.0)))
+    if kind == "apertus" and not found:
+        raise _unsupported(origin, "its rotary positions are scaled as in Llama 3, Apertus's default")
+    if stated.get("rope_theta") is not None:
+        found.append(stated["rope_theta"])
+    if any(theta != found[0] for theta in found):
+        raise _unsupported(origin, f"it states several rope_theta: {', '.join(map(shorten, found))}")
+    return found[0] if found else 10000.0
+
+
+def _or(stated: Mapping[str, Any], key: str, default: Any, null: Any = None) -> Any:
+    """A setting, its default if it is missing, and `null` if it is null and null has a meaning.
+
+    A null without a meaning stays one, and is refused for its type.
+    """
+    value = stated.get(key, default)
+    return null if value is None else value
 
 
 def _require(stated: Mapping[str, Any], origin: str, **plain: Any) -> None:
