@@ -1,7 +1,7 @@
-"""What anything kept by name may be called: models, their aliases, datasets.
+"""The names of models, aliases and datasets.
 
-The grammar is narrow on purpose: a name is a folder on every filesystem, a word in every shell and a
-part of a URL, and two names never differ by case or look alike.
+The grammar is narrow, so that a name is a valid folder on every filesystem, one word in every shell and a
+valid part of a URL, and no two names differ only by case or look alike.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import re
 from quill.errors import InputError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_RULE = "a name is 1 to 64 of a-z 0-9 . _ - and starts with a letter or digit"
+_RULE = "a name has 1 to 64 of the characters a-z 0-9 . _ - and starts with a letter or digit"
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{p}{n}" for p in ("com", "lpt") for n in range(10))}
 
 
 def check(text: str, kind: str) -> str:
-    """Return the text if it may be a name.
+    """Return a name unchanged if it is valid.
 
     Args:
-        text: What was given.
-        kind: What it would name, for the message: "model", "alias", "dataset".
+        text: The name.
+        kind: What it names, for the message: "model", "alias", "dataset".
 
     Raises:
-        InputError: It may not; the message says which rule it breaks.
+        InputError: The name is invalid; the message has the rule it breaks.
     """
     broken = _broken_rule(text)
     if broken is None:
@@ -32,9 +32,9 @@ def check(text: str, kind: str) -> str:
     better = re.sub(r"\.{2,}", ".", better).rstrip(".")
     usable = better != text and _broken_rule(better) is None
     raise InputError(
-        f"{quoted(text)} cannot be the name of a{'n' if kind == 'alias' else ''} {kind}",
+        f"{quoted(text)} is not a valid {kind} name",
         why=broken,
-        hint=f"such as '{better}'" if usable else "",
+        hint=f"use '{better}'" if usable else "",
     )
 
 
@@ -45,17 +45,17 @@ def _broken_rule(text: str) -> str | None:
         return f"it has {len(text)} characters; {_RULE}"
     if not _NAME.fullmatch(text):
         odd = next((c for c in text if not re.match(r"[a-z0-9._-]", c)), text[0])
-        return f"it holds {quoted(odd)} (U+{ord(odd):04X}) where that may not stand; {_RULE}"
+        return f"{quoted(odd)} (U+{ord(odd):04X}) is not allowed there; {_RULE}"
     if ".." in text:
-        return "two dots in a row mean the folder above"
+        return "it contains '..', which means the folder above"
     if text.endswith("."):
-        return "a trailing dot is dropped by some filesystems"
+        return "it ends with a dot, which some filesystems drop"
     if text.split(".")[0] in _DEVICES:
-        return "Windows keeps that name for a device"
+        return "Windows reserves that name for a device"
     return None
 
 
 def quoted(text: str) -> str:
-    """Quoted so that look-alikes, control characters and endless names show for what they are."""
+    """Quote text for a message, escaping everything but ASCII, so that look-alikes differ, and cut it."""
     shown = ascii(text)
     return shown if len(shown) <= 80 else shown[:60] + "...'"

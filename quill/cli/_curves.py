@@ -7,6 +7,7 @@ from shutil import get_terminal_size
 from typing import Literal
 
 from quill import fsio
+from quill.cli import _picture
 from quill.cli.output import Output, safe_line
 from quill.errors import InputError, NotFoundError
 from quill.evaluation import chart, curves
@@ -68,7 +69,7 @@ def save(output: Output, found: Folder, path: Path) -> None:
         InputError: matplotlib is not installed.
         ResourceError: It cannot be written.
     """
-    drawn = curves.picture(_points(found, found.metrics()), found.reference, form_of(path))
+    drawn = _picture.draw(_points(found, found.metrics()), found.reference, form_of(path))
     fsio.write_bytes(path, drawn)
     document = {"reference": found.reference, "path": str(path)}
     output.emit("quill.plot/1", document, human=safe_line(str(path)), quiet=str(path))

@@ -1,1 +1,1 @@
-"""Settings of a run: declared in `settings`, read in `reading`, older forms in `lineage`."""
+"""The settings of a run, and reading and validating them."""

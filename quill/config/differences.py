@@ -1,4 +1,4 @@
-"""In which settings two configs differ."""
+"""The settings in which two configs differ."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 
 def differences(
-    one: dict[str, Any], other: dict[str, Any], aside: Collection[str] = ()
+    one: dict[str, Any], other: dict[str, Any], ignored: Collection[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two configs differ, by dotted path and sorted, with both values.
+    """Return the settings that differ, by dotted path and sorted, with both values.
 
     Args:
         one: A config in sections.
-        other: Another; a setting that one of the two has not is None there.
-        aside: Dotted paths that do not count.
+        other: Another. A setting missing from one of them counts as None there.
+        ignored: Dotted paths to leave out.
     """
     before, after = _flat(one), _flat(other)
-    names = [k for k in sorted(before | after) if k not in aside]
+    names = [k for k in sorted(before | after) if k not in ignored]
     return {k: (before.get(k), after.get(k)) for k in names if before.get(k) != after.get(k)}
 
 

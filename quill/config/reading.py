@@ -18,8 +18,8 @@ from pydantic.fields import FieldInfo
 
 from quill import strictjson
 from quill.config import flat
-from quill.config.settings import SECTIONS, RunConfig, Section
-from quill.errors import InputError, QuillError, shorten
+from quill.config.settings import SCHEMA_VERSION, SECTIONS, RunConfig, Section
+from quill.errors import InputError, QuillError, newer, shorten
 
 S = TypeVar("S", bound=Section)
 
@@ -92,8 +92,11 @@ def check(
         error: What to raise if validation fails.
 
     Raises:
-        InputError: A setting is unknown or invalid.
+        InputError: A setting is unknown or invalid, or a newer quill wrote the config.
     """
+    version = value.get("schema_version") if model is RunConfig and isinstance(value, dict) else None
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise newer(shorten(origin), version, SCHEMA_VERSION)
     try:
         return model.model_validate(value)
     except ValidationError as e:

@@ -1,4 +1,4 @@
-"""The settings for others to read: JSON Schema for editors and programs, a table for people.
+"""The settings as a JSON Schema for editors, and as a Markdown table.
 
 Format: JSON Schema 2020-12.
 """
@@ -11,13 +11,13 @@ from quill.config.settings import SECTIONS, RunConfig
 
 
 def build() -> dict[str, Any]:
-    """The schema that `configs/schema.json` holds and config files point at."""
+    """Build the schema in `configs/schema.json`, which config files refer to."""
     body = RunConfig.model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **body, "title": "quill run config"}
 
 
 def table() -> str:
-    """Every setting of a run with its default and meaning, as a Markdown table."""
+    """Write every setting of a run, its default and meaning, as a Markdown table."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for section, cls in SECTIONS.items():
         for name, field in cls.model_fields.items():

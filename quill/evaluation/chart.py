@@ -1,7 +1,7 @@
 """Loss curves as text, for terminals, pipes and model cards.
 
-A curve is drawn in braille patterns (Unicode 15, chapter 21.1): 2 x 4 dots to a character, so that 80
-columns tell some 150 steps apart. Where those cannot be shown, ASCII marks, one to a character.
+A curve is drawn in braille patterns (Unicode 15, chapter 21.1), 2 x 4 dots per character, so 80 columns
+show some 150 steps. Where braille cannot be displayed, it is drawn in ASCII marks, one per character.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def draw(
     """Draw both curves as text, with their axes and the best step.
 
     Args:
-        found: The losses.
-        width: Columns, 20 at least.
-        plain: ASCII alone, one mark a character.
-        paint: Colours what belongs to a curve; given a piece of a line and whose it is.
+        found: The curves.
+        width: Number of columns, at least 20.
+        plain: Whether to draw in ASCII.
+        paint: Colours text that belongs to a curve.
 
     Returns:
-        Lines, each ended; empty where there is no loss.
+        Lines that each end in a newline; empty if there are no losses.
     """
     if not found:
         return ""
@@ -73,8 +73,8 @@ class _Plot:
     """The area between the axes, in characters.
 
     Args:
-        columns: Its width.
-        rows: Its height.
+        columns: Width of the area.
+        rows: Height of the area.
         span: Losses at its bottom and top.
         last: The step at its right end; the left end is 0.
     """
@@ -85,22 +85,22 @@ class _Plot:
         self._marks: dict[tuple[int, int], tuple[str, Role]] = {}
 
     def row(self, loss: float, parts: int = 1) -> int:
-        """The row of a loss, in that many parts of a character, from the top; outside where it is beyond."""
+        """The row of a loss from the top, counted in fractions of a character; may lie outside the plot."""
         low, high = self.span
         inside = parts * self.rows - (loss >= low)
         return min(math.floor((high - loss) / (high - low) * parts * self.rows), inside)
 
     def column(self, step: float, parts: int = 1) -> int:
-        """The column of a step, in that many parts of a character."""
+        """The column of a step, counted in fractions of a character."""
         return min(int(step / self.last * parts * self.columns), parts * self.columns - 1)
 
     def line(self, points: Sequence[Point], across: int, down: int) -> None:
-        """Draw a line through points, those in one column of dots averaged.
+        """Draw a line through points; those in the same column of dots are averaged.
 
         Args:
-            points: By step.
-            across: Dots across a character, 1 or 2.
-            down: Dots down a character, 1 or 4.
+            points: The points, sorted by step.
+            across: Columns of dots per character, 1 or 2.
+            down: Rows of dots per character, 1 or 4.
         """
         if not points:
             return
@@ -109,11 +109,11 @@ class _Plot:
         means = [(x, math.fsum(losses) / len(losses)) for x, losses in bins]
         before = None
         for (x, loss), following in zip(means, [*means[1:], None], strict=True):
-            stretch = following[0] - x if following else 1
-            for i in range(stretch):
-                slope = (following[1] - loss) / stretch if following else 0.0
+            gap = following[0] - x if following else 1
+            for i in range(gap):
+                slope = (following[1] - loss) / gap if following else 0.0
                 y = self.row(loss + i * slope, down)
-                # A fall of several dots within one column of them is drawn as a fall.
+                # A fall of several dots within one column becomes a vertical line.
                 top, bottom = sorted((y, y if before is None else before + (y > before) - (y < before)))
                 for dot in range(max(top, 0), min(bottom, down * self.rows - 1) + 1):
                     bit = _DOTS[dot % down][(x + i) % across]
@@ -121,7 +121,7 @@ class _Plot:
                 before = y
 
     def marks(self, found: Curves) -> None:
-        """Mark the validation losses, as many as can be told apart, and the best."""
+        """Mark the best validation loss, and as many others as stay distinguishable."""
         seen = -2
         for point in found.val:
             x, y = self.column(point.step), self.row(point.loss)
@@ -135,7 +135,7 @@ class _Plot:
             self._marks[y, x] = ("*", "best")
 
     def cells(self, row: int, plain: bool) -> list[tuple[str, Role]]:
-        """The characters of a row, and whose each is."""
+        """The characters of a row, each with its role."""
         cells: list[tuple[str, Role]] = []
         for x, bits in enumerate(self._dots[row]):
             drawn = "." if plain else chr(_BRAILLE + bits)
@@ -143,7 +143,7 @@ class _Plot:
         return cells
 
     def steps(self, dash: str, down: str) -> tuple[str, str]:
-        """The axis of steps and the numbers below it, which begin a column to its left."""
+        """The axis of steps and the numbers below it, which start one column further left."""
         for most in range(max(self.columns // 6, 2), 0, -1):
             ticks = _ticks(0, self.last, most, whole=True)
             axis, numbers = [dash] * self.columns, ""
@@ -167,7 +167,7 @@ def _legend(
     plain: bool,
     paint: Paint,
 ) -> list[str]:
-    """What the marks mean, a line for each that is there, or more where the width is small."""
+    """Explain the marks in the plot, one entry each, wrapped to the width."""
     best = found.best
     entries: list[tuple[str, Role, str]] = []
     if smooth:
@@ -191,7 +191,7 @@ def _legend(
 
 
 def _ticks(low: float, high: float, most: int, *, whole: bool = False) -> dict[float, str]:
-    """Round numbers within a span, at most so many where that leaves any, and how they are written."""
+    """Choose round numbers within a range, at most `most` but at least one, with their labels."""
     power = math.floor(math.log10((high - low) / max(most, 1))) - 1
     if whole:
         power = max(power, 0)

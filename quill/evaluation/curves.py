@@ -1,4 +1,4 @@
-"""The course of a run: the losses in its metrics.jsonl as points, smoothed for the eye, as a picture."""
+"""The loss curves of a run: the points in its metrics.jsonl, and a smoothed line through them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from quill import fsio
-from quill.errors import InputError
 
 METRICS = "metrics.jsonl"
 
-# Where the losses above those of this share would take more than half of the axis, they are not drawn:
-# a first step or a spike would flatten all the rest.
+# If losses above this quantile would take more than half of the axis, they are not drawn: a first step or
+# a spike would flatten everything else.
 _SHOWN = 0.97
 _LARGEST = 1e30
 _LAST_STEP = 2**53
 
 
 class Point(NamedTuple):
-    """A loss in nats per token, after so many steps."""
+    """A loss in nats per token after a number of steps."""
 
     step: int
     loss: float
@@ -31,11 +30,11 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curves:
-    """A run's losses by step; what is not finite is left out.
+    """A run's finite losses by step.
 
     Attributes:
-        train: Of single batches.
-        val: Of the validation split.
+        train: Losses of single batches.
+        val: Losses of the validation split.
     """
 
     train: tuple[Point, ...]
@@ -43,16 +42,16 @@ class Curves:
 
     @property
     def best(self) -> Point | None:
-        """The lowest validation loss, the first of equals: the weights that are kept."""
+        """The lowest validation loss, the first of equals; its weights are the published ones."""
         return min(self.val, key=lambda p: p.loss, default=None)
 
     def __bool__(self) -> bool:
         return bool(self.train or self.val)
 
     def smooth(self) -> tuple[Point, ...]:
-        """The training loss for the eye: a centred running mean, unless it is smooth as it is.
+        """A centred running mean of the training loss, or the loss itself if that is smooth.
 
-        The window is a 25th of the run, and narrower towards both ends, so that neither is bent.
+        The window is a 25th of the run and narrows towards both ends, so that they are not bent.
         """
         half = len(self.train) // 50
         if not half:
@@ -62,7 +61,7 @@ class Curves:
             return self.train
         sums, fallen = [0.0], False
         for p in self.train:
-            # A spike would lift all of its neighbours; the first losses are no spike.
+            # A spike would lift its neighbours; the high losses of the first steps are not a spike.
             fallen = fallen or p.loss <= high
             sums.append(sums[-1] + (min(p.loss, high) if fallen else p.loss))
         points = []
@@ -72,14 +71,14 @@ class Curves:
         return tuple(points)
 
     def _noise(self) -> float:
-        """The standard deviation of single losses, from their second differences, which no trend moves."""
+        """The standard deviation of single losses, from second differences, which ignore any trend."""
         a = [p.loss for p in self.train]
         bends = [abs(a[i + 1] - 2 * a[i] + a[i - 1]) for i in range(1, len(a) - 1)]
         return median(bends) / (0.6745 * math.sqrt(6)) if bends else 0.0
 
 
 def span(*series: Sequence[Point]) -> tuple[float, float]:
-    """The losses that an axis begins and ends with, some room between them where all are equal."""
+    """The range of an axis for these losses, widened if all are equal."""
     losses = [p.loss for points in series for p in points]
     low, high = min(losses), max(losses)
     usual = max(_quantile([p.loss for p in points]) for points in series if points)
@@ -92,7 +91,7 @@ def span(*series: Sequence[Point]) -> tuple[float, float]:
 
 
 def parse(raw: bytes) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that was cut off by a crash is left out."""
+    """Read the lines of a metrics.jsonl, without a last one that a crash cut off."""
     lines: list[dict[str, Any]] = []
     for text in raw.splitlines():
         try:
@@ -105,10 +104,10 @@ def parse(raw: bytes) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """As `parse`, of a file; nothing where there is none.
+    """Read a metrics.jsonl; a missing file has no lines.
 
     Raises:
-        CorruptError: It is a link or no file.
+        CorruptError: It is a link or not a regular file.
         ResourceError: It cannot be read.
     """
     try:
@@ -119,7 +118,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def curves(lines: Iterable[dict[str, Any]]) -> Curves:
-    """The points in the lines of a metrics.jsonl; of two lines for one step the later counts."""
+    """Collect the points from the lines of a metrics.jsonl; the later of two lines for a step counts."""
     train: dict[int, float] = {}
     val: dict[int, float] = {}
     for line in lines:
@@ -128,73 +127,6 @@ def curves(lines: Iterable[dict[str, Any]]) -> Curves:
             if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < _LARGEST:
                 points[line["step"]] = float(value)
     return Curves(*(tuple(Point(*p) for p in sorted(points.items())) for points in (train, val)))
-
-
-def picture(found: Curves, title: str, form: Literal["svg", "png"]) -> bytes:
-    """Draw both curves as a file: the same bytes for the same points.
-
-    Args:
-        found: At least one point.
-        title: Shown as it is, control characters as their escapes.
-        form: What kind of file.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    import io
-    import logging
-
-    # What it says of its own folders and fonts is nothing that a reader of a loss curve can act on.
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    try:
-        from matplotlib import rc_context  # type: ignore[import-not-found, unused-ignore]
-        from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise InputError(
-            f"cannot draw a .{form} file",
-            why="that needs the matplotlib package",
-            hint="pip install 'quill-gpt[plot]'",
-        ) from None
-    with rc_context({"svg.hashsalt": "quill", "axes.unicode_minus": False, "font.size": 10}):
-        figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
-        axes = figure.subplots()
-        low, high = span(found.train, found.val)
-        smooth, best = found.smooth(), found.best
-        if smooth is not found.train:
-            axes.plot(*zip(*found.train, strict=True), color="#1f77b4", alpha=0.25, linewidth=0.7)
-        if smooth:
-            label = "training, smoothed" if smooth is not found.train else "training"
-            axes.plot(*zip(*smooth, strict=True), color="#1f77b4", linewidth=1.5, label=label)
-        if found.val:
-            dots = "o" if len(found.val) <= 40 else ""
-            axes.plot(
-                *zip(*found.val, strict=True),
-                color="#d95f02",
-                marker=dots,
-                markersize=4,
-                linewidth=1.5,
-                label="validation",
-            )
-        room = 0.05 * (high - low)
-        if best:
-            axes.vlines(best.step, low - room, best.loss, color="#555555", linewidth=0.8, linestyle=":")
-            label = f"best: {best.loss:.4f} at step {best.step:,}"
-            axes.plot(*best, "*", color="#555555", markersize=13, markeredgecolor="white", label=label)
-        axes.set_xlim(0, 1.02 * max(1, *(p.step for p in (*found.train, *found.val))))
-        axes.set_ylim(low - room, high + room)
-        axes.set_xlabel("step")
-        axes.set_ylabel("loss, nats per token")
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in title)
-        axes.set_title(shown, parse_math=False, loc="left")
-        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e6e6e6", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.legend(edgecolor="none")
-        drawn = io.BytesIO()
-        nothing = {"Date": None} if form == "svg" else {"Software": None}
-        figure.savefig(drawn, format=form, metadata=nothing)
-    return drawn.getvalue()
 
 
 def _quantile(values: Sequence[float]) -> float:

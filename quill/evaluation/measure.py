@@ -1,4 +1,4 @@
-"""How well a model knows a text: loss, perplexity, and bits per byte, which compare across tokenizers.
+"""How well a model predicts a text: loss, perplexity, and bits per byte, comparable across tokenizers.
 
 Legend: B batch, T window, V vocabulary.
 """
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from quill.data.batches import Tokens
     from quill.tokenizers.base import Tokenizer
 
-# Tokens of one forward pass, 2048 elsewhere: on a CPU more gain no speed, they only leave its caches.
+# Tokens per forward pass, 2048 elsewhere: on a CPU more are no faster, as they leave its caches.
 _TOKENS_AT_ONCE = {"cuda": 16384, "mps": 8192}
-# Logits that exist at one time, 32 MB of float32, however large the vocabulary.
+# Logits in memory at once, 32 MB of float32, however large the vocabulary.
 _LOGITS_AT_ONCE = 1 << 23
-# Rows of a batch where the estimate is from random windows and no size is asked for.
+# Default rows per batch for an estimate from random windows.
 _ROWS_OF_ESTIMATE = 16
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a model makes of a text.
+    """A model's figures on a text.
 
     Attributes:
         loss: Mean cross entropy in nats per token.
-        perplexity: exp(loss); infinite where that is beyond a float.
-        bits_per_byte: Bits that the model needs for a byte of the text's UTF-8.
+        perplexity: exp(loss); infinity if that overflows.
+        bits_per_byte: Bits the model needs per byte of the text in UTF-8.
         tokens: Targets measured.
-        bytes: Bytes of text that those targets stand for; with `iters` their share of all.
+        bytes: Bytes of text that the targets stand for; with `iters`, their share of all bytes.
     """
 
     loss: float
@@ -59,34 +59,34 @@ def evaluate(
     iters: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    between: Callable[[], None] = lambda: None,
+    poll: Callable[[], None] = lambda: None,
 ) -> Figures:
-    """Measure a model on a text: the whole of it in consecutive windows, or an estimate.
+    """Measure a model on a text: all of it in consecutive windows, or an estimate.
 
-    Every token but the first is a target exactly once, with the tokens before it in its window as context.
-    The result depends on nothing but the weights, the tokens and the settings given.
+    Every token but the first is a target exactly once; its context is the tokens before it in its window.
+    The result depends only on the weights, the tokens and the arguments.
 
     Args:
-        model: Any model; it is left in the mode it is in.
+        model: Any model; its mode does not change.
         tokens: The text as ids, (n,).
         n_bytes: Length in UTF-8 of the text that tokens[1:] stand for.
-        block_size: Length of a window, T; the model's where None.
-        iters: Batches of random windows to estimate from; all windows where None.
-        batch_size: Windows in a forward pass, B; chosen for speed where None.
-        seed: Of the random windows.
-        between: Called before each forward pass; what it raises ends the measurement.
+        block_size: Length of a window, T; the model's context length if None.
+        iters: Number of batches of random windows to estimate from; all windows if None.
+        batch_size: Windows per forward pass, B; chosen for speed if None.
+        seed: Seed of the random windows.
+        poll: Called before each forward pass; an exception from it ends the measurement.
 
     Raises:
-        InputError: There is no target, or not one window to estimate from.
+        InputError: There are too few tokens.
         DivergedError: The loss is not finite.
     """
     T = min(block_size or model.shape.block_size, model.shape.block_size)
     if len(tokens) < 2 or (iters is not None and len(tokens) <= T):
         needed = 2 if iters is None else T + 1
         raise InputError(
-            f"there are {len(tokens):,} tokens to measure on",
-            why=f"{needed:,} are needed",
-            hint="give more text",
+            f"the text has only {len(tokens):,} token{'' if len(tokens) == 1 else 's'}",
+            why=f"measuring requires at least {needed:,}",
+            hint="use a longer text",
         )
     batches: Iterator[tuple[Tensor, Tensor]]
     if iters is None:
@@ -95,12 +95,12 @@ def evaluate(
     else:
         B = batch_size or _ROWS_OF_ESTIMATE
         batches = (batch(tokens, seed=seed, step=step, batch_size=B, block_size=T) for step in range(iters))
-    nats, count = _total(model, batches, between)
+    nats, count = _total(model, batches, poll)
     if not math.isfinite(nats):
         raise DivergedError(
-            "the loss is not finite",
-            why="the model's weights are not finite, or so large that numbers overflow",
-            hint="an earlier version, from 'quill list --all-versions'",
+            "the loss is NaN or infinite",
+            why="the model's weights are too, or are so large that numbers overflow",
+            hint="quill list --all-versions",
         )
     measured = n_bytes * count / (len(tokens) - 1)
     return Figures(
@@ -118,20 +118,20 @@ def evaluate_text(
     """Measure a model on any text.
 
     Args:
-        model: Any model; it is left in the mode it is in.
+        model: Any model; its mode does not change.
         tokenizer: The model's own.
-        text: At least two tokens of it.
+        text: At least two tokens.
         unknown: What to do with characters that have no token.
 
     Raises:
-        InputError: The text is too short, or has a character that has no token.
+        InputError: The text is too short, or a character of it has no token.
         DivergedError: The loss is not finite.
     """
     if unknown == "error":
         tokens = tokenizer.encode_array(text)
         n_bytes = len(text.encode()) - sum(len(tokenizer.token_bytes(int(i))) for i in tokens[:1])
     else:
-        # What is left out is not measured, and so has no bytes either.
+        # Skipped characters are not measured, so their bytes do not count either.
         ids = tokenizer.encode(text, unknown=unknown)
         tokens = np.array(ids, dtype=tokenizer.dtype)
         n_bytes = sum(len(tokenizer.token_bytes(i)) for i in ids[1:])
@@ -140,9 +140,9 @@ def evaluate_text(
 
 @torch.inference_mode()
 def _total(
-    model: GPT, batches: Iterator[tuple[Tensor, Tensor]], between: Callable[[], None]
+    model: GPT, batches: Iterator[tuple[Tensor, Tensor]], poll: Callable[[], None]
 ) -> tuple[float, int]:
-    """Sum of the cross entropy over all targets in nats, and their number."""
+    """Return the summed cross entropy of all targets in nats, and their number."""
     device = model.wte.weight.device
     at_once = max(1, _LOGITS_AT_ONCE // (model.shape.vocab_size))
     training = model.training
@@ -150,10 +150,10 @@ def _total(
     nats, count = 0.0, 0
     try:
         for x, y in batches:
-            between()
+            poll()
             hidden = model.hidden(x.to(device)).flatten(0, 1)  # (B T, C)
             targets = y.to(device).flatten()
-            # The head's rows by parts, as a large vocabulary's logits take more memory than all else.
+            # The head in slices: the logits of a large vocabulary take more memory than everything else.
             for at in range(0, len(targets), at_once):
                 logits = model.head(hidden[at : at + at_once]).float()
                 losses = F.cross_entropy(logits, targets[at : at + at_once], reduction="none")

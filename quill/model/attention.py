@@ -1,4 +1,4 @@
-"""Causal attention over new positions and cached ones; what every block shares.
+"""Causal attention over new and cached positions, shared by all blocks.
 
 Legend: B batch, T query length, S key length, H n_head, K n_kv_head, D head_size.
 """
@@ -31,8 +31,8 @@ def attend(
         k: Keys, (B, K, T, D), K dividing H.
         v: Values, like k.
         cache: Earlier positions' keys and values; extended in place.
-        dropout: Share of attention weights dropped.
-        scale: Factor on the scores; D ** -0.5 where None.
+        dropout: Probability of dropping an attention weight.
+        scale: Factor on the scores; D ** -0.5 if None.
 
     Returns:
         (B, H, T, D).
@@ -42,13 +42,13 @@ def attend(
     T, S = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
     if T == 1:
-        # One query sees every key: no mask, and no kernel that would build one.
+        # One query sees every key, so it needs no mask.
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale, enable_gqa=grouped)
     if T == S:
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped
         )
-    # is_causal would align its triangle top-left; new positions sit at the bottom right.
+    # is_causal would align its triangle at the top left; new positions are at the bottom right.
     mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=grouped

@@ -1,7 +1,7 @@
-"""A GPT: token ids to logits, for every block family.
+"""A GPT: token ids to logits, for every block.
 
-Legend: B batch, T query length, C n_embd, V vocabulary. The module holds parameters only; positions
-and caches are computed or passed in, so that a checkpoint is exactly the weights.
+Legend: B batch, T query length, C n_embd, V vocabulary. The module has parameters only; positions are
+computed and caches passed in, so that the state dict is exactly the weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from quill.model.rope import Rope
 
 
 class GPT(nn.Module):
-    """Decoder-only transformer; with no layers, a bigram table.
+    """Decoder-only transformer; without layers, a bigram table.
 
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners".
 
@@ -37,7 +37,7 @@ class GPT(nn.Module):
         V, C = shape.vocab_size, shape.n_embd
         self._rope: Rope | None = None
         if shape.n_layer == 0:
-            # Row i of the table holds the logits of what follows token i.
+            # Row i of the table has the logits of the token after token i.
             self.wte = nn.Embedding(V, V)
         else:
             family = discovery.load(blocks.PACKAGE, shape.block, "block")
@@ -54,7 +54,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Draw the initial weights: N(0, 0.02) outside the blocks, the family's own inside."""
+        """Draw the initial weights: N(0, 0.02) outside the blocks; each block draws its own."""
         device = self.wte.weight.device
         generator = torch.Generator(device).manual_seed(seed)
         if self.shape.n_layer == 0:
@@ -72,9 +72,9 @@ class GPT(nn.Module):
         """Logits of the token after each position.
 
         Args:
-            idx: Token ids, (B, T), T at most block_size less what the cache holds.
-            cache: Tokens already seen; extended in place.
-            last_only: Only the last position's logits, which saves the rest of the head's work.
+            idx: Token ids, (B, T); T plus the cached positions is at most block_size.
+            cache: Keys and values already seen; extended in place.
+            last_only: Compute only the last position's logits.
 
         Returns:
             (B, T, V), or (B, 1, V).
@@ -83,14 +83,14 @@ class GPT(nn.Module):
         return self.head(x[:, -1:] if last_only else x)
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the layers make of each position, before the last norm.
+        """Activations of each position before the last norm.
 
         Args:
-            idx: Token ids, (B, T), T at most block_size less what the cache holds.
-            cache: Tokens already seen; extended in place.
+            idx: Token ids, (B, T); T plus the cached positions is at most block_size.
+            cache: Keys and values already seen; extended in place.
 
         Returns:
-            (B, T, C); with no layers (B, T, V).
+            (B, T, C); without layers (B, T, V).
         """
         x: Tensor = self.wte(idx)  # (B, T, C)
         if self.shape.n_layer == 0:
@@ -114,10 +114,10 @@ class GPT(nn.Module):
         return x
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits from what `hidden` gives.
+        """Logits from the activations that `hidden` returns.
 
         Args:
-            x: (B, T, C), or with no layers (B, T, V); any of the positions.
+            x: (B, T, C), or without layers (B, T, V); any of the positions.
 
         Returns:
             (B, T, V).
@@ -130,7 +130,7 @@ class GPT(nn.Module):
         return cast(Tensor, self.lm_head(x))
 
     def rotations(self) -> Rope:
-        """The rotary table for the whole context, on the device of the weights."""
+        """The rotary table for the whole context length, on the device of the weights."""
         device = self.wte.weight.device
         if self._rope is None or self._rope.cos.device != device:
             c = self.shape
@@ -140,7 +140,7 @@ class GPT(nn.Module):
         return self._rope
 
     def new_cache(self, batch_size: int = 1) -> KVCache:
-        """An empty cache for this model, for `batch_size` sequences."""
+        """Make an empty cache for `batch_size` sequences."""
         weight = self.wte.weight
         return KVCache(self.shape, batch_size, weight.device, weight.dtype)
 
@@ -149,8 +149,8 @@ class GPT(nn.Module):
         """Logits without gradients or dropout.
 
         Args:
-            idx: Token ids, (B, T); beyond block_size only the last block_size count.
-            targets: Every position's logits (what is compared with targets), else the last alone.
+            idx: Token ids, (B, T); only the last block_size of them are used.
+            targets: Whether to return the logits of every position, as a loss needs, or of the last only.
 
         Returns:
             (B, T, V), or (B, V).
@@ -175,17 +175,17 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def outline(shape: Shape) -> GPT:
-    """A GPT that has names, shapes and dtypes but no memory, for counting and for loading into.
+    """Build a GPT with names, shapes and dtypes but no memory, to count or to load weights into.
 
-    Drawing initial weights is skipped: on the meta device torch answers a draw through its compiler,
-    whose import alone takes longer than building the model.
+    No initial weights are drawn: on the meta device torch draws through its compiler, whose import alone
+    takes longer than building the model.
     """
     with torch.device("meta"), _Undrawn():
         return GPT(shape)
 
 
 class _Undrawn(TorchFunctionMode):
-    """While it is entered, initialisers leave tensors as they are."""
+    """Makes initialisers leave tensors unchanged."""
 
     _DRAWS = frozenset({Tensor.normal_, Tensor.uniform_})
 
@@ -196,9 +196,9 @@ class _Undrawn(TorchFunctionMode):
 
 
 def n_params(shape: Shape) -> int:
-    """Exact number of parameters, counted without allocating any.
+    """Count parameters without allocating any.
 
-    All layers are alike, so two models of at most one layer tell the rest, however deep.
+    All layers are alike, so models of one and two layers give the count for any depth.
     """
 
     def count(n_layer: int) -> int:

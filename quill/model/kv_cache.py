@@ -1,7 +1,7 @@
-"""Keys and values of tokens already seen, so that decoding computes only what is new.
+"""Keys and values of tokens already seen, so that decoding computes only new positions.
 
-The cache is an argument of the model and holds at most one context; who wants to go on beyond it
-starts a new window (see `quill.generation.generator`).
+The cache is an argument of the model and has room for one context length; `quill.generation.decoding`
+moves the window when it is full.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ class LayerCache:
         self.length = 0
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append T positions and return all that is held.
+        """Append T positions and return all positions so far.
 
         Args:
             k: Keys of the new positions, (B, K, T, D).
-            v: Values, likewise.
+            v: Values of the new positions, (B, K, T, D).
 
         Returns:
-            Keys and values of every position so far, (B, K, S, D).
+            Keys and values, (B, K, S, D) each.
         """
         start, T = self.length, k.shape[2]
         self.length = end = start + T
-        # narrow costs a third of what indexing does, which shows when T is 1.
+        # narrow takes a third of the time of indexing, which matters when T is 1.
         self.keys.narrow(2, start, T).copy_(k)
         self.values.narrow(2, start, T).copy_(v)
         return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
 
     def repeat(self, rows: int) -> LayerCache:
-        """A copy of a single sequence's cache for each of several."""
+        """Copy a single sequence's cache to each of several rows."""
         twin = LayerCache(self.keys.repeat(rows, 1, 1, 1), self.values.repeat(rows, 1, 1, 1))
         twin.length = self.length
         return twin
@@ -50,10 +50,10 @@ class KVCache:
     """The caches of all layers.
 
     Args:
-        shape: The model's.
-        batch_size: Sequences decoded side by side, B.
-        device: Where the model is.
-        dtype: What its activations are in.
+        shape: Shape of the model.
+        batch_size: Number of sequences side by side, B.
+        device: Device of the model.
+        dtype: Type of its activations.
     """
 
     def __init__(self, shape: Shape, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -68,21 +68,17 @@ class KVCache:
         self.length = 0
 
     def advance(self, n_tokens: int) -> None:
-        """Count tokens that every layer has taken in."""
+        """Count tokens that every layer has appended."""
         self.length += n_tokens
 
     def clear(self) -> None:
-        """Forget everything, keeping the memory."""
+        """Empty the cache and keep its memory."""
         self.length = 0
         for layer in self.layers:
             layer.length = 0
 
     def repeat(self, rows: int) -> KVCache:
-        """A copy of a single sequence's cache for each of several, to be decoded side by side.
-
-        Args:
-            rows: How many sequences.
-        """
+        """Copy a single sequence's cache to each of several rows, to decode them side by side."""
         twin = copy.copy(self)
         twin.layers = [layer.repeat(rows) for layer in self.layers]
         return twin

@@ -29,13 +29,13 @@ class Rope:
             length: Positions, T.
             head_size: Width of one head, D; even.
             theta: Base period.
-            device: Where the table lives.
+            device: Device of the table.
         """
         steps = torch.arange(0, head_size, 2, dtype=torch.float32, device=device)
         frequency = theta ** (-steps / head_size)
         angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)
         cos, sin = angle.cos(), angle.sin()
-        # Negating here rather than in every call saves one pass over each query and key.
+        # Negating here instead of in every call saves a pass over each query and key.
         return cls(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
 
     def span(self, start: int, length: int) -> Rope:

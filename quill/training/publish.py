@@ -99,7 +99,7 @@ def _published_loss(
     if estimate is None or (c.eval_iters is None and c.weights_dtype == "float32"):
         return estimate
     n_bytes = dataset.count("val", "bytes")
-    return float(measure.evaluate(model, dataset.val, n_bytes=n_bytes, between=poll).loss)
+    return float(measure.evaluate(model, dataset.val, n_bytes=n_bytes, poll=poll).loss)
 
 
 def _bits_per_byte(loss: float | None, dataset: Dataset) -> float | None:

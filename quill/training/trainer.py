@@ -140,9 +140,7 @@ class Trainer:
     def evaluate(self, val: Tokens, n_bytes: int, poll: Callable[[], None] = lambda: None) -> measure.Figures:
         """The validation loss: the whole split in float32, or eval_iters batches of it."""
         c = self.config
-        return measure.evaluate(
-            self.model, val, n_bytes=n_bytes, iters=c.eval_iters, seed=c.seed, between=poll
-        )
+        return measure.evaluate(self.model, val, n_bytes=n_bytes, iters=c.eval_iters, seed=c.seed, poll=poll)
 
     def _clip(self) -> float:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]

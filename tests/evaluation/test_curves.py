@@ -1,4 +1,4 @@
-"""A run's losses as points, as text and as a picture."""
+"""A run's losses as points and as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ET
 from itertools import pairwise
 
 import pytest
@@ -190,34 +189,6 @@ def test_a_hundred_thousand_lines_are_drawn_in_seconds():
     start = time.perf_counter()
     chart.draw(curves.curves(curves.parse(raw)))
     assert time.perf_counter() - start < 5
-
-
-@pytest.mark.parametrize("form", ["svg", "png"])
-def test_a_picture_is_the_same_twice(form):
-    pytest.importorskip("matplotlib")
-    found = Curves(noisy(200), (Point(100, 2.0),))
-    drawn = curves.picture(found, "x:v1", form)
-    assert drawn == curves.picture(found, "x:v1", form)
-    assert drawn.startswith(b"\x89PNG" if form == "png" else b"<?xml")
-
-
-@pytest.mark.parametrize("title", ["<script>alert(1)</script>", "$x^{", "--> <b>", "\x1b[2J", "a_b:v1", ""])
-def test_f15_a_title_is_text_in_a_picture(title):
-    pytest.importorskip("matplotlib")
-    drawn = curves.picture(Curves((Point(1, 2.0), Point(2, 1.0)), ()), title, "svg")
-    assert b"<script" not in drawn
-    assert b"\x1b" not in drawn
-    tree = ET.fromstring(drawn)
-    assert {e.tag.rpartition("}")[2] for e in tree.iter()} <= {
-        "svg", "g", "path", "use", "defs", "clipPath", "rect", "style", "metadata", "RDF", "Work", "type",
-        "format", "creator", "Agent", "title", "date", "text",
-    }  # fmt: skip
-
-
-def test_a_picture_needs_no_validation_and_one_point_is_enough():
-    pytest.importorskip("matplotlib")
-    for found in (Curves((Point(0, 1.0),), ()), Curves((), (Point(3, 1.0),))):
-        assert curves.picture(found, "x", "png")
 
 
 def test_reading_and_drawing_load_no_torch_and_no_matplotlib():

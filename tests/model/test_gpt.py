@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quill import discovery
-from quill.config import reading
+from quill.config import blocks, reading
 from quill.config.settings import ModelConfig
 from quill.errors import InputError
 from quill.model.gpt import GPT, loss, n_params
@@ -168,6 +168,19 @@ def test_activations_are_what_they_are_called(make_model: MakeModel, activation:
         for grad in (True, False):
             with torch.set_grad_enabled(grad):
                 torch.testing.assert_close(mlp(x), wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("block", "activation"), [(b, a) for b in BLOCKS for a in blocks.facts(b).activations]
+)
+def test_every_declared_activation_builds_and_differs(
+    make_model: MakeModel, block: str, activation: str
+) -> None:
+    idx = torch.randint(0, 29, (2, 5))
+    logits = make_model(block=block, activation=activation).predict(idx)
+    for other in set(blocks.facts(block).activations) - {activation}:
+        different = make_model(block=block, activation=other).predict(idx)
+        assert not torch.allclose(logits, different, atol=1e-4), other
 
 
 def test_hidden_and_head_are_forward(make_model: MakeModel) -> None:

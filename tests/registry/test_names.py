@@ -51,7 +51,7 @@ def test_f13_whatever_passes_is_one_plain_folder_name(text):
 def test_a_suggestion_is_a_good_name():
     with pytest.raises(InputError) as caught:
         names.check_name("My Model!")
-    assert caught.value.hint == "such as 'my-model'"
+    assert caught.value.hint == "use 'my-model'"
     assert names.check_name("my-model")
 
 

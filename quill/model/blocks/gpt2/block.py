@@ -36,7 +36,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def norm(shape: Shape) -> nn.Module:
-    """The family's norm over the residual stream."""
+    """The norm over the residual stream."""
     return nn.LayerNorm(shape.n_embd, eps=shape.norm_eps, bias=shape.bias)
 
 
@@ -65,9 +65,8 @@ class MLP(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        hidden = shape.mlp_size
-        self.c_fc = nn.Linear(shape.n_embd, hidden, bias=shape.bias)
-        self.c_proj = nn.Linear(hidden, shape.n_embd, bias=shape.bias)
+        self.c_fc = nn.Linear(shape.n_embd, shape.mlp_size, bias=shape.bias)
+        self.c_proj = nn.Linear(shape.mlp_size, shape.n_embd, bias=shape.bias)
         self.activation = _ACTIVATIONS[shape.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +91,7 @@ class Block(nn.Module):
         Args:
             x: Activations, (B, T, C).
             rope: Unused: positions were added to the embeddings.
-            cache: This layer's earlier keys and values; extended in place.
+            cache: This layer's keys and values so far; extended in place.
 
         Returns:
             Same shape as x.

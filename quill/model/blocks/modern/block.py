@@ -7,19 +7,37 @@ arXiv:2002.05202. ReLU squared: So et al. 2021, arXiv:2109.08668.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quill.config.shape import Shape
-from quill.errors import InputError
 from quill.model.attention import attend
 from quill.model.kv_cache import LayerCache
 from quill.model.rope import Rope
 
 
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _relu2(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": F.silu,
+    "relu2": _relu2,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+}
+
+
 class RMSNorm(nn.RMSNorm):
-    """RMSNorm in its weight's precision: what autocast hands over in less has no fused kernel."""
+    """RMSNorm in the precision of its weight; there is no fused kernel for lower ones under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as x."""
@@ -27,7 +45,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def norm(shape: Shape) -> nn.Module:
-    """The family's norm over the residual stream."""
+    """The norm over the residual stream."""
     return RMSNorm(shape.n_embd, eps=shape.norm_eps)
 
 
@@ -61,35 +79,24 @@ class MLP(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        hidden = shape.mlp_size
-        self.activation = shape.activation
-        if self.activation == "swiglu":
-            self.gate_proj = nn.Linear(shape.n_embd, hidden, bias=False)
-        self.up_proj = nn.Linear(shape.n_embd, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, shape.n_embd, bias=False)
+        self.gated = shape.activation == "swiglu"
+        self.activation = _ACTIVATIONS[shape.activation]
+        if self.gated:
+            self.gate_proj = nn.Linear(shape.n_embd, shape.mlp_size, bias=False)
+        self.up_proj = nn.Linear(shape.n_embd, shape.mlp_size, bias=False)
+        self.down_proj = nn.Linear(shape.mlp_size, shape.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C)."""
         up = self.up_proj(x)
-        match self.activation:
-            case "swiglu":
-                up = F.silu(self.gate_proj(x)) * up
-            case "relu2":
-                up = F.relu(up).square()
-            case "relu":
-                up = F.relu(up)
-            case "gelu" | "gelu_tanh":
-                up = F.gelu(up, approximate="tanh" if self.activation == "gelu_tanh" else "none")
-            case _:
-                raise InputError(f"block modern has no activation '{self.activation}'")
+        up = self.activation(self.gate_proj(x)) * up if self.gated else self.activation(up)
         return self.down_proj(up)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    Dropout is on what each branch adds, not on attention weights: those would have to be written out,
-    where the fused kernels never hold them.
+    Dropout applies to what each branch adds, not to attention weights, which fused kernels never store.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -106,7 +113,7 @@ class Block(nn.Module):
         Args:
             x: Activations, (B, T, C).
             rope: Rotation for these T absolute positions.
-            cache: This layer's earlier keys and values; extended in place.
+            cache: This layer's keys and values so far; extended in place.
 
         Returns:
             Same shape as x.
