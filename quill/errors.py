@@ -124,16 +124,17 @@ def shorten(value: Any, limit: int = 80) -> str:
     return f"{shown[: limit - 3 - len(end)]}...{end}"
 
 
-def newer(what: str, schema: int, newest: int) -> InputError:
+def newer(what: str, schema: int, newest: int, written_by: str | None = None) -> InputError:
     """Return the error for a file that a newer quill wrote.
 
     Args:
         what: The file, or what it describes.
         schema: Its schema version.
         newest: The newest schema version that this quill reads.
+        written_by: The version of quill that wrote it, if it is known.
     """
     return InputError(
-        f"{what} has schema {schema}",
+        f"{what} needs quill >= {written_by}" if written_by else f"{what} has schema {schema}",
         why=f"a newer quill wrote it; this one reads up to schema {newest}",
         hint="pip install --upgrade quill-gpt",
     )

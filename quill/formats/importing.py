@@ -19,8 +19,7 @@ from quill.config.differences import differences
 from quill.config.settings import RunConfig
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, shorten
 from quill.formats import base
-from quill.registry import locks
-from quill.registry import manifest as manifests
+from quill.registry import locks, manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,7 +160,7 @@ def _detect(path: Path, source: str) -> base.Format:
         )
     why = f"quill imports {', '.join(k.name for k in kinds)}, and it is none of these"
     hint = "quill import --help"
-    if (path / manifests.FILE).is_file() and (path / WEIGHTS).is_file():
+    if (path / manifest.FILE).is_file() and (path / WEIGHTS).is_file():
         why, hint = (
             "it is a version in a quill registry",
             f"quill cp {shlex.quote(_with_slash(source))} my-model",

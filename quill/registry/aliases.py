@@ -14,7 +14,7 @@ from typing import Any, TypedDict, cast
 
 from quill import fsio, naming
 from quill.errors import CorruptError, InputError, NotFoundError, QuillError, RefusedError
-from quill.registry import locks, manifest, names
+from quill.registry import locks, manifest, migrations, names
 from quill.registry.folder import is_flat, is_published, refuse_link
 
 FILE = "model.json"
@@ -51,13 +51,15 @@ def read(folder: Path) -> Record:
 
     Raises:
         CorruptError: It is damaged. The versions are not.
+        InputError: It was made by a newer quill.
     """
     path = folder / FILE
     blank: dict[str, Any] = {"schema": 1, "aliases": {}, "tags": {}, "next_version": 1, "formerly": {}}
+    blank["removing"] = []
     try:
-        document = blank | {"removing": []} | manifest.read_object(path)
+        document = blank | migrations.migrate(manifest.read_object(path), "model", origin=str(path))
     except (FileNotFoundError, NotADirectoryError):
-        document = blank | {"removing": []}
+        document = blank
     numbers: list[Any] = [document["next_version"]]
     for key in ("aliases", "formerly"):
         numbers += document[key].values() if isinstance(document[key], dict) else [None]

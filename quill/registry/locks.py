@@ -1,12 +1,12 @@
-"""Who is at work on a name: flock, and in the lock file a note of who holds it.
+"""Which process is working on a name: flock, and in the lock file a note of who holds it.
 
-A lock keeps two trainings of one name apart and lets a second one say whom it waits for. Readers take
-none. Correctness does not rest on it: some network filesystems answer flock and do nothing, so numbers
-are given by exclusive mkdir and what is published never changes. The note helps there too: a live
-process that it names counts as holding the lock. Lock files are never unlinked, since whoever has the
-old file open would then hold a lock that nobody else sees.
+A lock keeps two trainings of one name apart and lets the second one say which process it waits for. Readers
+take none. Correctness does not depend on locks: on some network filesystems flock succeeds and does nothing,
+so numbers are taken by exclusive mkdir and published versions never change. The note helps there too: the
+lock counts as held while the process that the note names is alive. Lock files are never deleted, because a
+process that has the old file open would hold a lock that no other process sees.
 
-Semantics: flock(2) of Linux and the BSDs; a lock ends with its process, however that dies.
+Semantics: flock(2) of Linux and the BSDs; a lock ends with its process, however that ends.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from quill import fsio
 from quill.errors import CorruptError, LockedError
 
 FOLDER = ".locks"
-# Locks on a name's model.json, beside those on the name: no name ends in a slash.
-_LEDGERS = "ledgers"
-_FOLDERS = (FOLDER, _LEDGERS)
-# Another's look at a lock, or a run that finds itself done, holds it this briefly, in seconds.
+# Locks on a name's model.json, in a folder of their own: a name cannot contain a slash.
+_RECORDS = "ledgers"
+_FOLDERS = (FOLDER, _RECORDS)
+# Seconds to wait for a process that only looks at a lock, or finds that it has nothing to do.
 _PATIENCE = 0.5
-_LEDGER_WAIT = 60.0
+_RECORD_WAIT = 60.0
 _NOTE_BYTES = 4096
-# What a filesystem without locks answers.
+# The errors of a filesystem without locks.
 _NO_LOCKS = {getattr(errno, n, None) for n in ("ENOLCK", "ENOSYS", "EOPNOTSUPP", "ENOTSUP", "EINVAL")} - {
     None
 }
@@ -47,15 +47,15 @@ def path_of(root: Path, name: str) -> Path:
 
 @contextmanager
 def hold(root: Path, name: str, wait: float = 0.0) -> Iterator[None]:
-    """Hold a name: for a whole training, or while its versions are moved or removed.
+    """Lock a name: for a whole training, or while its versions are renamed or removed.
 
     Args:
         root: The registry; made when missing.
         name: The model's name, checked.
-        wait: Seconds to wait for another holder.
+        wait: Seconds to wait for another process.
 
     Raises:
-        LockedError: Another holds it; the message names process, host and start.
+        LockedError: Another process has locked it; the message names process, host and start.
         CorruptError: The lock file is a link.
         ResourceError: The registry cannot be written.
     """
@@ -68,7 +68,7 @@ def hold(root: Path, name: str, wait: float = 0.0) -> Iterator[None]:
         if fd is not None and not _is_held(note := _read(fd)):
             break
         if fd is not None:
-            # flock let us in although the holder lives: it does nothing on this filesystem.
+            # flock succeeded although the holder is alive: it does nothing on this filesystem.
             os.close(fd)
         if time.monotonic() >= deadline:
             raise _locked(name, note if fd is not None else _read_path(path))
@@ -78,32 +78,32 @@ def hold(root: Path, name: str, wait: float = 0.0) -> Iterator[None]:
         _write(fd, me())
         yield
     finally:
-        # The note goes before the lock does, so that a note without a lock is always a dead process's.
+        # The note is removed before the lock, so that a note without a lock always is a dead process's.
         with suppress(OSError):
             _write(fd, {})
-        # A failing disk's last word on a lock file must not stand in for what happened under the lock.
+        # An error of closing the lock file must not hide what happened under the lock.
         with suppress(OSError):
             os.close(fd)
 
 
 @contextmanager
 def record(folder: Path) -> Iterator[None]:
-    """Hold a name's model.json for the moment of a change.
+    """Lock a model's model.json while it is changed.
 
     Args:
         folder: The model's folder.
 
     Raises:
-        LockedError: It was not to be had within a minute.
+        LockedError: Another process kept it locked for a minute.
     """
-    path = folder.parent / FOLDER / _LEDGERS / f"{folder.name}.lock"
+    path = folder.parent / FOLDER / _RECORDS / f"{folder.name}.lock"
     fsio.make_dir(path.parent)
-    deadline = time.monotonic() + _LEDGER_WAIT
+    deadline = time.monotonic() + _RECORD_WAIT
     while (fd := _take(path)) is None:
         if time.monotonic() >= deadline:
             raise LockedError(
                 f"the aliases and numbers of '{folder.name}' are locked",
-                why=f"another process has held '{path}' for a minute",
+                why=f"another process has kept '{path}' locked for a minute",
                 hint="try again later",
             )
         time.sleep(0.003)
@@ -115,9 +115,9 @@ def record(folder: Path) -> Iterator[None]:
 
 
 def holder(root: Path, name: str) -> dict[str, Any] | None:
-    """Who holds a name now: {"pid", "host", "started"}, or None; nothing is changed.
+    """The process that has locked a name, {"pid", "host", "started"}, or None; nothing is changed.
 
-    A note left by a process that died, on this machine or another, does not count.
+    A note left by a process that died, on this computer or another, does not count.
     """
     path = path_of(root, name)
     note = _read_path(path)
@@ -130,17 +130,17 @@ def holder(root: Path, name: str) -> dict[str, Any] | None:
     except (OSError, CorruptError):
         return None
     try:
-        # Only a lock can tell whether another machine's process lives; a shared one disturbs no reader.
+        # Only a lock shows whether another computer's process is alive; a shared one disturbs no reader.
         return None if _flock(fd, shared=True) else note
     finally:
         os.close(fd)
 
 
 def works(folder: Path) -> bool:
-    """Whether flock does on this filesystem what it should; False where it only says so.
+    """Whether flock works on this filesystem; False where it succeeds and does nothing.
 
     Args:
-        folder: Where to try; it is left as it was.
+        folder: Where to try; nothing stays in it.
     """
     path = folder / f".tmp-lock-{os.getpid()}-{os.urandom(4).hex()}"
     try:
@@ -155,7 +155,7 @@ def works(folder: Path) -> bool:
 
 
 def me() -> dict[str, Any]:
-    """What this process leaves in a lock file or a status: enough to find it, and to know it is gone."""
+    """What identifies this process in a lock file or a status, even once it is gone."""
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
@@ -165,12 +165,12 @@ def me() -> dict[str, Any]:
 
 
 def _is_held(note: dict[str, Any]) -> bool:
-    """Whether a note names a live process of this machine, and not another with the same number."""
+    """Whether a note names a live process of this computer, and not another one with the same pid."""
     pid, host, process = note.get("pid"), note.get("host"), note.get("process")
     if type(pid) is not int or pid <= 0 or host != socket.gethostname():
         return False
     if sys.platform == "win32":
-        # To ask is to send Ctrl-C there; and there locks can be relied on.
+        # os.kill would send Ctrl-C there, and locks are reliable there.
         return pid == os.getpid()
     try:
         os.kill(pid, 0)
@@ -182,22 +182,21 @@ def _is_held(note: dict[str, Any]) -> bool:
 
 
 def _process(pid: int) -> str | None:
-    """What tells a process from a later one of the same number: the boot, and its start in ticks.
+    """What distinguishes a process from a later one with the same pid: the boot, and its start in ticks.
 
-    Source: proc_pid_stat(5), fields 3 and 22. None where there is no /proc, where the number alone
-    counts, and for a zombie.
+    Source: proc_pid_stat(5), fields 3 and 22. None for a zombie, and without /proc, where the pid must do.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # A zombie is a number that nobody has asked for yet, and no process.
+        # A zombie is a pid that its parent has not collected yet, not a running process.
         return None if fields[0] in (b"Z", b"X") else f"{boot}/{int(fields[19])}"
     except (OSError, IndexError, ValueError):
         return None
 
 
 def _take(path: Path) -> int | None:
-    """An exclusive lock as an open file, or None where another has it."""
+    """Take an exclusive lock and return its open file; None if another process has it."""
     while True:
         with fsio.guard(path, "lock"):
             fd = _open(path)
@@ -205,7 +204,7 @@ def _take(path: Path) -> int | None:
             if not _flock(fd):
                 os.close(fd)
                 return None
-            # Somebody may have deleted the file between our opening and our locking it.
+            # The file may have been deleted after it was opened and before it was locked.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
                     return fd
@@ -234,12 +233,12 @@ def _open(path: Path, *, create: bool = True) -> int:
 
 
 def _link(path: Path) -> CorruptError:
-    why = "a link may point anywhere, so none is followed for a write"
+    why = "links are not followed for writing: they may point anywhere"
     return CorruptError(f"'{path}' is a symbolic link", why=why, hint=f"rm '{path}'")
 
 
 def _flock(fd: int, *, shared: bool = False) -> bool:
-    """Try to lock an open file; where there are no locks at all, everybody may."""
+    """Try to lock an open file; a filesystem without locks counts as locked."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -283,7 +282,7 @@ def _read_path(path: Path) -> dict[str, Any]:
 
 
 def _write(fd: int, note: dict[str, Any]) -> None:
-    """Replace the note; it informs and decides nothing that a power loss could spoil, so it is not synced."""
+    """Replace the note. It is not synced: nothing depends on it after a power loss."""
     text = json.dumps(note).encode() if note else b""
     with suppress(OSError):
         os.ftruncate(fd, 0)
@@ -297,7 +296,7 @@ def _write(fd: int, note: dict[str, Any]) -> None:
 def _locked(name: str, note: dict[str, Any]) -> LockedError:
     pid, host, started = note.get("pid", "?"), note.get("host", "?"), note.get("started", "?")
     return LockedError(
-        f"another process is at work on '{name}'",
-        why=f"pid {pid} on {host} since {started}" if note else "it did not leave its name",
-        hint="try again later, or have 'quill train' wait: --wait 3600",
+        f"another process is working on '{name}'",
+        why=f"pid {pid} on {host} since {started}" if note else "the holder is unknown",
+        hint="try again later",
     )

@@ -1,6 +1,6 @@
-"""What a model may be called, and what a reference to one means.
+"""The names of models, and references to their versions.
 
-`NAME[:vN|:ALIAS]`, each part held to the grammar of `quill.naming`.
+`NAME[:vN|:ALIAS]`; each part follows the rules of `quill.naming`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NUMBERED = re.compile(r"[vV]?[0-9]+")
 
 
 class Reference(NamedTuple):
-    """A name, and which of its versions: a number, an alias, or neither for the newest."""
+    """A model's name, and which of its versions: a number, an alias, or neither for the newest."""
 
     name: str
     version: int | None = None
@@ -36,7 +36,7 @@ def parse(text: str) -> Reference:
         text: Such as "shakespeare", "shakespeare:v4" or "shakespeare:champion".
 
     Raises:
-        InputError: It is not one.
+        InputError: It is not a reference.
     """
     name, colon, which = text.partition(":")
     check_name(name)
@@ -46,7 +46,7 @@ def parse(text: str) -> Reference:
         return Reference(name, version=number)
     if _NUMBERED.fullmatch(which):
         raise InputError(
-            f"no version is called {naming.quoted(which)}",
+            f"{naming.quoted(which)} is not a version",
             why="versions are v1, v2, v3 and so on",
             hint=f"quill show {name}",
         )
@@ -54,29 +54,29 @@ def parse(text: str) -> Reference:
 
 
 def is_path(text: str) -> bool:
-    """Whether a reference is a folder rather than a name: it holds a slash or starts with a dot."""
+    """Whether a reference is a path rather than a name: it contains a slash or starts with a dot."""
     return "/" in text or os.sep in text or text.startswith(".")
 
 
 def version_number(text: str) -> int | None:
-    """The number in "v4", or None when the text is not a version."""
+    """The number in "v4"; None for a text that is not a version."""
     found = _VERSION.fullmatch(text)
     return int(found[1]) if found else None
 
 
 def check_name(name: str) -> str:
-    """Return the name if it may be a model's.
+    """Return a name if it can be a model's.
 
     Raises:
-        InputError: It may not; the message says which rule it breaks.
+        InputError: It breaks a rule of names.
     """
     return naming.check(name, "model")
 
 
 def check_alias(alias: str) -> str:
-    """Return the alias if it may be one; it is held to the rules of names.
+    """Return an alias if it follows the rules of names.
 
     Raises:
-        InputError: It may not.
+        InputError: It breaks one.
     """
     return naming.check(alias, "alias")

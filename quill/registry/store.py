@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quill import fsio
-from quill.errors import CorruptError, InputError, NotFoundError, QuillError, RefusedError
+from quill.errors import CorruptError, NotFoundError, QuillError, RefusedError, newer
 from quill.registry import aliases, folder, locks, manifest, names, version
 from quill.registry.draft import Draft
 from quill.registry.folder import Folder
@@ -231,11 +231,7 @@ class Registry:
         with suppress(FileNotFoundError, CorruptError):
             layout = manifest.read_object(self.root / MARKER).get("format")
             if isinstance(layout, int) and layout > FORMAT:
-                raise InputError(
-                    f"'{self.root}' needs a newer quill",
-                    why=f"its layout is format {layout}, this quill reads up to {FORMAT}",
-                    hint="pip install --upgrade quill-gpt",
-                )
+                raise newer(f"the registry '{self.root}'", layout, FORMAT)
 
     def _model(self, name: str, most: int) -> Model:
         own = self.root / name

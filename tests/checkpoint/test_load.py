@@ -55,7 +55,7 @@ def test_what_was_saved_comes_back(registry, trained, model):
     assert found.model.shape == model.shape
     assert found.tokenizer.decode([0, 1, 2]) == "abc"
     assert found.version.reference == "tiny:v1"
-    assert found.manifest["parameters"] == sum(p.numel() for p in found.model.parameters())
+    assert found.version.manifest["parameters"] == sum(p.numel() for p in found.model.parameters())
     assert not found.model.training
     assert {p.dtype for p in found.model.parameters()} == {torch.float32}
     assert all(p.requires_grad for p in found.model.parameters())
@@ -96,7 +96,7 @@ def test_weights_beyond_float16_are_refused(tmp_path, model):
 def test_a_folder_by_hand_loads_without_a_manifest(by_hand, model):
     found = load_checkpoint(by_hand)
     assert torch.equal(found.model(IDS), model(IDS))
-    assert found.manifest is None
+    assert found.version.manifest is None
 
 
 def test_a_vocabulary_left_open_is_the_tokenizers(by_hand):
@@ -192,7 +192,7 @@ def test_a_damaged_config_names_the_setting(by_hand):
 
 def test_f12_a_config_of_a_newer_quill_is_an_input_error(by_hand):
     edit(by_hand.path / "config.json", lambda c: c.update(schema_version=2))
-    with pytest.raises(InputError, match="needs quill"):
+    with pytest.raises(InputError, match="a newer quill wrote it"):
         load_checkpoint(by_hand)
 
 

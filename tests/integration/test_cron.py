@@ -119,7 +119,7 @@ def test_f30_f49_last_nights_run_is_still_at_it(nightly):
         wait_for(nightly / "weights" / "notes" / "v1" / "state" / "step-*")
         code, sent = mail(run(nightly))
         assert code == 75
-        assert re.search(r"another process is at work on 'notes'\n.*pid \d+ on \S+ since", sent), sent
+        assert re.search(r"another process is working on 'notes'\n.*pid \d+ on \S+ since", sent), sent
         assert "Traceback" not in sent
     finally:
         # As a restart of the machine ends it.

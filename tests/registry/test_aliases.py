@@ -152,3 +152,12 @@ def test_f14_no_ledger_is_written_through_a_link(registry, folder, tmp_path):
     with pytest.raises(CorruptError):
         aliases.set_alias(folder, "champion", 1)
     assert (tmp_path / "other.json").read_text() == '{"next_version": 50}'
+
+
+def test_f12_a_model_json_of_a_newer_quill_is_not_written_over(folder):
+    (folder / "model.json").write_text('{"schema": 2, "aliases": {"champion": [1]}, "next_version": 9}')
+    before = (folder / "model.json").read_bytes()
+    for use in (lambda: aliases.read(folder), lambda: aliases.set_alias(folder, "best", 1)):
+        with pytest.raises(InputError, match="a newer quill wrote it"):
+            use()
+    assert (folder / "model.json").read_bytes() == before

@@ -186,7 +186,7 @@ def test_f34_a_signal_anywhere_saves_and_the_repeated_run_is_the_same(text: Path
 def test_f30_a_name_that_is_being_trained_is_locked(config: RunConfig, registry: Registry) -> None:
     registry.root.mkdir(parents=True)
     with locks.hold(registry.root, "tide"):
-        with pytest.raises(LockedError, match="at work on 'tide'") as caught:
+        with pytest.raises(LockedError, match="working on 'tide'") as caught:
             run(config, registry)
         assert caught.value.exit_code == 75
         assert f"pid {os.getpid()}" in caught.value.why
