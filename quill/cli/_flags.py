@@ -15,7 +15,7 @@ _NAMED = re.compile(
       | (?P<name>[a-z][a-z_]*) = (?P<to>VALUE)? (?!=|\w) )""".replace("VALUE", _VALUE),
     re.VERBOSE,
 )
-_FLAGS_ALONE = re.compile(r"(?:set )?((?:--[a-z][a-z-]*(?: [^\s-]\S*)?,? ?)+)")
+_FLAGS_ALONE = re.compile(r"(?:set )?((?:--[a-z][a-z-]*(?: (?:'[^']*'|[^\s-]\S*))?,? ?)+)")
 _OFF = ("false", "False")
 _ON = ("true", "True")
 _UNSET = ("none", "None", "null")
@@ -81,7 +81,7 @@ def complete(hint: str, program: str, arguments: Sequence[str]) -> str:
     found = _FLAGS_ALONE.fullmatch(hint)
     if not found or not arguments:
         return hint
-    added = shlex.split(found[1].replace(",", " "))
+    added = [word.removesuffix(",") for word in shlex.split(found[1])]
     names = {_plain(a) for a in added if a.startswith("--")}
     kept: list[str] = []
     rest = list(arguments)
@@ -94,7 +94,7 @@ def complete(hint: str, program: str, arguments: Sequence[str]) -> str:
             if at < len(added) and not added[at].startswith("--"):
                 rest.pop(0)
     whole = shlex.join([program, *kept, *added, *rest])
-    return whole if len(whole) <= _LONGEST_HINT else " ".join(added)
+    return whole if len(whole) <= _LONGEST_HINT else shlex.join(added)
 
 
 def _plain(flag: str) -> str:

@@ -63,6 +63,7 @@ def test_settings_and_parameters_become_flags(text, shown):
         ("--no-stream", "sample m --stream 'a b'", "quill sample m 'a b' --no-stream"),
         ("--force", "rm -- -x", "quill rm --force -- -x"),
         ("--dtype float32, --force", "export m", "quill export m --dtype float32 --force"),
+        ("--tokenizer 'a, b.txt'", "import m.pt", "quill import m.pt --tokenizer 'a, b.txt'"),
         ("lower --batch-size", "train", "lower --batch-size"),
         ("quill doctor", "train", "quill doctor"),
         ("--force", "sample m '" + "long " * 40 + "'", "--force"),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from hints import problem
 from shapes import SHAPES
 
 from quill.checkpoint.weights import save_weights
 from quill.config import reading
 from quill.config.settings import RunConfig
+from quill.errors import QuillError
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
 from quill.tokenizers import base
@@ -42,6 +45,34 @@ def tokenizers() -> dict[str, Tokenizer]:
     if importlib.util.find_spec("rustbpe"):
         found["bpe"] = base.load("bpe").train([TEXT], vocab_size=300)
     return found
+
+
+# Where the hints of errors are checked.
+_HINTING = tuple(
+    f"quill.formats.{name}"
+    for name in ("base", "importing", "nanogpt", "pt2", "quillgpt", "torch_files", "vocabulary")
+)
+
+
+@pytest.fixture(autouse=True)
+def hints(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """The hint of every error that a test raises, each of which must be a command that runs or a sentence."""
+    raised: dict[str, str] = {}
+    init = QuillError.__init__
+
+    def record(self: QuillError, what: str, *, why: str = "", hint: str = "") -> None:
+        init(self, what, why=why, hint=hint)
+        frame = inspect.currentframe()
+        while frame and frame.f_code.co_name in ("record", "__init__"):
+            frame = frame.f_back
+        if hint and frame and frame.f_globals["__name__"].startswith(_HINTING):
+            raised[hint] = what
+
+    monkeypatch.setattr(QuillError, "__init__", record)
+    yield raised
+    monkeypatch.undo()
+    wrong = {hint: why for hint in raised if (why := problem(hint))}
+    assert not wrong
 
 
 @pytest.fixture
