@@ -30,9 +30,9 @@ def removal(output: Output, removals: Sequence[Removal]) -> None:
         which += f" and {len(removals) - _SHOWN} more"
     if output.err is None or not is_terminal(output.err) or not is_terminal(sys.stdin):
         raise InputError(
-            f"{which} would be removed, which needs a confirmation",
+            f"removing {which} requires a confirmation",
             why="not running in a terminal",
-            hint="add --yes to remove, or --dry-run to see what would be removed",
+            hint="yes=True",
         )
     output.err.write(f"remove {safe_line(which)} ({size(sum(r.bytes for r in removals))})? [y/N] ")
     output.err.flush()

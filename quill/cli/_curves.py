@@ -1,4 +1,4 @@
-"""The loss curves of a model: drawn, as points, or as a picture."""
+"""The loss curves of a model: drawn, as points, or as an image file."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Literal
 
 from quill import fsio
 from quill.cli import _picture
-from quill.cli.output import Output, safe_line
+from quill.cli.output import Output
 from quill.errors import InputError, NotFoundError
 from quill.evaluation import chart, curves
 from quill.registry.folder import Folder
 
-# Beyond it a curve is only stretched.
+# A wider chart shows nothing more.
 _WIDEST = 100
-_COLOURS = {"train": "36", "val": "33", "best": "1;32"}
+_STYLES = {"train": "busy", "val": "warn", "best": "good"}
 
 
 def show(output: Output, found: Folder) -> None:
-    """Draw the curves; `--json` has their points, `-q` the lines as they are stored.
+    """Draw the curves; `--json` prints their points, `-q` the stored lines.
 
     Raises:
-        NotFoundError: There are none.
+        NotFoundError: There are no losses.
     """
     raw = found.metrics()
     points = _points(found, raw)
@@ -31,7 +31,7 @@ def show(output: Output, found: Folder) -> None:
         plain = _is_plain(output)
 
         def paint(text: str, role: chart.Role) -> str:
-            return output.style(text, _COLOURS[role], stdout=True)
+            return output.style(text, _STYLES[role], stdout=True)
 
         output.write(chart.draw(points, width, plain=plain, paint=paint))
         return
@@ -42,14 +42,15 @@ def show(output: Output, found: Folder) -> None:
         "val": [line for line in lines if "val_loss" in line],
         "best": {"step": best.step, "val_loss": best.loss} if best else None,
     }
-    output.emit("quill.metrics/1", document, human="", quiet=raw.decode(errors="replace").splitlines())
+    stored = raw.decode(errors="replace").splitlines()
+    output.show("quill.metrics/1", document, key="reference", quiet=stored)
 
 
 def form_of(path: Path) -> Literal["svg", "png"]:
-    """The kind of picture that a file's name asks for.
+    """The type of an image from its file name.
 
     Raises:
-        InputError: It asks for none.
+        InputError: It is not a supported type.
     """
     suffix = path.suffix.lower()
     if suffix == ".svg":
@@ -57,22 +58,22 @@ def form_of(path: Path) -> Literal["svg", "png"]:
     if suffix == ".png":
         return "png"
     raise InputError(
-        f"--plot '{path}' is refused", why="a picture's name ends in .svg or .png", hint="--plot loss.svg"
+        f"cannot plot to '{path}'", why="the file name must end in .svg or .png", hint="--plot loss.svg"
     )
 
 
 def save(output: Output, found: Folder, path: Path) -> None:
-    """Write the curves to a picture, and print its path.
+    """Write the curves to an image file, and print its path.
 
     Raises:
-        NotFoundError: There are none.
+        NotFoundError: There are no losses.
         InputError: matplotlib is not installed.
         ResourceError: It cannot be written.
     """
     drawn = _picture.draw(_points(found, found.metrics()), found.reference, form_of(path))
     fsio.write_bytes(path, drawn)
     document = {"reference": found.reference, "path": str(path)}
-    output.emit("quill.plot/1", document, human=safe_line(str(path)), quiet=str(path))
+    output.show("quill.plot/1", document, key="path")
 
 
 def _points(found: Folder, raw: bytes) -> curves.Curves:
@@ -81,14 +82,14 @@ def _points(found: Folder, raw: bytes) -> curves.Curves:
         unfinished = not found.is_published
         raise NotFoundError(
             f"{found.reference} has no metrics" + (" yet" if unfinished else ""),
-            why=f"its folder holds no losses in {curves.METRICS}",
+            why=f"its folder contains no losses in {curves.METRICS}",
             hint=f"quill {'logs' if unfinished else 'eval'} {found.reference}",
         )
     return points
 
 
 def _is_plain(output: Output) -> bool:
-    """Whether only ASCII shows: a locale of another encoding, or a terminal whose font has little else."""
+    """Whether to draw in ASCII: the locale's encoding, or the terminal's font, has nothing else."""
     env = output.env
     locale = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or "UTF-8"
     small = output.terminal and env.get("TERM") in ("dumb", "linux")

@@ -1,87 +1,79 @@
-"""Typer as quill uses it: plain help in groups, plain arguments read without pydantic."""
+"""Typer's commands with quill's help, and with a start that costs nothing for what was not given."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-# Where commands stand in the help: the face of quill, then the rest.
-PANELS = ("Commands", "More commands")
+from quill.cli import _help
+from quill.cli.output import canvas_of
+
+_TRUTH = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+_ASSIGNED = re.compile(r"(--[A-Za-z][\w-]*)=(\w+)")
 
 
-class _Grouped:
-    """Plain help in the groups that help on a terminal has; plain arguments read without pydantic."""
+class _Quill:
+    """What commands and groups share."""
 
-    def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters, each read by `_Plain` where Typer has a place for that."""
-        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        for param in params:
-            if getattr(param, "_runtime_param", None) is None:
-                param._runtime_param = _Plain()
-        return params
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words after the command in its usage line."""
+        command: Any = self
+        arguments = [_help.usage(p) for p in command.get_params(ctx) if p.param_type_name == "argument"]
+        return ["[OPTIONS]", *arguments, *(["COMMAND [ARGS]..."] if hasattr(command, "commands") else [])]
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write each group of parameters under its title."""
-        panels: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is None:
-                continue
-            name, text = record
-            title = "Options"
-            if param.param_type_name == "argument":
-                # Its Python type tells a reader nothing that its name does not.
-                name, title = name.partition(" <")[0], "Arguments"
-            panels.setdefault(param.rich_help_panel or title, []).append((name, text))
-        for title, records in panels.items():
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records)
+    def get_help(self, ctx: Any) -> str:
+        """The help screen."""
+        return _help.render(self, ctx, canvas_of(sys.stdout))
 
 
-class Command(_Grouped, TyperCommand):
-    """A command, read and explained in quill's way."""
+class Command(_Quill, TyperCommand):
+    """A command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; Typer builds a pydantic validator only for those that were given."""
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        parser = self.make_parser(ctx)
+        given, rest, _ = parser.parse_args(args=list(self._spelled(ctx, args)))
+        params = self.get_params(ctx)
+        for param in sorted(params, key=lambda p: not p.is_eager):
+            if param.required or given.get(param.name) not in (None, ()):
+                param.handle_parse_result(ctx, given, rest)
+            elif param.expose_value:
+                ctx.params[param.name] = param.get_default(ctx)
+        if rest:
+            ctx.fail(f"Got unexpected extra argument(s) ({' '.join(rest)})")
+        ctx.args = rest
+        return rest
+
+    def _spelled(self, ctx: Any, args: list[str]) -> Iterator[str]:
+        """Spell `--flag=False`, as nanoGPT's users type it, in the way of a switch: `--no-flag`."""
+        switches = {o: p for p in self.get_params(ctx) if _help.is_switch(p) for o in p.opts}
+        ended = False
+        for word in args:
+            ended = ended or word == "--"
+            found = None if ended else _ASSIGNED.fullmatch(word)
+            switch = switches.get(found[1].replace("_", "-")) if found else None
+            if found is None or switch is None or (on := _TRUTH.get(found[2].lower())) is None:
+                yield word
+            elif on:
+                yield switch.opts[0]
+            elif switch.secondary_opts:
+                yield switch.secondary_opts[0]
 
 
-class _Plain:
-    """Stands in for Typer's conversion of an argument where that only hands text through.
-
-    Typer builds a pydantic adapter for every argument, also for those not given, and `quill list` would
-    spend most of its time on that. An attribute that another Typer does not look at costs only time.
-    """
-
-    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The value as the command gets it; what is not plain text is left to Typer."""
-        many = param.multiple or param.nargs == -1
-        if value is None:
-            return () if many else None
-        kind = param.type_descriptor.annotation
-        for plain in (str, Path):
-            if kind is plain:
-                return plain(value)
-            if kind == list[plain]:  # type: ignore[valid-type]
-                return tuple(plain(v) for v in value)
-        choices = param.type_descriptor.choices
-        if choices and value in choices:
-            return value
-        param._runtime_param = None
-        adapter = param.get_runtime_param()
-        return adapter.coerce(value, param=param, ctx=ctx)
-
-
-class Group(_Grouped, TyperGroup):
-    """The commands, whose plain help is in groups."""
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the parameters, then each group of commands."""
-        super().format_options(ctx, formatter)
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for name in self.list_commands(ctx):
-            found = self.commands[name]
-            panel = getattr(found, "rich_help_panel", None) or PANELS[0]
-            panels.setdefault(panel, []).append((name, found.get_short_help_str(formatter.width)))
-        for title in sorted(panels):
-            with formatter.section(title):
-                formatter.write_dl(panels[title])
+class Group(_Quill, TyperGroup):
+    """A group of commands."""

@@ -1,4 +1,4 @@
-"""Call a version by a name of its own, such as shakespeare:champion."""
+"""Give versions names, such as shakespeare:champion."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from quill.cli import options
+from quill.cli._completion import models
+from quill.cli._tables import Column
 from quill.cli.options import Session
 from quill.errors import CorruptError, InputError, NotFoundError, QuillError
 
@@ -16,47 +18,60 @@ if TYPE_CHECKING:
     from quill.registry.store import Registry
 
 
-@options.command()
+_aliased = models(versions=False, drafts=False)
+_names_only = models(versions=False, aliases=False)
+_COLUMNS = (
+    Column("ALIAS", lambda r: r["alias"]),
+    Column("VERSION", lambda r: r["reference"] or ""),
+    Column("STATE", lambda r: r["state"], style=lambda r: "good" if r["state"] == "ok" else "bad"),
+)
+
+
+@options.command(examples="quill alias set shakespeare:v2 champion")
 def set_alias(
     session: Session,
-    reference: Annotated[str, Argument(metavar="REF", help="The version: name for its newest, or name:v2.")],
-    alias: Annotated[str, Argument(metavar="ALIAS", help="One word, as in 'champion'.")],
+    reference: Annotated[
+        str,
+        Argument(metavar="REF", help="Version: name for its latest, or name:v2.", autocompletion=models()),
+    ],
+    alias: Annotated[str, Argument(metavar="ALIAS", help="One word, such as 'champion'.")],
 ) -> None:
-    """Let an alias mean a version, also where it meant another before.
+    """Point an alias at a version; an existing alias moves.
 
-    The version is found by name:alias from then on, and neither rm nor gc takes it away. Prints that.
+    The version can then be used as name:alias, and neither rm nor gc removes it. Prints name:alias.
     """
     from quill.registry import aliases as stored
     from quill.registry import names
 
     output, registry = session.output, session.registry()
     if names.is_path(reference):
-        raise InputError(f"'{reference}' is a folder", why="aliases are of models in the registry")
+        raise InputError(f"'{reference}' is a folder", why="only models in the registry have aliases")
     stored.check_alias(alias)
     version = registry.resolve(reference)
     before = stored.set_alias(registry.root / version.name, alias, version.number)
     known = f"{version.name}:{alias}"
     if before not in (None, version.number):
-        output.say(f"{known} was v{before}, and is v{version.number} now")
-    output.emit(
-        "quill.alias.set/1",
-        {
-            "alias": known,
-            "reference": version.reference,
-            "before": f"{version.name}:v{before}" if before else None,
-        },
-        human=known,
-        quiet=known,
-    )
+        output.say(f"moved {known} from v{before} to v{version.number}")
+    row = {
+        "alias": known,
+        "reference": version.reference,
+        "before": f"{version.name}:v{before}" if before else None,
+    }
+    output.show("quill.alias.set/1", row, key="alias")
 
 
-@options.command()
+@options.command(examples="quill alias rm shakespeare:champion")
 def remove_alias(
     session: Session,
-    aliases: Annotated[list[str], Argument(metavar="REF", help="As in shakespeare:champion.")],
-    missing_ok: Annotated[bool, Option("--missing-ok", help="What is gone already is no failure.")] = False,
+    aliases: Annotated[
+        list[str],
+        Argument(metavar="NAME:ALIAS", help="Aliases such as shakespeare:champion.", autocompletion=_aliased),
+    ],
+    missing_ok: Annotated[
+        bool, Option("--missing-ok", help="Do not fail if an alias does not exist.")
+    ] = False,
 ) -> None:
-    """Take aliases away; the versions stay. Prints those that were taken away."""
+    """Remove aliases; the versions stay. Prints the removed aliases."""
     from quill.registry import aliases as stored
 
     output, registry = session.output, session.registry()
@@ -70,17 +85,20 @@ def remove_alias(
         number = stored.remove_alias(_folder(registry, name), alias)
         if number is not None:
             removed.append({"alias": f"{name}:{alias}", "reference": f"{name}:v{number}"})
-    lines = [r["alias"] for r in removed]
-    human = "".join(f"{line}\n" for line in lines)
-    output.emit("quill.alias.rm/1", {"removed": removed}, human=human, quiet=lines)
+    output.show("quill.alias.rm/1", removed, key="alias", within="removed")
 
 
-@options.command()
+@options.command(examples="quill alias list shakespeare")
 def list_aliases(
     session: Session,
-    name: Annotated[str | None, Argument(metavar="NAME", help="Only this model's.")] = None,
+    name: Annotated[
+        str | None,
+        Argument(
+            metavar="NAME", help="Only aliases of this model (default: all).", autocompletion=_names_only
+        ),
+    ] = None,
 ) -> None:
-    """List aliases and what they mean."""
+    """List aliases and their versions."""
     from quill.registry import aliases as stored
     from quill.registry import names
 
@@ -90,14 +108,12 @@ def list_aliases(
             registry.resolve(name)
         stored.read(_folder(registry, name))["aliases"]
     rows = _rows(registry, [name] if name else _names(registry))
-    output.emit(
+    output.show(
         "quill.alias.list/1",
-        {"aliases": rows},
-        human=output.table(
-            ["ALIAS", "MEANS", "STATE"], [[r["alias"], r["reference"] or "", r["state"]] for r in rows]
-        )
-        if rows
-        else "",
+        rows,
+        _COLUMNS,
+        key="alias",
+        within="aliases",
         quiet=[r["alias"] for r in rows if r["reference"]],
     )
     if not rows:
@@ -112,9 +128,15 @@ def _parse(text: str) -> tuple[str, str]:
 
     name, number, alias = names.parse(text)
     if number or alias == names.LATEST:
-        raise InputError(f"'{text}' is no alias", why="it always means what it says", hint="quill alias list")
+        raise InputError(
+            f"'{text}' is not an alias",
+            why="it is a version, which cannot be changed",
+            hint="quill alias list",
+        )
     if alias is None:
-        raise InputError(f"'{text}' is a name", why="an alias is NAME:ALIAS", hint=f"quill alias list {name}")
+        raise InputError(
+            f"'{text}' is a model", why="an alias is written NAME:ALIAS", hint=f"quill alias list {name}"
+        )
     return name, alias
 
 
@@ -143,13 +165,13 @@ def _no_alias(registry: Registry, name: str, alias: str) -> NotFoundError:
     have = list(stored.read(registry.root / name)["aliases"])
     return NotFoundError(
         f"'{name}' has no alias '{alias}'",
-        why=f"it has {', '.join(have[:8])}" if have else "it has none",
+        why=f"its aliases are {', '.join(have[:8])}" if have else "it has no aliases",
         close=[f"{name}:{a}" for a in get_close_matches(alias, have, 3)],
     )
 
 
 def _rows(registry: Registry, known: list[str]) -> list[dict[str, Any]]:
-    """Every alias with what it means; aliases that cannot be read hide no others."""
+    """Every alias and its version; unreadable aliases of a name are one row among the others."""
     from quill.registry import aliases as stored
 
     rows: list[dict[str, Any]] = []
@@ -164,7 +186,7 @@ def _rows(registry: Registry, known: list[str]) -> list[dict[str, Any]]:
             try:
                 registry.resolve(f"{name}:v{number}")
             except NotFoundError:
-                state = "gone"
+                state = "removed"
             except CorruptError:
                 state = "damaged"
             except QuillError as e:

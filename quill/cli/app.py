@@ -1,13 +1,11 @@
-"""The command line, assembled: a command is a file in this folder, its name the file's name.
+"""The `quill` program: finds its commands, reads the arguments, runs one command, and explains its errors.
 
-Only the module of the command that was called is imported; the others stand in the help with the
-first line of their files. `main` is the boundary: every failure becomes a few lines on stderr and an
-exit code, and nothing gets past it as a traceback.
+A command is a file in this folder, named after it. Only the module of the command that was called is
+imported; the help of the others is the first line of their files.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import warnings
@@ -20,23 +18,29 @@ from typing import Any
 import typer
 
 from quill import __version__, discovery
-from quill.cli import _environment
+from quill.cli import _environment, _help
 from quill.cli._signals import end_in_order
-from quill.cli._typer import PANELS, Command, Group
-from quill.cli.output import Output, is_terminal, takes_colour
-from quill.errors import InputError, NotFoundError, QuillError, ResourceError
+from quill.cli._typer import Command, Group
+from quill.cli.output import Output
 
 PROGRAM = "quill"
 # Files of this folder that are not commands.
 _SHARED = {"app", "output", "options"}
-# The face of quill in the order of its journey; every other command follows by name.
+# The usual journey, in its order; every other command follows by name.
 _FACE = ("prepare", "train", "sample", "eval", "export")
-# Characters of a hint beyond which one suggestion is clearer than three.
-_TELLING = 160
 _COMPLETION = f"_{PROGRAM.upper()}_COMPLETE"
-_NO_ROOM = {
-    getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EIO", "ENOMEM")
-} - {None}
+# Flags that other tools spell so, and that mean exactly the same here.
+_SAME = {"temp": "temperature", "lr": "learning-rate", "init-from": "from"}
+# Flags of every command, which may also be typed before it; True if they take a value.
+_GLOBAL = {
+    "--json": False,
+    "-q": False,
+    "--quiet": False,
+    "-v": False,
+    "--verbose": False,
+    "--debug": False,
+    "--registry": True,
+}
 
 
 def run() -> None:
@@ -45,7 +49,7 @@ def run() -> None:
     _environment.prepare()
     end_in_order()
     if not sys.warnoptions:
-        # What a library warns its programmers of is nothing a person here can act on.
+        # Libraries warn their programmers; users cannot act on it.
         warnings.simplefilter("ignore")
     code = main()
     if code == 141:
@@ -56,15 +60,15 @@ def run() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command. Every failure becomes a few lines on stderr and an exit code.
 
     Args:
-        argv: The arguments after the program's name; unset: the process's own.
+        argv: The arguments after the program's name (default: the process's own).
 
     Returns:
-        The exit code; 0 when it is done.
+        The exit code; 0 on success.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _command_first(list(sys.argv[1:] if argv is None else argv))
     _speak_utf8()
     try:
         code = _dispatch(arguments)
@@ -74,43 +78,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 141
     except KeyboardInterrupt as e:
-        Output().warn("interrupted")
+        Output().say("interrupted")
         return 128 + int(getattr(e, "signum", 2))
     except Exception as e:
-        error = _in_flags(explain(e), arguments)
-        if isinstance(error, NotFoundError) and error.close and not error.hint:
-            error.hint = _did_you_mean(error, arguments)
+        from quill.cli import _errors
+
+        error = _errors.explain(e, arguments, _params(arguments))
         Output().fail(error)
         if error.exit_code == 1 and "--debug" in arguments:
             import traceback
 
             traceback.print_exc()
         return error.exit_code
-
-
-def explain(failure: Exception) -> QuillError:
-    """What any exception means to the person who typed the command."""
-    if isinstance(failure, QuillError):
-        return failure
-    if isinstance(failure, typer.TyperException):
-        return _usage_error(failure)
-    if _is_out_of_memory(failure):
-        return ResourceError(
-            "out of memory",
-            why=str(failure).partition("\n")[0][:200] or "the machine has no more to give",
-            hint="lower train.batch_size and raise train.gradient_accumulation_steps",
-        )
-    if isinstance(failure, OSError) and failure.errno in _NO_ROOM:
-        return ResourceError(
-            f"cannot use '{failure.filename}'" if failure.filename else "the system refused",
-            why=failure.strerror or str(failure),
-            hint="quill doctor",
-        )
-    return QuillError(
-        f"quill met a bug of its own: {type(failure).__name__}: {failure}",
-        why="this is no fault of yours, and nothing that was complete has changed",
-        hint="the same command with --debug, and report what it prints to quill's issue tracker",
-    )
 
 
 def commands() -> dict[str, str]:
@@ -120,62 +99,73 @@ def commands() -> dict[str, str]:
     return {n: _summary(Path(__file__).with_name(f"{n}.py")) for n in ordered}
 
 
-def build(load: Iterable[str], *, rich_help: bool = False) -> typer.Typer:
-    """The Typer app, with some commands whole and the others as their line of help.
+def build(load: Iterable[str], *, others: bool = True, completion: bool = False) -> typer.Typer:
+    """The Typer app, with some commands imported and only the names of the others.
 
     Args:
         load: Names of the commands to import.
-        rich_help: Draw the help for a terminal.
+        others: Whether to list the other commands, for the help and for completion.
+        completion: Let Typer answer the questions of shells.
     """
+    settings = {"help_option_names": ["-h", "--help"], "token_normalize_func": _dashes}
     app = typer.Typer(
         name=PROGRAM,
         cls=Group,
-        rich_markup_mode="rich" if rich_help else None,
-        add_completion=False,
+        rich_markup_mode=None,
+        add_completion=completion,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _dashes},
+        context_settings=settings,
+        epilog="quill train notes.txt\nquill sample notes 'Once upon a time'\nquill list",
     )
-    app.callback(help="Train, keep, sample, measure and hand on small GPTs by name.")(_root)
+    app.callback(help="Train, version, sample, evaluate and export small GPTs.")(_root)
     wanted = set(load)
     for name, summary in commands().items():
-        panel = PANELS[name not in _FACE]
+        panel = _help.PANELS[name not in _FACE]
         if name not in wanted:
-            app.command(name, help=summary, rich_help_panel=panel)(_stub)
+            if not others:
+                continue
+            app.command(name, cls=Command, help=summary, rich_help_panel=panel)(_stub)
             continue
         module = import_module(f"quill.cli.{name}")
         if group := getattr(module, "COMMANDS", None):
-            # The parts of a command that has parts are typed after it: quill config check.
-            inner = typer.Typer(cls=Group, rich_markup_mode="rich" if rich_help else None)
+            inner = typer.Typer(cls=Group, rich_markup_mode=None, context_settings=settings)
             for part, body in group.items():
-                inner.command(part, cls=Command)(body)
+                inner.command(part, cls=Command, epilog=body.examples, context_settings=settings)(body)
             app.add_typer(inner, name=name, help=summary, rich_help_panel=panel)
         else:
-            app.command(name, cls=Command, help=module.command.__doc__, rich_help_panel=panel)(module.command)
+            body = module.command
+            app.command(
+                name, cls=Command, epilog=body.examples, rich_help_panel=panel, context_settings=settings
+            )(body)
     return app
 
 
 def _dispatch(arguments: list[str]) -> int:
     known = commands()
-    if _COMPLETION in os.environ:
-        # A shell asks what could be typed: `eval "$(_QUILL_COMPLETE=source_bash quill)"` makes bash do so.
+    if question := os.environ.get(_COMPLETION):
         from quill.cli import _completion
 
-        def load(name: str | None) -> Any:
-            return typer.main.get_command(build([name] if name else []))
-
-        Output().write(_completion.answer(os.environ[_COMPLETION], os.environ, load))
+        _completion.answer(question, lambda name: build([name] if name else [], completion=True))
         return 0
     if not arguments:
-        _help_on_stderr()
+        group = typer.main.get_command(build([]))
+        with group.make_context(PROGRAM, [], resilient_parsing=True) as context:
+            Output().say(group.get_help(context))
         return 2
-    name = _dashes(next((a for a in arguments if not a.startswith("-")), ""))
-    if name and name not in known:
-        raise _no_such_command(name, list(known))
-    group = typer.main.get_command(build([name], rich_help=_rich_help()))
+    name = _dashes(arguments[0])
+    if not name.startswith("-") and name not in known:
+        from quill.cli import _errors
+
+        raise _errors.no_such_command(arguments[0], list(known), arguments[1:])
+    target: Any = typer.main.get_command(build([name], others=name not in known))
+    path, rest = PROGRAM, arguments
+    if name in known:
+        # Straight to the command: the group would only look it up again.
+        target, path, rest = target.commands[name], f"{PROGRAM} {name}", arguments[1:]
     try:
-        # Typer's own main answers a closed pipe with exit code 1 and draws its errors itself.
-        with group.make_context(PROGRAM, arguments) as context:
-            group.invoke(context)
+        # Typer's own `main` answers a closed pipe with exit code 1 and prints its errors itself.
+        with target.make_context(path, rest) as context:
+            target.invoke(context)
     except typer.Exit as e:
         return e.exit_code
     except typer.Abort:
@@ -183,17 +173,38 @@ def _dispatch(arguments: list[str]) -> int:
     return 0
 
 
-def _help_on_stderr() -> None:
-    group = typer.main.get_command(build([]))
-    with group.make_context(PROGRAM, [], resilient_parsing=True) as context:
-        Output().say(group.get_help(context))
+def _command_first(arguments: list[str]) -> list[str]:
+    """Move flags of every command that were typed before the command to its end."""
+    moved: list[str] = []
+    rest = list(arguments)
+    while rest and (takes_value := _GLOBAL.get(rest[0].partition("=")[0])) is not None:
+        moved.append(rest.pop(0))
+        if takes_value and "=" not in moved[-1] and rest:
+            moved.append(rest.pop(0))
+    if not rest:
+        return arguments
+    end = rest.index("--") if "--" in rest else len(rest)
+    return [*rest[:end], *moved, *rest[end:]]
+
+
+def _params(arguments: list[str]) -> list[Any]:
+    """The parameters of the command that the arguments call, and of its parts."""
+    name = _dashes(next((a for a in arguments if not a.startswith("-")), ""))
+    if name not in commands():
+        return []
+    command: Any = typer.main.get_command(build([name])).commands[name]  # type: ignore[attr-defined]
+    return [p for each in getattr(command, "commands", {"": command}).values() for p in each.params]
 
 
 def _root(
     version: bool = typer.Option(
-        False, "--version", help="Print the version.", is_eager=True, callback=lambda v: _print_version(v)
+        False,
+        "-V",
+        "--version",
+        help="Print the version and exit.",
+        is_eager=True,
+        callback=lambda v: _print_version(v),
     ),
-    debug: bool = typer.Option(False, "--debug", help="On a bug of ours: the traceback."),
 ) -> None:
     pass
 
@@ -205,7 +216,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _stub() -> None:
-    raise AssertionError("only named commands run, and those are loaded")
+    raise AssertionError("only the command that was called runs, and it is imported")
 
 
 def _summary(path: Path) -> str:
@@ -215,97 +226,20 @@ def _summary(path: Path) -> str:
     return ""
 
 
-def _no_such_command(name: str, known: list[str]) -> InputError:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, known, 3)
-    return InputError(
-        f"no command '{name}'",
-        why=f"did you mean {' or '.join(close)}?" if close else f"there is {', '.join(known)}",
-        hint=f"{PROGRAM} {close[0]} --help" if close else f"{PROGRAM} --help",
-    )
-
-
-def _in_flags(error: QuillError, arguments: list[str]) -> QuillError:
-    """Turn the settings and parameters that an error names into the flags of the command that raised it."""
-    from quill.cli import _flags
-
-    flags: dict[str, str] = {}
-    name = _dashes(next((a for a in arguments if not a.startswith("-")), ""))
-    if name in commands():
-        command: Any = typer.main.get_command(build([name])).commands[name]  # type: ignore[attr-defined]
-        for each in getattr(command, "commands", {"": command}).values():
-            flags |= _flags.of_command(each.params)
-    error.what, error.why = _flags.spell(error.what, flags), _flags.spell(error.why, flags)
-    error.hint = _flags.complete(_flags.spell(error.hint, flags), PROGRAM, arguments)
-    return error
-
-
-def _did_you_mean(error: NotFoundError, arguments: list[str]) -> str:
-    """The command as it was typed, with each of the close names in the place of the one that is not there."""
-    import shlex
-
-    command = next((i for i, a in enumerate(arguments) if not a.startswith("-")), 0)
-    for i, typed in enumerate(arguments):
-        if i > command and any(f"'{t}'" in error.what for t in (typed, typed.partition(":")[0])):
-            lines = [
-                shlex.join([PROGRAM, *arguments[:i], name, *arguments[i + 1 :]]) for name in error.close[:3]
-            ]
-            # A prompt may be long; what it is typed for is not to be lost among its repetitions.
-            return " or ".join(lines if sum(map(len, lines)) < _TELLING else lines[:1])
-    # It was not typed, as where a config file names it.
-    return " or ".join(f"{PROGRAM} show {name}" for name in error.close[:3])
-
-
-def _usage_error(failure: typer.TyperException) -> InputError:
-    """Typer's own refusals in quill's words; told apart by what they carry, as their classes are private."""
-    context: Any = getattr(failure, "ctx", None)
-    path = context.command_path if context is not None else PROGRAM
-    option = getattr(failure, "option_name", None)
-    possibilities = getattr(failure, "possibilities", None)
-    message = failure.format_message().strip().rstrip(".")
-    message = message.replace("Value error, ", "")
-    what, why = message[:1].lower() + message[1:], ""
-    if possibilities is not None and option:
-        what = f"no flag '{option}'"
-        close = " or ".join(possibilities)
-        why = f"did you mean {close}?" if close else f"{path} does not take it"
-        if path == PROGRAM:
-            why = "flags come after the command, as in: quill list --json"
-    elif message.startswith("Missing command"):
-        what, why = f"'{path}' needs one more word", f"there is {', '.join(context.command.commands)}"
-    return InputError(what.replace("\n\t", " "), why=why, hint=f"{path} --help")
-
-
-def _is_out_of_memory(failure: BaseException) -> bool:
-    """Python's, CUDA's, and torch's allocator on the CPU, which has no class of its own."""
-    if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
-        return True
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(failure, RuntimeError) and any(w in str(failure) for w in words)
-
-
-def _rich_help() -> bool:
-    """Typer would draw for GitHub's runners in a pipe too; here only a terminal, or who asks, gets it."""
-    env = os.environ
-    if env.get("TERM") == "dumb" and not env.get("FORCE_COLOR"):
-        return False
-    return is_terminal(sys.stdout) or takes_colour(sys.stdout, env)
-
-
 def _dashes(text: str) -> str:
-    return text.replace("_", "-")
+    text = text.replace("_", "-")
+    return _SAME.get(text, text)
 
 
 def _speak_utf8() -> None:
-    """Text is UTF-8 whatever the locale says; what no UTF-8 can hold shows as its escape."""
+    """Write UTF-8 in every locale, and escape what is not valid in it."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _open_closed_streams() -> None:
-    """A process started with a standard stream closed would get its first file in that place."""
+    """Open closed standard streams, or the first file of a run would become one of them."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)

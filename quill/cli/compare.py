@@ -1,4 +1,4 @@
-"""Compare the settings and figures of two models."""
+"""Compare the settings and metrics of models."""
 
 from __future__ import annotations
 
@@ -6,57 +6,130 @@ from typing import Annotated, Any
 
 from typer import Argument
 
-from quill.cli import options
+from quill.cli import _facts, options
+from quill.cli._completion import models
+from quill.cli._tables import Column, Style
 from quill.cli.options import Session
 from quill.config.differences import differences
+from quill.errors import InputError
 from quill.registry.folder import Folder
 from quill.units import count, duration, size
 
-# What a config says of itself and not of the run.
+# Fields of a config that are not settings of the run.
 _ASIDE = frozenset({"$schema", "schema_version", "name"})
+_FIGURES = (
+    Column("state", lambda m: "" if m["state"] == "ok" else m["state"]),
+    Column("val loss", lambda m: _facts.loss(m["val_loss"])),
+    Column("parameters", lambda m: _facts.number(m["parameters"])),
+    Column("steps", lambda m: _facts.number(m["steps"])),
+    Column("best step", lambda m: _facts.number(m["best_step"])),
+    Column("time", lambda m: duration(m["seconds"])),
+    Column("size", lambda m: size(m["bytes"])),
+    Column("data", lambda m: _value(m["data"])),
+    Column("text sha256", lambda m: str(m["text_sha256"] or "")[:12]),
+    Column("tokens", lambda m: count(m["tokens"]) if isinstance(m["tokens"], int) else ""),
+    Column("parent", lambda m: _value(m["parent"])),
+    Column("device", lambda m: _value(m["device"])),
+    Column("created", lambda m: _value(m["created"])),
+)
 
 
-@options.command()
+@options.command(
+    examples="""
+    quill compare shakespeare:v1 shakespeare:v2
+    quill compare small medium large --json
+    """
+)
 def command(
     session: Session,
-    first: Annotated[str, Argument(metavar="REF1", help="A model, or a run in progress.")],
-    second: Annotated[str, Argument(metavar="REF2", help="Another.")],
+    references: Annotated[
+        list[str],
+        Argument(metavar="REF", help="Two or more models or runs.", autocompletion=models(drafts=True)),
+    ],
 ) -> None:
-    """Compare two models: the settings in which they differ, and their figures side by side.
+    """Compare models: the settings in which they differ, and their metrics side by side.
 
-    Losses of different tokenizers or texts do not compare; quill eval measures both on one text.
+    The lowest validation loss is marked with a star. Losses are comparable only on the same text with the
+    same tokenizer; quill eval evaluates several models on one text.
     """
+    if len(references) < 2:
+        raise InputError("compare requires at least two models", hint="quill list")
     output, registry = session.output, session.registry()
-    found = [registry.find(r) for r in (first, second)]
-    figures = [_figures(f) for f in found]
-    one, other = (_settings(f) for f in found)
-    differing = differences(one, other, _ASIDE)
-    document = {
-        "models": [{"reference": f.reference, **row} for f, row in zip(found, figures, strict=True)],
-        "settings": [{"setting": k, "values": list(v)} for k, v in differing.items()],
-    }
-    shown = [_shown(row) for row in figures]
-    rows = [[name, *(s[name] for s in shown)] for name in shown[0] if any(s[name] for s in shown)]
-    rows += [[name, *(_value(v) or "unset" for v in values)] for name, values in differing.items()]
-    human = output.table(["WHAT", *(f.reference for f in found)], rows)
-    output.emit("quill.compare/1", document, human=human, quiet=list(differing))
-    a, b = figures
-    if any(a[k] is not None and b[k] is not None and a[k] != b[k] for k in ("text_sha256", "tokenizer")):
-        names = " ".join(f.reference for f in found)
+    found = [registry.find(r) for r in references]
+    rows = [{"reference": f.reference, **_figures(f)} for f in found]
+    settings = _differing([_settings(f) for f in found])
+    comparable = all(len({row[k] for row in rows} - {None}) < 2 for k in ("text_sha256", "tokenizer"))
+    best = _best(rows) if comparable else None
+    if output.form == "human":
+        lines = [_line(c.title, [c.text(row) for row in rows]) for c in _FIGURES]
+        lines += [_line(name, [_value(v) or "unset" for v in values]) for name, values in settings.items()]
+        shown = [line for line in lines if any(line["values"])]
+        output.show("quill.compare/1", shown, _columns(rows, best), key="what")
+    else:
+        output.show(
+            "quill.compare/1",
+            rows,
+            key="reference",
+            within="models",
+            quiet=list(settings),
+            settings=[{"setting": k, "values": v} for k, v in settings.items()],
+            best=best,
+        )
+    if not comparable:
+        names = " ".join(row["reference"] for row in rows)
         output.say(
-            f"their losses are of different texts or tokens; on one text: quill eval {names} --data FILE"
+            f"their losses are not comparable; evaluate them on one text: quill eval {names} --data FILE"
         )
 
 
+def _line(what: str, values: list[str]) -> dict[str, Any]:
+    return {"what": what, "values": values, "differ": len(set(values)) > 1}
+
+
+def _columns(rows: list[dict[str, Any]], best: str | None) -> list[Column]:
+    """A column for each model; values that differ are marked."""
+
+    def cell(i: int) -> Column:
+        def text(line: Any) -> str:
+            star = " *" if line["what"] == "val loss" and rows[i]["reference"] == best else ""
+            return str(line["values"][i]) + star
+
+        def style(line: Any) -> Style:
+            if line["what"] == "val loss" and rows[i]["reference"] == best:
+                return "good"
+            return "" if line["differ"] else "dim"
+
+        return Column(rows[i]["reference"], text, style=style)
+
+    return [Column("WHAT", lambda line: line["what"]), *(cell(i) for i in range(len(rows)))]
+
+
+def _best(rows: list[dict[str, Any]]) -> str | None:
+    """The model with the lowest validation loss, unless they are equal."""
+    known = [(row["val_loss"], row["reference"]) for row in rows if row["val_loss"] is not None]
+    return min(known)[1] if len({loss for loss, _ in known}) > 1 else None
+
+
+def _differing(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all configs, with each config's value."""
+    first, *others = configs
+    names = dict.fromkeys(name for other in others for name in differences(first, other, _ASIDE))
+    found = {}
+    for name in names:
+        section, _, key = name.rpartition(".")
+        found[name] = [_facts.mapping(c.get(section)).get(key) if section else c.get(key) for c in configs]
+    return found
+
+
 def _settings(found: Folder) -> dict[str, Any]:
-    """The config with its defaults, so that one of an earlier quill differs only where it does."""
+    """The config with all defaults, so that a setting added since does not count as a difference."""
     from quill.checkpoint.load import read_config
 
     return read_config(found).to_dict()
 
 
 def _figures(found: Folder) -> dict[str, Any]:
-    """What is known of a model in numbers; None for what is not."""
+    """The metrics and origin of a model; None for what is not known."""
     facts = found.facts
     data, parent = facts["data"], facts["parent"]
     figures: dict[str, Any] = {
@@ -81,31 +154,6 @@ def _figures(found: Folder) -> dict[str, Any]:
         best = curves.curves(curves.parse(found.metrics())).best
         figures |= {"val_loss": best.loss, "best_step": best.step} if best else {}
     return figures
-
-
-def _shown(figures: dict[str, Any]) -> dict[str, str]:
-    """The same for a person."""
-    loss = figures["val_loss"]
-    same = {k: _value(figures[k]) for k in ("data", "parent", "device", "created")}
-    return {
-        "state": "" if figures["state"] == "ok" else figures["state"],
-        "val loss": "" if loss is None else f"{loss:.4f}",
-        "parameters": _count(figures["parameters"]),
-        "steps": _count(figures["steps"]),
-        "best step": _count(figures["best_step"]),
-        "time": duration(figures["seconds"]),
-        "size": size(figures["bytes"]),
-        "data": same["data"],
-        "text sha256": str(figures["text_sha256"] or "")[:12],
-        "tokens": count(figures["tokens"]) if isinstance(figures["tokens"], int) else "",
-        "parent": same["parent"],
-        "device": same["device"],
-        "made": same["created"],
-    }
-
-
-def _count(number: Any) -> str:
-    return f"{number:,}" if isinstance(number, int) else ""
 
 
 def _value(value: Any) -> str:

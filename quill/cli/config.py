@@ -1,4 +1,4 @@
-"""Check a config file, print its schema, its settings, or a start of one."""
+"""Validate config files; print their schema, their settings, or a first one."""
 
 from __future__ import annotations
 
@@ -9,54 +9,56 @@ from typer import Argument, Option
 
 from quill import strictjson
 from quill.cli import options
+from quill.cli._completion import models
+from quill.cli._tables import Column
 from quill.cli.options import Session
-from quill.cli.output import safe_line
 
-# What a first config is made of; the values are the defaults themselves.
+# The settings of a first config, at their defaults.
 _START = {
     "data": ("source",),
     "model": ("block", "n_layer", "n_head", "n_embd", "block_size", "dropout"),
     "train": ("batch_size", "max_iters", "learning_rate", "eval_interval", "seed"),
 }
+_CHECKED = (
+    Column("FILE", lambda r: r["file"]),
+    Column("NAME", lambda r: r["name"] or "", drop=1),
+    Column("STATE", lambda r: "valid", style=lambda r: "good"),
+)
 
 
-@options.command()
+@options.command(examples="quill config schema > schema.json")
 def schema(session: Session) -> None:
-    """Print the JSON Schema of config files, for editors and other programs."""
+    """Print the JSON Schema of config files, for editors and other tools."""
     from quill.config import schema
 
     session.output.write(strictjson.dumps(schema.build()))
 
 
-@options.command()
+@options.command(examples="quill config check configs/*.json")
 def check(
     session: Session,
     files: Annotated[list[Path], Argument(metavar="FILE", help="Config files.")],
 ) -> None:
-    """Say whether config files are valid; the first that is not ends it with exit code 2."""
+    """Validate config files. Exits with code 2 at the first one that is invalid."""
     from quill.config import reading
 
-    output = session.output
-    found = []
+    rows = []
     for file in files:
         config = reading.load(file)
-        found.append({"file": str(file), "name": config.name, "valid": True})
-    output.emit(
-        "quill.config.check/1",
-        {"files": found},
-        human="".join(f"ok  {safe_line(str(f['file']))}\n" for f in found),
-        quiet=[str(f["file"]) for f in found],
-    )
+        rows.append({"file": str(file), "name": config.name, "valid": True})
+    session.output.show("quill.config.check/1", rows, _CHECKED, key="file", within="files")
 
 
-@options.command()
+@options.command(examples="quill config init --name mine > mine.json")
 def init(
     session: Session,
-    name: Annotated[str | None, Option(help="The model's name; unset: the file's name.")] = None,
+    name: Annotated[
+        str | None, Option(metavar="NAME", help="Name of the model (default: the file's name).")
+    ] = None,
 ) -> None:
-    """Print a first config, with the settings that are changed first at their defaults.
+    """Print a first config: the settings that people change, at their defaults.
 
-    Every setting it leaves out has a default too; the schema explains each.
+    The schema documents every other setting.
     """
     from quill.config.settings import SECTIONS
 
@@ -69,19 +71,27 @@ def init(
         known = SECTIONS[section].model_fields
         document[section] = {f: known[f].default for f in fields}
     session.output.write(strictjson.dumps(document))
+    file = name or "mine"
     session.output.say(
-        "put it into a file, and its schema beside it, where an editor finds the help of every setting:\n"
-        f"  quill config init > {name or 'mine'}.json && quill config schema > schema.json\n"
-        f"  quill train --config {name or 'mine'}.json"
+        "save it, and the schema beside it for the editor, then train:\n"
+        f"  quill config init > {file}.json && quill config schema > schema.json\n"
+        f"  quill train {file}.json"
     )
 
 
-@options.command()
+@options.command(
+    examples="""
+    quill config show configs/shakespeare.json
+    quill config show shakespeare:v2
+    """
+)
 def show(
     session: Session,
-    source: Annotated[str, Argument(metavar="FILE|REF", help="A config file, or a model of the registry.")],
+    source: Annotated[
+        str, Argument(metavar="FILE|REF", help="Config file or model.", autocompletion=models())
+    ],
 ) -> None:
-    """Print a config as it would run: every setting, the defaults filled in."""
+    """Print a config with every setting, defaults included."""
     from quill.config import reading
 
     if source.endswith(".json") or Path(source).is_file():
@@ -93,9 +103,9 @@ def show(
     session.output.write(strictjson.dumps(document))
 
 
-@options.command()
+@options.command(examples="quill config table")
 def table(session: Session) -> None:
-    """Print every setting with its default and meaning, as a Markdown table."""
+    """Print a Markdown table of all settings, their defaults and their meaning."""
     from quill.config import schema
 
     session.output.write(schema.table())

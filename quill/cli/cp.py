@@ -1,4 +1,4 @@
-"""Copy a model under another name."""
+"""Copy a version to another name."""
 
 from __future__ import annotations
 
@@ -7,30 +7,41 @@ from typing import Annotated
 from typer import Argument, Option
 
 from quill.cli import options
+from quill.cli._completion import models
 from quill.cli.options import Session
 from quill.units import size
 
 
-@options.command()
+@options.command(examples="quill cp shakespeare:v2 backup")
 def command(
     session: Session,
-    reference: Annotated[str, Argument(metavar="REF", help="A model: name, name:v2, or a ./folder.")],
-    name: Annotated[str, Argument(metavar="NAME", help="The name; the copy is its next version.")],
+    reference: Annotated[
+        str,
+        Argument(metavar="REF", help="Version to copy: name, name:v2 or ./folder.", autocompletion=models()),
+    ],
+    name: Annotated[
+        str,
+        Argument(
+            metavar="NAME",
+            help="Name of the copy, which becomes its next version.",
+            autocompletion=models(versions=False, aliases=False),
+        ),
+    ],
     dry_run: Annotated[bool, Option("--dry-run", help="Only check that it can be copied.")] = False,
 ) -> None:
-    """Copy a version, as the next version of a name.
+    """Copy a version to another name, as its next version.
 
-    Every file is checked against its sha256 on the way. What is known of the model, its figures, data, parent
-    and seeds, goes with it. Prints the copy's reference.
+    Every file is verified on the way. The copy keeps the original's metrics and lineage. Prints its
+    reference.
     """
     from quill.registry import copy
 
     output = session.output
     plan = copy.plan(session.registry(), reference, name)
     if dry_run:
-        output.say(f"{size(plan.bytes)} in {len(plan.files)} files would be copied")
-        document = {"dry_run": True, "reference": name, "bytes": plan.bytes, "copied_from": None}
-        output.emit("quill.cp/1", document, human=name, quiet=name)
+        output.say(f"would copy {size(plan.bytes)} in {len(plan.files)} files")
+        row = {"dry_run": True, "reference": name, "bytes": plan.bytes, "copied_from": None}
+        output.show("quill.cp/1", row, key="reference")
         return
     done = 0
     with output.progress(size) as report:
@@ -42,14 +53,10 @@ def command(
 
         version = plan.execute(on_bytes)
     output.detail(f"{size(plan.bytes)} in {len(plan.files)} files")
-    output.emit(
-        "quill.cp/1",
-        {
-            "dry_run": False,
-            "reference": version.reference,
-            "bytes": version.size,
-            "copied_from": version.facts["copied_from"],
-        },
-        human=version.reference,
-        quiet=version.reference,
-    )
+    row = {
+        "dry_run": False,
+        "reference": version.reference,
+        "bytes": version.size,
+        "copied_from": version.facts["copied_from"],
+    }
+    output.show("quill.cp/1", row, key="reference")

@@ -1,4 +1,4 @@
-"""Say what quill runs on here, and what is wrong with it."""
+"""Check the installation and environment."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 
 from quill import __version__
 from quill.cli import options
+from quill.cli._tables import Column, Style
 from quill.cli.options import Session
 from quill.errors import QuillError
 from quill.units import size
@@ -21,23 +22,29 @@ from quill.units import size
 State = Literal["ok", "warning", "wrong"]
 Finding = tuple[str, State, str]
 
-# Extras, and what is missing without them.
+# Optional packages: what each is needed for, and the extra that installs it.
 _EXTRAS = {
-    "rustbpe": "--tokenizer bpe: pip install 'quill-gpt[bpe]'",
-    "zstandard": "reading .zst files: pip install 'quill-gpt[zst]'",
-    "huggingface_hub": "hf: models: pip install 'quill-gpt[hf]'",
-    "onnx": "--format onnx: pip install 'quill-gpt[onnx]'",
-    "xllamacpp": "--format gguf --verify: pip install 'quill-gpt[gguf]'",
-    "matplotlib": "show --plot: pip install 'quill-gpt[plot]'",
+    "rustbpe": ("--tokenizer bpe", "bpe"),
+    "zstandard": (".zst files", "zst"),
+    "huggingface_hub": ("hf: models", "hf"),
+    "onnx": ("--format onnx", "onnx"),
+    "xllamacpp": ("--format gguf --verify", "gguf"),
+    "matplotlib": ("show --plot", "plot"),
 }
 _LITTLE_SPACE = 1 << 30
+_STYLES: dict[str, Style] = {"ok": "good", "warning": "warn", "wrong": "bad"}
+_COLUMNS = (
+    Column("CHECK", lambda r: r["what"]),
+    Column("STATE", lambda r: r["state"], style=lambda r: _STYLES[r["state"]]),
+    Column("FOUND", lambda r: r["found"]),
+)
 
 
-@options.command()
+@options.command(examples="quill doctor")
 def command(session: Session) -> None:
-    """Say what quill runs on here, and what is wrong with it.
+    """Check the installation and environment: packages, device, folders, locks and models.
 
-    Exit code 7 if something would keep it from training or from keeping a model.
+    Exits with code 7 if something prevents training or saving a model.
     """
     registry = session.registry()
     findings = [*_versions(), _device(), *_folder("registry", registry.root, registry.why)]
@@ -47,19 +54,23 @@ def command(session: Session) -> None:
     findings += _leftovers(session)
     findings.append(_encoding())
     wrong = [f for f in findings if f[1] == "wrong"]
-    output = session.output
-    marks = {"ok": "", "warning": "warning: ", "wrong": "WRONG: "}
-    output.emit(
+    session.output.show(
         "quill.doctor/1",
-        {
-            "healthy": not wrong,
-            "findings": [{"what": what, "state": state, "found": found} for what, state, found in findings],
-        },
-        human=output.fields([(what, marks[state] + found) for what, state, found in findings]),
+        [{"what": what, "state": state, "found": found} for what, state, found in findings],
+        _COLUMNS,
+        key="what",
+        within="findings",
         quiet=[f"{what}: {found}" for what, _, found in wrong],
+        healthy=not wrong,
     )
     if wrong:
         raise typer.Exit(7)
+
+
+def _distribution() -> str:
+    """The name that quill was installed under."""
+    found = metadata.packages_distributions().get("quill", [])
+    return found[0] if found else "quill-gpt"
 
 
 def _versions() -> list[Finding]:
@@ -71,10 +82,12 @@ def _versions() -> list[Finding]:
         try:
             found.append((package, "ok", metadata.version(package)))
         except metadata.PackageNotFoundError:
-            found.append((package, "wrong", "not installed: pip install --force-reinstall quill"))
-    for package, use in _EXTRAS.items():
-        there = find_spec(package) is not None
-        found.append((package, "ok", "installed" if there else f"not installed; only needed for {use}"))
+            found.append(
+                (package, "wrong", f"not installed: pip install --force-reinstall {_distribution()}")
+            )
+    for package, (use, extra) in _EXTRAS.items():
+        missing = f"not installed, needed for {use}: pip install '{_distribution()}[{extra}]'"
+        found.append((package, "ok", missing if find_spec(package) is None else "installed"))
     return found
 
 
@@ -92,40 +105,40 @@ def _device() -> Finding:
 
 
 def _folder(what: str, folder: Path, why: str) -> list[Finding]:
-    """Whether a folder can be written, or made, and how much room it has."""
+    """Whether a folder can be written or created, and how much space it has."""
     place = f"{folder} ({why})" if why else str(folder)
     existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), None)
     if existing is None:
-        return [(what, "wrong", f"{place}: no part of that path exists")]
+        return [(what, "wrong", f"{place}: none of its parents exists")]
     if not existing.is_dir():
         return [(what, "wrong", f"{place}: '{existing}' is a file")]
     if not os.access(existing, os.W_OK | os.X_OK):
-        return [(what, "wrong", f"{place}: '{existing}' cannot be written; choose another with --registry")]
+        return [(what, "wrong", f"{place}: '{existing}' is not writable; choose another with --registry")]
     import shutil
 
     free = shutil.disk_usage(existing).free
-    made = "" if folder.exists() else ", made when first needed"
+    made = "" if folder.exists() else ", created when needed"
     state: State = "warning" if free < _LITTLE_SPACE else "ok"
     return [(what, state, f"{place}{made}, {size(free)} free")]
 
 
 def _locks(session: Session) -> list[Finding]:
-    """Whether two trainings of one name are kept apart: flock says yes to everybody on some filesystems."""
+    """Whether locks keep two runs of one name apart: on some filesystems flock always succeeds."""
     from quill.registry import locks
 
     root = session.registry().root
-    # Where nothing can be written there is nothing to lock, and the registry's own line says so.
+    # A registry that is not writable has its own line.
     with suppress(OSError, QuillError):
         if root.is_dir() and locks.works(root):
             return [("locks", "ok", "work")]
         if root.is_dir():
-            found = "do nothing on this filesystem; see to it that a name is trained by one process at a time"
+            found = "have no effect on this filesystem; train each name in one process at a time"
             return [("locks", "warning", found)]
     return []
 
 
 def _models(session: Session) -> list[Finding]:
-    """The models there are, which of them are damaged, and which runs could go on."""
+    """The models, which of them are damaged, and which runs can be resumed."""
     try:
         models = session.registry().models()
     except QuillError as e:
@@ -143,19 +156,19 @@ def _models(session: Session) -> list[Finding]:
 
 
 def _leftovers(session: Session) -> list[Finding]:
-    """What `quill gc` would remove."""
+    """Leftovers that `quill gc` would remove."""
     from quill.registry import gc
 
     try:
         found = gc.plan(session.registry(), session.datasets())
     except QuillError:
-        return []  # which the lines of the folders have told already
+        return []  # The lines of the folders report it.
     if not found.removals:
         return [("leftovers", "ok", "none")]
-    return [("leftovers", "ok", f"{size(found.bytes)} in {len(found.removals)}; quill gc removes them")]
+    return [("leftovers", "ok", f"{len(found.removals)}, {size(found.bytes)}; remove with quill gc")]
 
 
 def _encoding() -> Finding:
     import locale
 
-    return "locale", "ok", f"{locale.getpreferredencoding(False)}; quill itself speaks UTF-8"
+    return "locale", "ok", f"{locale.getpreferredencoding(False)}; quill always writes UTF-8"

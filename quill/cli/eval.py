@@ -1,7 +1,8 @@
-"""Measure how well models predict a text."""
+"""Evaluate how well models predict a text."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from typer import Argument, Option
 
 from quill.cli import options
+from quill.cli._completion import completing, datasets, models
+from quill.cli._tables import Column
 from quill.cli.options import Session
 from quill.cli.prepare import watch
 from quill.errors import InputError, RefusedError
@@ -20,13 +23,23 @@ if TYPE_CHECKING:
     from quill.data.store import Dataset, Split
 
 
+_COLUMNS = (
+    Column("MODEL", lambda r: r["reference"]),
+    Column("DATA", lambda r: r["data"], drop=3),
+    Column("LOSS", lambda r: f"{r['loss']:.4f}", right=True),
+    Column("PERPLEXITY", lambda r: f"{r['perplexity']:.2f}", right=True, drop=1),
+    Column("BITS/BYTE", lambda r: f"{r['bits_per_byte']:.4f}", right=True),
+    Column("TOKENS", lambda r: f"{r['tokens']:,}", right=True, drop=2),
+)
+
+
 class Measured(NamedTuple):
-    """What a model is measured on, as its own tokens.
+    """A text that a model is evaluated on.
 
     Attributes:
-        what: The data's name, for whoever reads the figures.
-        tokens: Token ids, (n,).
-        n_bytes: The text's size in UTF-8.
+        what: Name of the data, for the table.
+        tokens: Ids of the model's own tokenizer, (n,).
+        n_bytes: Size of the text in UTF-8.
     """
 
     what: str
@@ -34,32 +47,51 @@ class Measured(NamedTuple):
     n_bytes: int
 
 
-@options.command()
+@options.command(
+    examples="""
+    quill eval shakespeare
+    quill eval shakespeare:v1 shakespeare:v2 --data other.txt
+    quill eval shakespeare --fail-above 1.6
+    """
+)
 def command(
     session: Session,
-    references: Annotated[list[str], Argument(metavar="REF", help="Models: name, name:v2, or ./folder.")],
+    references: Annotated[
+        list[str],
+        Argument(metavar="REF", help="Models: name, name:v2 or ./folder.", autocompletion=models()),
+    ],
     data: Annotated[
-        str | None, Option(metavar="TEXT", help="A dataset or a text; unset: what each was trained on.")
+        str | None,
+        Option(
+            metavar="SOURCE",
+            help="Dataset or text file (default: what each model was trained on).",
+            autocompletion=datasets,
+        ),
     ] = None,
     split: Annotated[
         Literal["train", "val"] | None,
-        Option(metavar="train|val", help="Which part of a dataset; unset: val."),
+        Option(
+            metavar="train|val",
+            help="Split of the dataset (default: val).",
+            autocompletion=completing("train", "val"),
+        ),
     ] = None,
     iters: Annotated[
-        int | None, Option(metavar="INT", help="That many batches only; unset: every token once.")
+        int | None, Option(metavar="N", help="Evaluate N batches only (default: every token once).")
     ] = None,
     fail_above: Annotated[
-        float | None, Option(metavar="LOSS", help="Exit with 4 if a model's loss is higher.")
+        float | None, Option(metavar="LOSS", help="Exit with code 4 if a model's loss is higher.")
     ] = None,
+    device: options.Device = None,
 ) -> None:
-    """Measure how well models predict a text: loss and perplexity per token, and bits per byte.
+    """Evaluate how well models predict a text: loss and perplexity per token, and bits per byte.
 
-    Bits per byte compare models of different tokenizers; the other figures do not.
+    Only bits per byte can be compared between models with different tokenizers.
     """
     if iters is not None and iters < 1:
-        raise InputError(f"--iters {iters} is refused", why="it takes at least 1 batch")
+        raise InputError(f"--iters {iters} is out of range", why="at least 1 batch is needed")
     if fail_above is not None and fail_above != fail_above:
-        raise InputError("--fail-above nan is refused", why="no loss is above it or below it")
+        raise InputError("--fail-above nan is not a number", why="no loss is above or below it")
     registry, output = session.registry(), session.output
     versions = [registry.resolve(r) for r in references]
 
@@ -69,34 +101,26 @@ def command(
     rows: list[dict[str, Any]] = []
     with watch(output) as observer:
         for version in versions:
-            loaded = load_checkpoint(version, session.device())
+            loaded = load_checkpoint(version, session.device(device))
             on = _find(session, loaded, data, split, observer)
             output.detail(f"{version.reference}: {len(on.tokens):,} tokens of {on.what}")
             figures = measure.evaluate(loaded.model, on.tokens, n_bytes=on.n_bytes, iters=iters)
             rows.append({"reference": version.reference, "data": on.what, **asdict(figures)})
-    output.emit(
-        "quill.eval/1",
-        {"models": rows},
-        human=output.table(
-            ["MODEL", "DATA", "LOSS", "PERPLEXITY", "BITS/BYTE", "TOKENS"],
-            [_cells(row) for row in rows],
-            right=("LOSS", "PERPLEXITY", "BITS/BYTE", "TOKENS"),
-        ),
-        quiet=[f"{row['loss']:.4f}" for row in rows],
-    )
-    # What is not a number is no loss that may pass.
+    losses = [f"{row['loss']:.4f}" for row in rows]
+    output.show("quill.eval/1", rows, _COLUMNS, key="reference", within="models", quiet=losses)
+    # A loss of NaN must not pass.
     missed = [r for r in rows if fail_above is not None and not r["loss"] <= fail_above]
     if missed:
         raise RefusedError(
             f"{missed[0]['reference']} has a loss of {missed[0]['loss']:.4f}",
-            why=f"--fail-above asks for {fail_above:g} at the most",
+            why=f"--fail-above allows at most {fail_above:g}",
         )
 
 
 def _find(
     session: Session, loaded: Checkpoint, data: str | None, split: Split | None, observer: Observer
 ) -> Measured:
-    """The text a model is to be measured on, in its own tokens."""
+    """The text to evaluate a model on, in its own tokens."""
     from quill.data import named_sources, prepare
     from quill.data.store import MANIFEST, Dataset
 
@@ -104,22 +128,22 @@ def _find(
     if data is None:
         if loaded.version.manifest is not None and loaded.version.facts["data"] is None:
             raise InputError(
-                f"{loaded.version.reference} has no data of its own",
-                why="it was made elsewhere",
+                f"{loaded.version.reference} has no dataset",
+                why="it was imported",
                 hint=f"quill eval {loaded.version.reference} --data TEXT",
             )
         return _of_dataset(loaded, prepare.ensure(loaded.config.data, root, observer), split or "val")
     if "/" not in data and (root / data / MANIFEST).is_file():
         return _of_dataset(loaded, Dataset.open(root / data), split or "val")
     if data in named_sources.NAMED:
-        # Whatever tokenizer it is prepared with, the text is the same.
+        # The text is the same whichever tokenizer prepared it.
         settings = loaded.config.data.model_copy(update={"source": data})
         return _of_dataset(loaded, prepare.ensure(settings, root, observer), split or "val")
     if split is not None:
         raise InputError(
-            f"--split {split} is refused",
-            why=f"'{data}' is a text and measured whole; only a prepared dataset has splits",
-            hint=f"quill prepare {data} --name my-text",
+            f"--split {split} requires a dataset",
+            why=f"'{data}' is a text, which is evaluated whole",
+            hint=f"quill prepare {shlex.quote(data)} --name my-text",
         )
     return _of_text(loaded, data, root)
 
@@ -134,7 +158,7 @@ def _of_dataset(loaded: Checkpoint, dataset: Dataset, split: Split) -> Measured:
     what = f"{dataset.name}/{split}"
     tokens: Tokens = dataset.split(split)
     if dataset.manifest["tokenizer"]["sha256"] != loaded.tokenizer.fingerprint:
-        # The ids are of another vocabulary; the text behind them is what is asked for.
+        # The ids belong to another vocabulary; encode their text again.
         text = dataset.tokenizer.decode(tokens[:].tolist())
         tokens = _encode(loaded, text, what)
     return Measured(what, tokens, dataset.count(split, "bytes"))
@@ -152,14 +176,9 @@ def _encode(loaded: Checkpoint, text: str, what: str) -> Tokens:
     try:
         return loaded.tokenizer.encode_array(text)
     except InputError as e:
-        # Leaving characters out, as sampling may, would flatter the figures.
+        # Skipping characters, as sampling may, would flatter the figures.
         raise InputError(
-            f"{loaded.version.reference} cannot read '{what}': {e.what}",
+            f"{loaded.version.reference} cannot encode '{what}': {e.what}",
             why=e.why,
-            hint="a text of the characters it was trained on",
+            hint="choose a text with only the characters that the model was trained on",
         ) from None
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    figures = [f"{row['loss']:.4f}", f"{row['perplexity']:.2f}", f"{row['bits_per_byte']:.4f}"]
-    return [row["reference"], row["data"], *figures, f"{row['tokens']:,}"]

@@ -1,4 +1,4 @@
-"""Write a model for other programs."""
+"""Export a model to another format."""
 
 from __future__ import annotations
 
@@ -10,38 +10,53 @@ from typer import Argument, Option
 
 from quill import discovery
 from quill.cli import options
+from quill.cli._completion import formats, models
 from quill.cli.options import Session
 from quill.units import size
 
 _FORMATS = "|".join(discovery.names("formats"))
 
 
-@options.command()
+@options.command(
+    examples="""
+    quill export shakespeare --format hf --out shakespeare-hf
+    quill export shakespeare:v2 --format gguf --dtype q8_0 --modelfile
+    quill export shakespeare --format onnx --verify
+    """
+)
 def command(
     session: Session,
-    reference: Annotated[str, Argument(metavar="REF", help="A model: name, name:v2, or a ./folder.")],
-    format_name: Annotated[str, Option("--format", "-f", metavar=_FORMATS, help="The format.")] = "hf",
+    reference: Annotated[
+        str,
+        Argument(metavar="REF", help="Model to export: name, name:v2 or ./folder.", autocompletion=models()),
+    ],
+    format_name: Annotated[
+        str, Option("--format", "-f", metavar=_FORMATS, help="Target format.", autocompletion=formats())
+    ] = "hf",
     out: Annotated[
         Path | None,
-        Option("--out", "-o", metavar="PATH", help="The file or folder; unset: the model's name, here."),
+        Option("--out", "-o", metavar="PATH", help="File or folder to write (default: the model's name)."),
     ] = None,
     dtype: Annotated[
         str | None,
         Option(
-            metavar="TYPE", help="How weights are kept: float32, float16, bfloat16, q8_0, as it has them."
+            metavar="TYPE",
+            help="Type of the weights, where the format has it: float32, float16, bfloat16, q8_0 "
+            "(default: the format's).",
         ),
     ] = None,
     verify: Annotated[
-        bool, Option("--verify", help="Run it with the foreign program and compare logits.")
+        bool, Option("--verify", help="Run the export in its own runtime and compare the logits.")
     ] = False,
     modelfile: Annotated[
-        bool, Option("--modelfile", help="Write Ollama's Modelfile beside it (gguf).")
+        bool, Option("--modelfile", help="Also write a Modelfile for Ollama (gguf).")
     ] = False,
-    force: Annotated[bool, Option("--force", help="Replace an export that is there.")] = False,
+    force: Annotated[bool, Option("--force", help="Replace an existing export.")] = False,
 ) -> None:
-    """Write a model for other programs: transformers, llama.cpp and Ollama, ONNX Runtime, nanoGPT and others.
+    """Export a model to another format.
 
-    Prints the path. Nothing is at that path until it is whole.
+    For transformers, llama.cpp, Ollama, ONNX Runtime, nanoGPT and others. The export appears under its path
+    only when it is complete. Prints the path.
     """
     output, version = session.output, session.registry().resolve(reference)
 
@@ -56,17 +71,13 @@ def command(
     if found:
         output.say(str(found))
     output.detail(f"{made.format} in {made.dtype}, {size(made.size)}")
-    output.emit(
-        "quill.export/1",
-        {
-            "reference": version.reference,
-            "path": str(made.path),
-            "format": made.format,
-            "dtype": made.dtype,
-            "bytes": made.size,
-            "notes": list(made.notes),
-            "difference": asdict(found) if found else None,
-        },
-        human=str(made.path),
-        quiet=str(made.path),
-    )
+    row = {
+        "reference": version.reference,
+        "path": str(made.path),
+        "format": made.format,
+        "dtype": made.dtype,
+        "bytes": made.size,
+        "notes": list(made.notes),
+        "difference": asdict(found) if found else None,
+    }
+    output.show("quill.export/1", row, key="path")

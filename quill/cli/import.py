@@ -1,4 +1,4 @@
-"""Keep a model that was made elsewhere."""
+"""Import a model from another format."""
 
 from __future__ import annotations
 
@@ -9,39 +9,51 @@ from typer import Argument, Option
 
 from quill import discovery
 from quill.cli import options
+from quill.cli._completion import formats
 from quill.cli.options import Session
 
 _FORMATS = "|".join(("auto", *discovery.names("formats")))
 
 
-@options.command()
+@options.command(
+    examples="""
+    quill import hf:openai-community/gpt2 --name gpt2
+    quill import out/ckpt.pt --name mine
+    quill import model.gguf
+    """
+)
 def command(
     session: Session,
-    source: Annotated[str, Argument(metavar="SRC", help="A file, a folder, or hf:REPOSITORY.")],
+    source: Annotated[str, Argument(metavar="SOURCE", help="File, folder or hf:REPO.")],
     name: Annotated[
-        str | None, Option(metavar="NAME", help="What to call it; unset: after the source.")
+        str | None, Option(metavar="NAME", help="Name of the model (default: from the source).")
     ] = None,
     format_name: Annotated[
-        str, Option("--format", "-f", metavar=_FORMATS, help="The format; auto looks at the source.")
+        str,
+        Option(
+            "--format",
+            "-f",
+            metavar=_FORMATS,
+            help="Format of the source; auto detects it.",
+            autocompletion=formats("auto"),
+        ),
     ] = "auto",
     config: Annotated[
-        Path | None, Option(metavar="FILE", help="The foreign project's config, where it lies elsewhere.")
+        Path | None, Option(metavar="FILE", help="Config of the source, if it is not next to it.")
     ] = None,
     tokenizer: Annotated[
         str | None,
         Option(
             metavar="FILE|NAME",
-            help="The vocabulary, where the source has none: gpt2, a meta.pkl, a tokenizer.json, or the text "
-            "that the model was trained on.",
+            help="Vocabulary, if the source has none: gpt2, a meta.pkl, a tokenizer.json, or the text that "
+            "the model was trained on.",
         ),
     ] = None,
-    new_version: Annotated[
-        bool, Option("--new-version", help="Keep it beside another model of that name.")
-    ] = False,
+    new_version: Annotated[bool, Option("--new-version", help="Add a version to an existing model.")] = False,
 ) -> None:
-    """Keep a model that was made elsewhere; from then on it is one like any other.
+    """Import a model from another format.
 
-    Foreign pickles are never executed. Prints the model's reference.
+    Pickles are read without executing code from them. Prints the model's reference.
     """
     output, registry = session.output, session.registry()
 
@@ -60,9 +72,6 @@ def command(
     imported = version.facts["imported"]
     for note in (imported and imported["notes"]) or ():
         output.say(str(note))
-    output.emit(
-        "quill.import/1",
-        {"reference": version.reference, "manifest": version.manifest},
-        human=version.reference,
-        quiet=version.reference,
+    output.show(
+        "quill.import/1", {"reference": version.reference, "manifest": version.manifest}, key="reference"
     )

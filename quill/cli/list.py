@@ -1,4 +1,4 @@
-"""List the models of the registry."""
+"""List models."""
 
 from __future__ import annotations
 
@@ -8,86 +8,88 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from quill.cli import options
+from quill.cli import _facts, options
+from quill.cli._completion import completing, models
+from quill.cli._tables import Column, Style
 from quill.cli.options import Session
 from quill.units import count, size
 
 if TYPE_CHECKING:
     from quill.registry.folder import Folder
 
-_UNITS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
-
-
 Sort = Literal["name", "created", "loss", "params", "size"]
+_STYLES: dict[str, Style] = {"ok": "good", "damaged": "bad", "training": "busy", "unfinished": "warn"}
 
 
-@options.command()
+def style(row: Any) -> Style:
+    """The colour of a row's state."""
+    return _STYLES.get(row["state"], "")
+
+
+_COLUMNS = (
+    Column("NAME", lambda r: r["reference"]),
+    Column("ALIASES", lambda r: ", ".join(r["aliases"]), drop=1, optional=True),
+    Column("PARAMS", lambda r: count(r["parameters"]), right=True, drop=2),
+    Column("SIZE", lambda r: size(r["bytes"]), right=True, drop=4),
+    Column("VAL LOSS", lambda r: _facts.loss(r["val_loss"]), right=True),
+    Column("WHEN", lambda r: _facts.ago(r["created"], time.time()), drop=3),
+    Column("STATE", _facts.progress, style=style),
+)
+
+
+@options.command(
+    examples="""
+    quill list
+    quill list 'shake*' --all-versions --sort loss
+    """
+)
 def command(
     session: Session,
     glob: Annotated[
-        str | None, Argument(metavar="GLOB", help="Only names that match, as in 'shake*'.")
+        str | None,
+        Argument(
+            metavar="GLOB",
+            help="Only names that match, as in 'shake*' (default: all).",
+            autocompletion=models(versions=False, aliases=False, drafts=True),
+        ),
     ] = None,
     all_versions: Annotated[
-        bool, Option("--all-versions", "-a", help="Not only the newest of each.")
+        bool, Option("--all-versions", "-a", help="Include all versions, not just the latest.")
     ] = False,
     sort: Annotated[
-        Sort, Option(metavar="name|created|loss|params|size", help="Order of the rows.")
+        Sort,
+        Option(
+            metavar="name|created|loss|params|size",
+            help="Order of the rows.",
+            autocompletion=completing("name", "created", "loss", "params", "size"),
+        ),
     ] = "name",
 ) -> None:
-    """List the models of the registry.
+    """List models: the latest version of each, and unfinished runs.
 
-    A name alone means its newest complete version. A damaged model is listed as such and hides no other.
+    Prints the registry that it read to stderr.
     """
     registry, output = session.registry(), session.output
     rows = []
     for model in registry.models(glob, all_versions=all_versions):
         folders: list[Folder] = [*model.versions, *model.drafts]
-        for folder in sorted(folders, key=lambda f: f.number):
-            rows.append(describe(folder, model.aliases))
+        rows += [_describe(f, model.aliases) for f in sorted(folders, key=lambda f: f.number)]
     rows.sort(key=_order(sort))
-    output.emit(
+    output.show(
         "quill.list/1",
-        {"registry": str(registry.root), "why": registry.why, "models": rows},
-        human=_table(session, rows) if rows else "",
-        quiet=[row["reference"] for row in rows],
+        rows,
+        _COLUMNS,
+        key="reference",
+        within="models",
+        registry=str(registry.root),
+        why=registry.why,
     )
     output.say(f"{registry.root} ({registry.why})")
     if not rows:
-        output.say("no models yet: quill train" if glob is None else f"no model matches '{glob}'")
+        output.say("no models yet; start with: quill train" if glob is None else f"no model matches '{glob}'")
 
 
-def ago(created: str | None, now: float) -> str:
-    """A time in UTC, ISO 8601, as a person says it: "3 hours ago"; empty when it is not known.
-
-    Args:
-        created: As the manifest has it.
-        now: Seconds since the epoch.
-    """
-    if not created:
-        return ""
-    from datetime import datetime
-
-    try:
-        passed = now - datetime.fromisoformat(created).timestamp()
-    except ValueError:
-        return created
-    if passed < -60:
-        # A clock that went back is no reason to say something false.
-        return created
-    for seconds, unit in _UNITS:
-        if passed >= seconds:
-            n = int(passed // seconds)
-            return f"{n} {unit}{'s' if n > 1 else ''} ago"
-    return "just now"
-
-
-def describe(folder: Folder, aliases: dict[str, int]) -> dict[str, Any]:
-    """A row of the list: what is known of a version or an unfinished run.
-
-    Args:
-        folder: The version or run.
-        aliases: The version number that each alias of the model names.
-    """
+def _describe(folder: Folder, aliases: dict[str, int]) -> dict[str, Any]:
     facts = folder.facts
     row: dict[str, Any] = {
         "reference": folder.reference,
@@ -111,36 +113,7 @@ def _order(sort: Sort) -> Callable[[dict[str, Any]], Any]:
         return lambda row: 0
     if key == "val_loss":
         return lambda row: (row[key] is None, row[key] or 0)
-    # The newest and the largest first; what is not known last.
+    # Newest and largest first; unknown last.
     if key == "created":
         return lambda row: (not row[key], [-ord(c) for c in row[key] or ""])
     return lambda row: (row[key] is None, -(row[key] or 0))
-
-
-def _table(session: Session, rows: list[dict[str, Any]]) -> str:
-    now = time.time()
-    header = ["NAME", "ALIASES", "PARAMS", "SIZE", "VAL LOSS", "WHEN", "STATE"]
-    cells = [
-        [
-            row["reference"],
-            ", ".join(row["aliases"]),
-            count(row["parameters"]),
-            size(row["bytes"]),
-            "" if row["val_loss"] is None else f"{row['val_loss']:.4f}",
-            ago(row["created"], now),
-            _state(row),
-        ]
-        for row in rows
-    ]
-    if not any(row["aliases"] for row in rows):
-        header, cells = [c for c in header if c != "ALIASES"], [[row[0], *row[2:]] for row in cells]
-    return session.output.table(header, cells, right=("PARAMS", "SIZE", "VAL LOSS"))
-
-
-def _state(row: dict[str, Any]) -> str:
-    if row["state"] == "damaged":
-        return f"damaged: {row['damage']}"
-    if row.get("step") is not None:
-        of = f"/{row['max_iters']:,}" if row.get("max_iters") else ""
-        return f"{row['state']}, step {row['step']:,}{of}"
-    return str(row["state"])

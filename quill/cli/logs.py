@@ -1,4 +1,4 @@
-"""Print the log of a run, or follow it."""
+"""Print or follow the log of a run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from typer import Argument, Option
 
 from quill.cli import options
+from quill.cli._completion import models
 from quill.cli.options import Session
 from quill.errors import InputError
 from quill.registry import locks, manifest, names
@@ -19,26 +20,35 @@ from quill.registry.folder import Folder
 from quill.registry.store import Registry
 
 _SCHEMA = "quill.log/1"
-# Seconds between two looks at a log that is followed.
+# Seconds between two reads of a log that is followed.
 _PAUSE = 0.25
 
 
-@options.command()
+@options.command(
+    examples="""
+    quill logs shakespeare -f
+    quill logs shakespeare:v2 -n 20
+    """
+)
 def command(
     session: Session,
-    reference: Annotated[str, Argument(metavar="REF", help="A model, or the run that is making it.")],
-    follow: Annotated[bool, Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    reference: Annotated[
+        str,
+        Argument(metavar="REF", help="Model or unfinished run.", autocompletion=models(drafts=True)),
+    ],
+    follow: Annotated[bool, Option("--follow", "-f", help="Keep printing until the run ends.")] = False,
     lines: Annotated[
-        int | None, Option("--lines", "-n", metavar="INT", help="Only the last lines, so many; unset: all.")
+        int | None,
+        Option("--lines", "-n", metavar="N", help="Show only the last N lines (default: all)."),
     ] = None,
 ) -> None:
-    """Print the log of a run, or follow one that is in progress.
+    """Print or follow the log of a run.
 
-    A name alone means the run in progress if there is one, else the newest version. With --json each line
-    is a document of its own.
+    A name without a version means the unfinished run if there is one, else the latest version. With --json
+    each line is one document.
     """
     if lines is not None and lines < 0:
-        raise InputError(f"--lines {lines} is refused", why="it is 0 or more")
+        raise InputError(f"--lines {lines} is out of range", why="at least 0 is needed")
     output, registry = session.output, session.registry()
 
     def write(line: str) -> None:
@@ -58,14 +68,14 @@ def command(
                 _follow(log, found)
             log.end()
         if follow and not found.is_published:
-            output.say(f"nobody is at work on {found.reference}: quill show {found.reference}")
+            output.say(f"{found.reference} is not running: quill show {found.reference}")
     except KeyboardInterrupt:
-        # Whoever follows a log ends it that way; there is nothing to warn of.
+        # The usual way to stop following: not worth a warning.
         raise typer.Exit(130) from None
 
 
 def _wait_for_run(registry: Registry, reference: str) -> None:
-    """Wait for the run that a process is about to begin, as long as it prepares its data."""
+    """Wait for a run that is still preparing its data."""
     if not names.is_path(reference) and ":" not in reference:
         names.check_name(reference)
         while locks.holder(registry.root, reference) and not _is_begun(registry, reference):
@@ -78,16 +88,16 @@ def _is_begun(registry: Registry, name: str) -> bool:
 
 
 def _follow(log: _Log, found: Folder) -> None:
-    """Read on until the run has ended and everything that it wrote is read."""
+    """Read until the run has ended and all of its log is read."""
     while found.is_running():
         log.read()
         time.sleep(_PAUSE)
-    # What was written before the end may have come after the last reading.
+    # The last lines may have come after the last read.
     log.read()
 
 
 def _open(found: Folder, *, wait: bool) -> FileIO:
-    """Open a run's log; one that is just starting has none for a moment."""
+    """Open a run's log; a run that is just starting has none yet."""
     for _ in range(int(10 / _PAUSE) if wait else 0):
         if found.has(manifest.LOG):
             break
@@ -100,7 +110,7 @@ class _Log:
 
     Args:
         file: Open for reading.
-        write: Told each line, without its end.
+        write: Called with each line, without its line break.
     """
 
     def __init__(self, file: FileIO, write: Callable[[str], None]) -> None:
@@ -108,26 +118,26 @@ class _Log:
         self._rest = b""
 
     def read(self, last: int | None = None) -> None:
-        """Tell the lines that came since; a line that is not ended waits for its end.
+        """Report the lines added since the last read; an incomplete line waits for its end.
 
         Args:
-            last: Only so many of them, from the end; unset: all.
+            last: Only the last lines (default: all).
         """
         kept: deque[bytes] = deque(maxlen=last)
-        while piece := self._file.read(1 << 16):
-            *whole, self._rest = (self._rest + piece).split(b"\n")
+        while chunk := self._file.read(1 << 16):
+            *whole, self._rest = (self._rest + chunk).split(b"\n")
             if last is None:
-                self._tell(whole)
+                self._report(whole)
             else:
                 kept.extend(whole)
-        self._tell(kept)
+        self._report(kept)
 
     def end(self) -> None:
-        """Tell what is left of a line that nobody will end."""
+        """Report an incomplete last line."""
         if self._rest:
-            self._tell([self._rest])
+            self._report([self._rest])
             self._rest = b""
 
-    def _tell(self, lines: list[bytes] | deque[bytes]) -> None:
+    def _report(self, lines: list[bytes] | deque[bytes]) -> None:
         for line in lines:
             self._write(line.decode("utf-8", "replace").removesuffix("\r"))

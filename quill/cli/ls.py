@@ -1,4 +1,4 @@
-"""The same as list."""
+"""List models (same as list)."""
 
 from __future__ import annotations
 

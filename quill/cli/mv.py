@@ -1,4 +1,4 @@
-"""Give a model another name."""
+"""Rename a model."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from typing import Annotated
 from typer import Argument, Option
 
 from quill.cli import options
+from quill.cli._completion import models
 from quill.cli.options import Session
 
+_names = models(versions=False, aliases=False, drafts=True)
 
-@options.command()
+
+@options.command(examples="quill mv shakespeare bard")
 def command(
     session: Session,
-    name: Annotated[str, Argument(metavar="NAME", help="What the model is called.")],
-    new: Annotated[str, Argument(metavar="NEW", help="What it shall be called.")],
+    name: Annotated[str, Argument(metavar="NAME", help="Current name.", autocompletion=_names)],
+    new: Annotated[str, Argument(metavar="NEW", help="New name.")],
     dry_run: Annotated[bool, Option("--dry-run", help="Only check that it can be renamed.")] = False,
 ) -> None:
-    """Give a model another name: all of its versions, its aliases and its unfinished run at once.
+    """Rename a model, with all of its versions, aliases and its unfinished run.
 
-    No number is ever given twice: the old name, used again, goes on where it was left, and a name that is or
-    was another model's is refused. While the model is being trained it stays (exit code 75). Prints the new
-    name.
+    Version numbers are never reused, so the new name must not be or have been another model's. Exits with
+    code 75 while the model is training. Prints the new name.
     """
     from quill.registry import rename
 
@@ -29,8 +31,6 @@ def command(
     plan = rename.plan(session.registry(), name, new)
     references = plan.references if dry_run else plan.execute()
     numbers = ", ".join(r.partition(":")[2] for r in references)
-    output.say(
-        f"{name} would be renamed to {new}: {numbers}" if dry_run else f"{name} is now {new}: {numbers}"
-    )
-    document = {"dry_run": dry_run, "name": new, "was": name, "versions": references}
-    output.emit("quill.mv/1", document, human=new, quiet=new)
+    output.say(f"{'would rename' if dry_run else 'renamed'} {name} to {new}: {numbers}")
+    row = {"dry_run": dry_run, "name": new, "was": name, "versions": references}
+    output.show("quill.mv/1", row, key="name")

@@ -1,9 +1,9 @@
 """What every command has in common, and the flags that are made from settings.
 
-A setting is declared once, as a pydantic field; here its flag is read off: name, type, default, bounds,
-help and group. A command's function says only what is its own:
+A setting is declared once, as a pydantic field; its flag takes name, type, default, help and group from
+there. A command's function declares only its own parameters:
 
-    @command(settings={"": SampleConfig})
+    @command({"": SampleConfig}, examples="quill sample shakespeare")
     def sample(session: Session, reference: Annotated[str, Argument(...)]) -> None: ...
 """
 
@@ -12,16 +12,20 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from typer import Option
 
-from quill.cli import _flags
-from quill.cli.output import Form, Output
+from quill.cli import _help
+from quill.cli._completion import completing, datasets, models
+from quill.cli._help import COMMON, OPTIONS
+from quill.cli.output import Form, Output, canvas_of
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -29,20 +33,26 @@ if TYPE_CHECKING:
     from quill.config.settings import Section
     from quill.registry.store import Registry
 
-COMMON = "Common"
-
-Json = Annotated[bool, Option("--json", help="Print JSON with a schema field.", rich_help_panel=COMMON)]
+Json = Annotated[bool, Option("--json", help="Print JSON.", rich_help_panel=COMMON)]
 Quiet = Annotated[
-    bool, Option("-q", "--quiet", help="Print the bare reference, and no progress.", rich_help_panel=COMMON)
+    bool,
+    Option("--quiet", "-q", help="Print only names and references, and no progress.", rich_help_panel=COMMON),
 ]
-Verbose = Annotated[bool, Option("-v", "--verbose", help="Tell more, on stderr.", rich_help_panel=COMMON)]
+Verbose = Annotated[
+    bool, Option("--verbose", "-v", help="Print more detail to stderr.", rich_help_panel=COMMON)
+]
 RegistryFlag = Annotated[
     Path | None,
     Option(
-        "--registry", metavar="DIR", help="Where the models are; quill list says why.", rich_help_panel=COMMON
+        "--registry",
+        metavar="DIR",
+        help="Registry of models (default: the one that quill list prints).",
+        rich_help_panel=COMMON,
     ),
 ]
-Debug = Annotated[bool, Option("--debug", help="On a bug of ours: the traceback.", rich_help_panel=COMMON)]
+Debug = Annotated[
+    bool, Option("--debug", help="Show the traceback of internal errors.", rich_help_panel=COMMON)
+]
 _COMMON: Mapping[str, tuple[Any, Any]] = {
     "json": (Json, False),
     "quiet": (Quiet, False),
@@ -50,24 +60,40 @@ _COMMON: Mapping[str, tuple[Any, Any]] = {
     "registry": (RegistryFlag, None),
     "debug": (Debug, False),
 }
+HelpAll = Annotated[
+    bool,
+    Option(
+        "--help-all",
+        help="Show every setting, by group.",
+        is_eager=True,
+        expose_value=False,
+        callback=lambda ctx, wanted: _print_whole_help(ctx, wanted),
+        rich_help_panel=COMMON,
+    ),
+]
+Device = Annotated[
+    str | None,
+    Option(
+        "--device",
+        metavar="DEVICE",
+        help="Device to compute on: auto, cpu, cuda, cuda:N or mps (default: auto).",
+        autocompletion=completing("auto", "cpu", "cuda", "mps"),
+    ),
+]
 
-# Settings whose values are something that a shell can complete.
-_METAVARS = {"init_from": "REF"}
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 # float() alone would also take spaces, underscores and the digits of every script.
 _REAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:nan|inf|infinity)", re.I)
-# Above this a bound only guards against overflow, and says nothing to a reader of the help.
-_TELLING = 2**16
 
 
 @dataclass(frozen=True)
 class Session:
-    """One call of a command: where its words go, which registry it means, which settings it was given.
+    """One call of a command.
 
     Attributes:
         output: The sink.
-        registry_flag: What `--registry` gave.
-        overrides: Settings given as flags, by dotted path, with raw values not yet checked.
+        registry_flag: Value of `--registry`.
+        overrides: Settings given as flags, by dotted path; raw values, not validated yet.
     """
 
     output: Output
@@ -75,7 +101,7 @@ class Session:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def registry(self) -> Registry:
-        """The registry that is meant; it need not exist yet."""
+        """The registry to use; it need not exist yet."""
         from quill.registry.store import Registry, locate
 
         where = locate(self.registry_flag)
@@ -88,28 +114,41 @@ class Session:
 
         return locate(self.registry().root)
 
-    def device(self) -> str:
-        """Where a model is put: what QUILL_DEVICE names, else the fastest there is. Imports torch."""
+    def device(self, flag: str | None = None) -> str:
+        """The device to put a model on: the flag's, that of QUILL_DEVICE, or the fastest. Imports torch.
+
+        Raises:
+            InputError: There is no device of that name anywhere.
+            ResourceError: This system does not have it.
+        """
+        from quill.config import reading
+        from quill.config.settings import TrainConfig
         from quill.training.device import find_device
 
-        return find_device(os.environ.get("QUILL_DEVICE") or "auto")
+        wanted = {"device": flag or os.environ.get("QUILL_DEVICE") or "auto"}
+        origin = "the arguments" if flag else "the environment"
+        return find_device(reading.check(TrainConfig, wanted, origin=origin).device)
 
 
 def command(
     settings: Mapping[str, type[Section]] | None = None,
     *,
-    skip: frozenset[str] = frozenset(),
+    skip: Container[str] = (),
     short: Mapping[str, str] | None = None,
+    face: Container[str] | None = None,
+    examples: str,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command's function the common options and the flags of its settings.
 
     Args:
         settings: Sections by the prefix of their dotted paths; "" for paths without one.
-        skip: Dotted paths that the command has a form of its own for.
-        short: Second, short flags by dotted path.
+        skip: Dotted paths that get no flag.
+        short: Short flags by dotted path.
+        face: Dotted paths that `--help` shows; the others are in `--help-all` only. Unset: all.
+        examples: Commands for the end of the help, one a line.
 
     Returns:
-        A decorator; the function gets a Session first and what it declared itself after that.
+        A decorator; the function gets a Session first, then its own parameters.
     """
     flags: dict[str, tuple[str, inspect.Parameter, Callable[[Any], Any]]] = {}
     for section, model in (settings or {}).items():
@@ -117,8 +156,9 @@ def command(
             path = f"{section}.{name}" if section else name
             if path not in skip:
                 parameter = path.replace(".", "__")
-                also = (short or {}).get(path)
-                made, convert = _flag(parameter, name, info, model.title, also)
+                hidden = face is not None and path not in face
+                panel = f"{model.title}{_help.SETTINGS}" if hidden else OPTIONS
+                made, convert = _flag(parameter, name, info, panel, (short or {}).get(path))
                 flags[parameter] = (path, made, convert)
 
     def decorate(body: Callable[..., None]) -> Callable[..., None]:
@@ -131,64 +171,81 @@ def command(
                 value = given.pop(parameter)
                 if value is not None:
                     overrides[path] = convert(value)
+            given.pop("help_all", None)
             form: Form = "json" if shared["json"] else "quiet" if shared["quiet"] else "human"
             output = Output(form, verbose=shared["verbose"])
             body(Session(output, shared["registry"], overrides), **given)
 
-        common = [
+        common = dict(_COMMON) if face is None else {**_COMMON, "help_all": (HelpAll, False)}
+        added = [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for n, (annotation, default) in _COMMON.items()
+            for n, (annotation, default) in common.items()
         ]
         parameters = [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
-        parameters += [*(made for _, made, _ in flags.values()), *common]
+        parameters += [*(made for _, made, _ in flags.values()), *added]
         call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {}
+        call.examples = examples  # type: ignore[attr-defined]
         return call
 
     return decorate
+
+
+def _print_whole_help(context: typer.Context, wanted: bool) -> None:
+    if wanted:
+        text = _help.render(context.command, context, canvas_of(sys.stdout), whole=True)
+        Output().write(text + "\n")
+        raise typer.Exit
 
 
 def _flag(
     parameter: str, name: str, info: FieldInfo, panel: str, short: str | None
 ) -> tuple[inspect.Parameter, Callable[[Any], Any]]:
     """The parameter that Typer makes a setting's flag from, and what turns its text into a raw value."""
+    from quill.cli import _flags
     from quill.config.reading import plain_type, union_arms
 
     kind, optional = plain_type(info.annotation)
     flag = _flags.of_setting(name, info.json_schema_extra)
     annotation: Any = str | None
-    metavar: str | None = _METAVARS.get(name, "TEXT")
+    metavar: str | None = "TEXT"
     declared = f"--{flag}"
     convert: Callable[[Any], Any] = _text(optional)
+    complete: Callable[..., list[str]] | None = None
+    choices: Sequence[str] = ()
     if kind is bool:
         annotation, metavar, declared = bool | None, None, f"--{flag}/--no-{flag}"
         convert = bool
     elif kind in (int, float):
-        metavar = ("INT" if kind is int else "NUMBER") + _bounds(info)
+        metavar = "INT" if kind is int else "NUMBER"
         convert = _number(kind, optional)
     elif typing.get_origin(kind) is typing.Literal:
-        metavar = "|".join(map(str, typing.get_args(kind)))
+        choices = list(map(str, typing.get_args(kind)))
+        if {"on", "off"} <= set(choices):
+            convert = _switch
     elif typing.get_origin(kind) is list:
         annotation = list[str] | None
         convert = _one_or_many if str in union_arms(info.annotation) else list
-    elif choices := _choices(info):
-        metavar = "|".join(choices)
+        complete = datasets if name == "source" else None
+    elif name == "init_from":
+        metavar, complete = "REF", models()
+    else:
+        choices = _choices(info)
+    if choices:
+        metavar, complete = "|".join(choices), completing(*choices)
     spelled = (declared, short) if short else (declared,)
-    option = Option(*spelled, metavar=metavar, help=_help(info), rich_help_panel=panel, show_default=False)
+    option = Option(
+        *spelled,
+        metavar=metavar,
+        help=_help.described(info.description or "", info.default),
+        rich_help_panel=panel,
+        autocompletion=complete,
+    )
     made = inspect.Parameter(
         parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
     )
     return made, convert
-
-
-def _help(info: FieldInfo) -> str:
-    text = info.description or ""
-    default = info.default
-    if default is None or default == []:
-        return text
-    shown = ("yes" if default else "no") if isinstance(default, bool) else f"{default}"
-    return f"{text} [default: {shown}]"
 
 
 def _choices(info: FieldInfo) -> list[str]:
@@ -198,26 +255,15 @@ def _choices(info: FieldInfo) -> list[str]:
     return [str(choice) for choice in found if choice is not None] if isinstance(found, list) else []
 
 
-def _bounds(info: FieldInfo) -> str:
-    """The bounds of a number, as they stand behind its type: ">=1", ">0 <=1"."""
-    found: dict[str, float] = {}
-    for constraint in _constraints(info.annotation, info.metadata):
-        found |= {k: v for k in ("gt", "ge", "lt", "le") if (v := getattr(constraint, k, None)) is not None}
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    return " ".join(f"{signs[k]}{v}" for k, v in found.items() if v <= _TELLING)
-
-
-def _constraints(annotation: Any, metadata: list[Any]) -> list[Any]:
-    """What bounds a field, wherever in its annotation it was written."""
-    found = list(metadata)
-    for part in typing.get_args(annotation):
-        if typing.get_origin(part) is Annotated:
-            found += _constraints(None, list(typing.get_args(part)[1:]))
-    return [c for f in found for c in (f, *getattr(f, "metadata", ()))]
-
-
 def _one_or_many(values: list[str]) -> str | list[str]:
     return values[0] if len(values) == 1 else list(values)
+
+
+def _switch(text: str) -> str:
+    """Read the spellings of yes and no for a setting that is on, off or something else."""
+    return {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off", "0": "off"}.get(
+        text.lower(), text
+    )
 
 
 def _text(optional: bool) -> Callable[[str], str | None]:
@@ -225,7 +271,7 @@ def _text(optional: bool) -> Callable[[str], str | None]:
 
 
 def _number(kind: type, optional: bool) -> Callable[[str], Any]:
-    """Text to a raw number; what is none stays text, and the setting's own check refuses it by name."""
+    """Turn text into a raw number; anything else stays text, for the setting's validation to refuse."""
 
     def convert(text: str) -> Any:
         if optional and text == "none":

@@ -1,7 +1,7 @@
-"""The one sink: results to stdout, everything else to stderr, in the form that was asked for.
+"""The one sink: results go to stdout, everything else to stderr.
 
-A result has three forms: text for a person, one JSON document (`--json`), a bare reference
-(`--quiet`). Whatever came from a file or a model is made harmless before a person's terminal sees it.
+A result has three forms: text for people, one JSON document (`--json`), and bare references (`--quiet`).
+Control characters from files and models are escaped before a terminal sees them.
 """
 
 from __future__ import annotations
@@ -17,29 +17,33 @@ from contextlib import contextmanager, suppress
 from shutil import get_terminal_size
 from typing import Any, Literal, TextIO
 
+from quill.cli import _tables
+from quill.cli._tables import Canvas, Column, Row
 from quill.errors import QuillError
 
 Form = Literal["human", "json", "quiet"]
-# What long work calls to say how far it is: the stage, what is done of it, and the total where known.
+# Reports progress: the stage, how much of it is done, and the total if it is known.
 Report = Callable[[str, float, float | None], None]
-# Where no bar can be drawn, a long wait is broken by one line as often as this, in seconds.
+# Seconds between progress lines where no bar can be drawn.
 LINE_INTERVAL = 30.0
 
-# C0 and C1 controls, and the marks that reorder or split a line as it is shown.
+# Hints that begin so are commands to copy.
+_COMMANDS = ("quill ", "pip ", "cp ")
+# C0 and C1 controls, and the marks that reorder or split a line on screen.
 _CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"
 _UNSAFE = re.compile(f"[{_CONTROLS}]")
 _UNSAFE_IN_LINE = re.compile(f"[{_CONTROLS}\\n\\t]")
 
 
 class Output:
-    """Where a command's words go.
+    """What a command prints.
 
     Args:
-        form: How a result is printed.
-        verbose: Also say what `detail` is given.
-        out: The result's stream; unset: stdout as it is now.
-        err: The stream of everything else; unset: stderr as it is now.
-        env: The environment, which may ask for colour, for none, or for no movement.
+        form: How results are printed.
+        verbose: Whether to print details.
+        out: Stream of the result (default: the current stdout).
+        err: Stream of everything else (default: the current stderr).
+        env: Environment; it may ask for colour, for none, or for no progress bars.
         clock: Monotonic seconds.
     """
 
@@ -60,39 +64,62 @@ class Output:
 
     @property
     def terminal(self) -> bool:
-        """Whether a person reads stdout."""
+        """Whether stdout is a terminal."""
         return is_terminal(self._out)
 
     @property
     def live(self) -> bool:
-        """Whether stderr can hold something that moves: a terminal that a person watches."""
+        """Whether stderr can show a progress bar: a terminal, and not a CI log."""
         if self.form == "quiet" or not is_terminal(self._err) or (self.form == "json" and self.terminal):
             return False
         return self.env.get("TERM") != "dumb" and not self.env.get("CI")
 
     @property
     def err(self) -> TextIO | None:
-        """The stream of progress, for a display that draws by itself."""
+        """The stream of progress."""
         return self._err
 
-    def emit(
-        self, schema: str, document: Mapping[str, Any], *, human: str, quiet: str | Sequence[str]
+    def show(
+        self,
+        schema: str,
+        rows: Row | Sequence[Row],
+        columns: Sequence[Column] = (),
+        *,
+        key: str,
+        within: str = "",
+        quiet: Sequence[str] | None = None,
+        **facts: Any,
     ) -> None:
-        """Print a result in the form that was asked for.
+        """Print a result in the form that was asked for, each form derived from the same rows.
+
+        One row is printed as a record, and without columns as its key alone. Several are a table.
 
         Args:
-            schema: What the document is, such as "quill.list/1".
-            document: The result as JSON values.
-            human: The same for a person; safe to show.
-            quiet: The bare reference, or one for each line.
+            schema: Names the JSON document's layout, such as "quill.list/1".
+            rows: JSON values by field name.
+            columns: What people see of a row.
+            key: Field that `--quiet` prints, a line for each row.
+            within: Field of the JSON document that several rows go into.
+            quiet: What `--quiet` prints instead of the keys.
+            facts: More fields of the document.
         """
+        record = rows if isinstance(rows, Mapping) else None
+        listed: Sequence[Row] = [record] if record is not None else list(rows)  # type: ignore[arg-type]
         if self.form == "json":
+            document = {**facts, **record} if record is not None else {**facts, within: listed}
             self.write(_json({"schema": schema, **document}, indent=2) + "\n")
-        elif self.form == "quiet":
-            lines = [quiet] if isinstance(quiet, str) else quiet
-            self.write("".join(f"{safe_line(line)}\n" for line in lines))
-        else:
-            self.write(human if human.endswith("\n") or not human else human + "\n")
+        elif self.form == "quiet" or not columns:
+            keys = quiet if quiet is not None and self.form == "quiet" else [str(row[key]) for row in listed]
+            self.write("".join(f"{safe_line(line)}\n" for line in keys))
+        elif record is not None:
+            self.write(_tables.fields(record, columns, self.canvas, safe_line))
+        elif listed:
+            self.write(_tables.table(listed, columns, self.canvas, safe_line))
+
+    @property
+    def canvas(self) -> Canvas:
+        """How wide stdout is, and whether it takes colour."""
+        return canvas_of(self._out, self.env)
 
     def event(self, schema: str, document: Mapping[str, Any]) -> None:
         """Print one line of a stream of JSON documents; nothing in the other forms."""
@@ -100,82 +127,58 @@ class Output:
             self.write(_json({"schema": schema, **document}) + "\n")
 
     def stream(self, text: str) -> None:
-        """Print a piece of a model's text at once: raw in a pipe, a terminal gets no control characters."""
+        """Print generated text at once: raw in a pipe, without control characters on a terminal."""
         self.write(_UNSAFE.sub("", text) if self.terminal else text)
 
     def write(self, text: str) -> None:
-        """Write to stdout and flush, so that a reader sees it now and a closed pipe is noticed now."""
+        """Write to stdout and flush, so that a closed pipe is noticed now."""
         if self._out is not None and text:
             self._out.write(text)
             self._out.flush()
 
     def say(self, message: str) -> None:
-        """Tell a person something in passing."""
+        """Print a remark, unless `--quiet`."""
         if self.form != "quiet":
             self._tell(message)
 
     def detail(self, message: str) -> None:
-        """Tell what only `-v` asks for."""
+        """Print what only `-v` asks for."""
         if self.verbose:
             self._tell(message)
 
     def warn(self, message: str) -> None:
-        """Tell something that a person should know before relying on the result."""
-        self._tell(f"{self.style('warning:', '33')} {safe(message)}", raw=True)
+        """Say something to know before relying on the result."""
+        self._tell(f"{self.style('warning:', 'warn')} {safe(message)}", raw=True)
 
     def fail(self, error: QuillError) -> None:
-        """Explain a failure in its three lines: what, why, what next."""
-        lines = [f"{self.style('error:', '1;31')} {safe_line(error.what)}"]
-        if error.why:
-            lines.append(f"{self.style('  why:', '2')} {safe_line(error.why)}")
-        if error.hint:
-            lines.append(f"{self.style('  try:', '2')} {safe_line(error.hint)}")
+        """Explain an error in three lines: what, why, and what to do next."""
+        canvas = canvas_of(self._err, self.env)
+        lines: list[str] = []
+        for label, style, text in (
+            ("error: ", "bad", error.what),
+            ("  why: ", "dim", error.why),
+            ("  try: ", "dim", error.hint),
+        ):
+            if text:
+                # A command is left to the terminal to fold, so that it can be copied.
+                fold = canvas.width is not None and not text.startswith(_COMMANDS)
+                width = (canvas.width or 0) - len(label)
+                first, *rest = _tables.wrap(safe_line(text), width) if fold else [safe_line(text)]
+                lines += [canvas.paint(label, style) + first, *(" " * len(label) + line for line in rest)]
         self._tell("\n".join(lines), raw=True)
 
-    def style(self, text: str, code: str, *, stdout: bool = False) -> str:
-        """Colour a text where its stream takes colour; `code` is an SGR parameter (ECMA-48 8.3.117)."""
-        stream = self._out if stdout else self._err
-        return f"\x1b[{code}m{text}\x1b[0m" if takes_colour(stream, self.env) else text
-
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> str:
-        """Lay out rows for a person; on a terminal too narrow for them, one line for each value.
-
-        Args:
-            header: The columns' titles.
-            rows: Cells; escaped here.
-            right: Titles of the columns aligned to the right.
-        """
-        cells = [[safe_line(c) for c in row] for row in rows]
-        widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-        if self.terminal and sum(widths) + 2 * (len(widths) - 1) > get_terminal_size().columns:
-            blocks = (
-                "\n".join(f"{h}: {c}" for h, c in zip(header, row, strict=True) if c.strip()) for row in cells
-            )
-            return "\n\n".join(blocks) + "\n"
-
-        def line(row: Sequence[str]) -> str:
-            parts = (
-                c.rjust(w) if h in right else c.ljust(w) for h, c, w in zip(header, row, widths, strict=True)
-            )
-            return "  ".join(parts).rstrip()
-
-        head = self.style(line(header), "1", stdout=True)
-        return "\n".join([head, *map(line, cells)]) + "\n"
-
-    def fields(self, pairs: Sequence[tuple[str, str]]) -> str:
-        """Lay out names and values, one pair a line; values are escaped here, empty ones left out."""
-        pairs = [(k, v) for k, v in pairs if v]
-        width = max((len(k) for k, _ in pairs), default=0)
-        return "".join(f"{self.style(k.ljust(width), '1', stdout=True)}  {safe_line(v)}\n" for k, v in pairs)
+    def style(self, text: str, style: str, *, stdout: bool = False) -> str:
+        """Colour a text, if its stream takes colour."""
+        return canvas_of(self._out if stdout else self._err, self.env).paint(text, style)
 
     @contextmanager
     def progress(self, unit: Callable[[float], str] = "{:,.0f}".format) -> Iterator[Report]:
-        """Show how far long work is, as (stage, done, total or None) reported to what this yields.
+        """Show the progress that is reported to the function this yields.
 
-        A bar on a terminal; elsewhere a line every 30 seconds, so that a short run prints nothing.
+        A bar on a terminal; elsewhere a line every 30 seconds, so that short work prints nothing.
 
         Args:
-            unit: Writes a done or a total for a person.
+            unit: Formats an amount.
         """
         if self.form == "quiet":
             yield lambda stage, done, total: None
@@ -200,7 +203,7 @@ class Output:
         return report
 
     def _tell(self, message: str, *, raw: bool = False) -> None:
-        # A run outlives the terminal that it was started from: losing stderr loses words, not work.
+        # A run may outlive its terminal: losing stderr must not stop it.
         if self._err is not None:
             with suppress(OSError, ValueError):
                 self._err.write((message if raw else safe(message)) + "\n")
@@ -208,13 +211,19 @@ class Output:
 
 
 def safe(text: str) -> str:
-    """Make text harmless on a terminal: control characters show as their escapes, lines stay lines."""
+    """Escape control characters, except for line breaks and tabs."""
     return _UNSAFE.sub(_escape, text)
 
 
 def safe_line(text: str) -> str:
-    """As `safe`, and what would break the line or its columns is escaped too."""
+    """Escape control characters, line breaks and tabs included."""
     return _UNSAFE_IN_LINE.sub(_escape, text)
+
+
+def canvas_of(stream: TextIO | None, env: Mapping[str, str] = os.environ) -> Canvas:
+    """How wide a stream is, and whether it takes colour."""
+    width = get_terminal_size().columns if is_terminal(stream) else None
+    return Canvas(width, takes_colour(stream, env))
 
 
 def is_terminal(stream: TextIO | None) -> bool:

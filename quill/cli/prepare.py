@@ -1,4 +1,4 @@
-"""Turn text into a dataset to train on."""
+"""Turn text into a dataset for training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from quill.cli import options
 from quill.cli.options import Session
 from quill.cli.output import Output
 from quill.config.settings import DataConfig
+from quill.errors import InputError
 from quill.units import size
 
 if TYPE_CHECKING:
@@ -19,49 +20,60 @@ if TYPE_CHECKING:
     from quill.data.store import Dataset
 
 
-@options.command({"": DataConfig}, skip=frozenset({"source"}))
+@options.command(
+    {"": DataConfig},
+    skip={"source"},
+    examples="""
+    quill prepare notes.txt --name notes
+    quill prepare 'texts/*.md' --tokenizer bpe --vocab-size 4096
+    zcat dump.gz | quill prepare - --name dump
+    """,
+)
 def command(
     session: Session,
     source: Annotated[
         list[str],
         Argument(
             metavar="SOURCE",
-            help="Files, folders and globs (.txt .md .jsonl, .gz, .zst), '-' for stdin, or the name of a "
-            "text: harpoon, shakespeare.",
+            help="Files, folders and globs (.txt .md .jsonl, .gz, .zst); '-' for stdin; or a named source: "
+            "harpoon, shakespeare.",
         ),
     ],
-    name: Annotated[str | None, Option(help="What to call it; unset: after the text.")] = None,
-    workers: Annotated[int | None, Option(metavar="INT", help="Threads; unset: all processors.")] = None,
-    force: Annotated[bool, Option("--force", help="Again, even if it is there unchanged.")] = False,
+    name: Annotated[
+        str | None, Option(metavar="NAME", help="Name of the dataset (default: from the source).")
+    ] = None,
+    workers: Annotated[
+        int | None, Option(metavar="INT", help="Threads that encode (default: one per CPU).")
+    ] = None,
+    force: Annotated[bool, Option("--force", help="Rebuild even if the dataset is up to date.")] = False,
 ) -> None:
-    """Turn text into a dataset to train on; nothing is done if it is there and unchanged.
+    """Turn text into a dataset for training.
 
-    The validation split is the end of the text. Prints the dataset's name.
+    Does nothing if the dataset is up to date. The end of the text becomes the validation split. Prints the
+    dataset's name.
     """
     from quill.config import reading
     from quill.data import prepare
-    from quill.errors import InputError
 
     if workers is not None and workers < 1:
-        raise InputError(f"--workers {workers} is refused", why="it takes at least 1")
+        raise InputError(f"--workers {workers} is out of range", why="at least 1 is needed")
     given = {"source": source[0] if len(source) == 1 else source, **session.overrides}
     config = reading.check(DataConfig, given, origin="the arguments")
     with watch(session.output) as observer:
         dataset = prepare.prepare(
             config, session.datasets(), name=name, force=force, workers=workers, observer=observer
         )
-    session.output.emit(
+    session.output.show(
         "quill.prepare/1",
         {"name": dataset.name, "path": str(dataset.path), "manifest": dataset.manifest},
-        human=dataset.name,
-        quiet=dataset.name,
+        key="name",
     )
     session.output.say(describe(dataset))
 
 
 @contextmanager
 def watch(output: Output) -> Iterator[Observer]:
-    """An observer of preparing that shows its progress, and warns of what it is told."""
+    """An observer of preparing that shows its progress and prints its warnings."""
     from quill.data.prepare import Notice, Progress
 
     with output.progress(size) as report:
@@ -76,9 +88,9 @@ def watch(output: Output) -> Iterator[Observer]:
 
 
 def describe(dataset: Dataset) -> str:
-    """A dataset in one line: its tokens, their kind, and where they are."""
+    """A dataset in one line: its tokens, its vocabulary, and where it is."""
     kind, width = dataset.manifest["tokenizer"]["kind"], dataset.manifest["tokenizer"]["vocab_size"]
     return (
-        f"{dataset.count('train'):,} tokens to train on and {dataset.count('val'):,} to validate, "
+        f"{dataset.count('train'):,} tokens for training, {dataset.count('val'):,} for validation, "
         f"{kind} vocabulary of {width:,}, in {dataset.path}"
     )

@@ -7,54 +7,74 @@ from typing import Annotated
 from typer import Argument, Option
 
 from quill.cli import _confirm, options
+from quill.cli._completion import models
+from quill.cli._tables import Column
 from quill.cli.options import Session
-from quill.cli.output import safe_line
 from quill.units import size
 
+_COLUMNS = (
+    Column("REMOVED", lambda r: r["reference"]),
+    Column("SIZE", lambda r: size(r["bytes"]), right=True, drop=1),
+)
+_PLANNED = (Column("WOULD REMOVE", lambda r: r["reference"]), _COLUMNS[1])
 
-@options.command()
+
+@options.command(
+    examples="""
+    quill rm shakespeare:v1
+    quill rm 'old-model' --all-versions --dry-run
+    """
+)
 def command(
     session: Session,
     references: Annotated[
-        list[str], Argument(metavar="REF", help="Versions, as in name:v2, or names of a single version.")
+        list[str],
+        Argument(
+            metavar="REF",
+            help="Versions such as name:v2, or the name of a model with a single version.",
+            autocompletion=models(drafts=True),
+        ),
     ],
     all_versions: Annotated[
-        bool, Option("--all-versions", "-a", help="All versions of each name, and its unfinished run.")
+        bool, Option("--all-versions", "-a", help="Remove all versions of each name, and its unfinished run.")
     ] = False,
-    yes: Annotated[bool, Option("--yes", "-y", help="Do not ask; needed where nobody can answer.")] = False,
-    dry_run: Annotated[bool, Option("--dry-run", help="Only print what would be removed.")] = False,
-    missing_ok: Annotated[bool, Option("--missing-ok", help="What is gone already is no failure.")] = False,
+    yes: Annotated[bool, Option("--yes", "-y", help="Skip the confirmation prompt.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print what would be removed; remove nothing.")
+    ] = False,
+    missing_ok: Annotated[
+        bool, Option("--missing-ok", help="Do not fail if a reference does not exist.")
+    ] = False,
 ) -> None:
-    """Remove versions of models, whole, damaged or unfinished.
+    """Remove versions of models, including damaged and unfinished ones.
 
-    A version's number is never given again. What has an alias stays (exit code 4), and so does what is being
-    trained (75). Prints the references that were removed.
+    Version numbers are never reused. A version with an alias is refused (exit code 4), and one that is being
+    trained too (75). Prints the removed references.
     """
     from quill.registry import remove
 
-    output, registry = session.output, session.registry()
-    plan = remove.plan(registry, references, all_versions=all_versions, missing_ok=missing_ok)
+    output = session.output
+    plan = remove.plan(session.registry(), references, all_versions=all_versions, missing_ok=missing_ok)
     for ref in plan.missing:
-        output.detail(f"there is no '{ref}'")
+        output.detail(f"'{ref}' does not exist")
     removed = plan.removals
     if removed and not dry_run:
         if not yes:
             _confirm.removal(output, removed)
         removed = plan.execute()
     total = sum(r.bytes for r in removed)
+    output.show(
+        "quill.rm/1",
+        [{"reference": r.what, "bytes": r.bytes} for r in removed],
+        (_PLANNED if dry_run else _COLUMNS) if output.terminal else (),
+        key="reference",
+        within="removed",
+        dry_run=dry_run,
+        bytes=total,
+    )
     if not removed:
         output.say("nothing to remove")
     elif dry_run:
-        output.say(f"{size(total)} would be freed; nothing was removed")
+        output.say(f"would free {size(total)}; nothing was removed")
     else:
-        output.say(f"{size(total)} freed")
-    output.emit(
-        "quill.rm/1",
-        {
-            "dry_run": dry_run,
-            "bytes": total,
-            "removed": [{"reference": r.what, "bytes": r.bytes} for r in removed],
-        },
-        human="".join(f"{safe_line(r.what)}\n" for r in removed),
-        quiet=[r.what for r in removed],
-    )
+        output.say(f"freed {size(total)}")

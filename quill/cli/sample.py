@@ -1,4 +1,4 @@
-"""Draw text from a model."""
+"""Generate text with a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Option
 
 from quill.cli import options
+from quill.cli._completion import completing, models
 from quill.cli.options import Session
+from quill.cli.output import is_terminal
 from quill.config.settings import SampleConfig
 from quill.errors import InputError, NotFoundError, ResourceError
 
@@ -22,41 +24,64 @@ _STDIN = "-"
 _BETWEEN = "-" * 20 + "\n"
 
 
-@options.command({"": SampleConfig}, short={"num_samples": "-n"})
+@options.command(
+    {"": SampleConfig},
+    short={"num_samples": "-n", "temperature": "-t"},
+    examples="""
+    quill sample shakespeare "JULIET:"
+    quill sample shakespeare:v2 -n 3 --temperature 0.5 --seed 1
+    echo "JULIET:" | quill sample shakespeare
+    """,
+)
 def command(
     session: Session,
-    reference: Annotated[str, Argument(metavar="REF", help="A model: name, name:v2, or ./folder.")],
+    reference: Annotated[
+        str,
+        Argument(metavar="REF", help="Model to use: name, name:v2 or ./folder.", autocompletion=models()),
+    ],
     words: Annotated[
-        str | None, Argument(metavar="PROMPT", help="What the text goes on from; '-' reads it from stdin.")
+        list[str] | None,
+        Argument(metavar="PROMPT", help="Text to continue; '-' reads it from stdin."),
     ] = None,
     prompt: Annotated[
-        str | None, Option("--prompt", "-p", metavar="TEXT", help="The same as a flag; '-' is a dash here.")
+        str | None,
+        Option("--prompt", "-p", metavar="TEXT", help="Prompt text (same as PROMPT, but '-' is literal)."),
     ] = None,
     prompt_file: Annotated[
-        Path | None, Option("--prompt-file", metavar="FILE", help="The same from a file.")
+        Path | None, Option("--prompt-file", metavar="FILE", help="Read the prompt from a file.")
     ] = None,
     stream: Annotated[
-        bool, Option("--stream/--no-stream", help="Print each token as it comes, if one sample is drawn.")
+        bool, Option("--stream/--no-stream", help="Print each token as it is generated, for a single sample.")
     ] = True,
-    no_echo: Annotated[bool, Option("--no-echo", help="Leave the prompt out of what is printed.")] = False,
+    no_echo: Annotated[
+        bool, Option("--no-echo", help="Print the new text only, without the prompt.")
+    ] = False,
     unknown: Annotated[
         Literal["error", "skip"],
-        Option(metavar="error|skip", help="What to do with characters that the model never saw."),
+        Option(
+            metavar="error|skip",
+            help="Refuse or drop prompt characters that are not in the vocabulary.",
+            autocompletion=completing("error", "skip"),
+        ),
     ] = "error",
+    device: options.Device = None,
 ) -> None:
-    """Draw text from a model, going on from a prompt."""
+    """Generate text with a model, starting from a prompt.
+
+    The prompt is read from stdin if it is piped in and no other is given.
+    """
     from quill.config import reading
 
     output = session.output
     version = session.registry().resolve(reference)
     config = reading.check(SampleConfig, dict(session.overrides), origin="the arguments")
-    text = _prompt(words, prompt, prompt_file)
+    text = _prompt(words or [], prompt, prompt_file)
 
     from quill.checkpoint.load import load_checkpoint
     from quill.generation import cpu
     from quill.generation.generator import Generator
 
-    loaded = load_checkpoint(version, session.device())
+    loaded = load_checkpoint(version, session.device(device))
     generator = Generator(loaded.model, loaded.tokenizer, notice=output.warn)
     echoed = "" if no_echo else text
     alone = config.num_samples == 1
@@ -67,7 +92,7 @@ def command(
         samples = generator.generate(text, config, unknown)
     if output.form == "json":
         document = {"reference": version.reference, "prompt": text, "samples": samples}
-        output.emit("quill.sample/1", document, human="", quiet="")
+        output.show("quill.sample/1", document, key="reference")
         return
     for i, sample in enumerate(samples):
         if i:
@@ -75,17 +100,17 @@ def command(
         _print(output, echoed, iter([sample]))
 
 
-def _print(output: Output, echoed: str, pieces: Iterator[str]) -> None:
-    """Print a sample as it comes, its last line ended.
+def _print(output: Output, echoed: str, chunks: Iterator[str]) -> None:
+    """Print a sample as it comes, and end its last line.
 
-    The prompt waits for the first piece, so that a refusal leaves stdout empty.
+    The prompt is printed with the first chunk, so that an error leaves stdout empty.
     """
     last = echoed
     try:
-        output.stream(echoed + next(pieces, ""))
-        for piece in pieces:
-            output.stream(piece)
-            last = piece
+        output.stream(echoed + next(chunks, ""))
+        for chunk in chunks:
+            output.stream(chunk)
+            last = chunk
     except KeyboardInterrupt:
         output.write("\n")
         raise
@@ -93,29 +118,43 @@ def _print(output: Output, echoed: str, pieces: Iterator[str]) -> None:
         output.write("\n")
 
 
-def _prompt(words: str | None, flag: str | None, file: Path | None) -> str:
-    """The prompt from wherever it was given; stdin is read only if that was asked for.
+def _prompt(words: list[str], flag: str | None, file: Path | None) -> str:
+    """The prompt from wherever it was given.
 
     Raises:
         InputError: It was given twice, or is not UTF-8.
     """
-    given = [n for n, v in (("PROMPT", words), ("--prompt", flag), ("--prompt-file", file)) if v is not None]
+    given = [n for n, v in (("PROMPT", words), ("--prompt", flag is not None), ("--prompt-file", file)) if v]
     if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} are both given", why="there is one prompt", hint="leave one")
+        raise InputError(f"{' and '.join(given)} are mutually exclusive", why="there is only one prompt")
     if file is not None:
         try:
             return _decode(file.read_bytes(), str(file))
         except FileNotFoundError:
             raise NotFoundError(f"no file '{file}'", hint="check the path") from None
         except IsADirectoryError:
-            raise InputError(f"'{file}' is a folder", why="a prompt is a file's text") from None
+            raise InputError(f"'{file}' is a directory", why="a prompt is the text of a file") from None
         except OSError as e:
             raise ResourceError(f"cannot read '{file}'", why=e.strerror or str(e)) from e
-    if words == _STDIN:
+    if words == [_STDIN]:
         if sys.stdin is None:
-            raise InputError("standard input is closed", why="'-' reads the prompt from there")
+            raise InputError("standard input is closed", why="'-' reads the prompt from it")
         return _decode(sys.stdin.buffer.read(), "standard input")
-    return flag if flag is not None else words or ""
+    if not given and sys.stdin is not None and _is_piped():
+        return _decode(sys.stdin.buffer.read(), "standard input")
+    return flag if flag is not None else " ".join(words)
+
+
+def _is_piped() -> bool:
+    """Whether stdin is a pipe or a file: not a terminal, and not the /dev/null of a service."""
+    import os
+    import stat
+
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return not is_terminal(sys.stdin) and (stat.S_ISFIFO(mode) or stat.S_ISREG(mode))
 
 
 def _decode(raw: bytes, origin: str) -> str:

@@ -1,17 +1,21 @@
-"""Train a model and keep it by name."""
+"""Train a model and save it as a version."""
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import Option
+from typer import Argument, Option
 
 from quill import strictjson
 from quill.cli import options
+from quill.cli._completion import completing, datasets, models
+from quill.cli._help import SETTINGS
 from quill.cli._signals import Signals
+from quill.cli._tables import Column
 from quill.cli.options import Session
 from quill.cli.output import Output, safe
 from quill.cli.prepare import watch as watch_data
@@ -24,57 +28,122 @@ if TYPE_CHECKING:
     from quill.training.events import Event
     from quill.training.plan import Plan
 
+# The settings that people change; the others are in --help-all.
+_FACE = {
+    "data.source",
+    "model.n_layer",
+    "model.n_embd",
+    "model.block_size",
+    "train.max_iters",
+    "train.batch_size",
+    "train.learning_rate",
+    "train.init_from",
+    "train.device",
+}
+_RUN = f"Run{SETTINGS}"
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9._-]+")
+_PLAN = (
+    Column("parameters", lambda p: f"{p['parameters']:,} ({count(p['parameters'])})"),
+    Column(
+        "data",
+        lambda p: (
+            f"{p['dataset']}, {p['train_tokens']:,} tokens for training, {p['val_tokens']:,} for validation"
+        ),
+    ),
+    Column("tokens per step", lambda p: f"{p['tokens_per_step']:,}"),
+    Column("epochs", lambda p: f"{p['epochs']:.1f}"),
+    Column("memory", lambda p: _memory(p)),
+    Column("device", lambda p: f"{p['device']} {p['dtype']}{', compiled' if p['compiled'] else ''}"),
+    Column("time per step", lambda p: f"{p['seconds_per_step']:.3g} s, measured on {p['measured_on']}"),
+    Column("total time", lambda p: duration(p["seconds_total"])),
+)
 
-@options.command(SECTIONS)
+
+@options.command(
+    SECTIONS,
+    face=_FACE,
+    examples="""
+    quill train notes.txt
+    quill train configs/shakespeare.json --max-minutes 30
+    quill train --data shakespeare --name small --n-layer 2 --max-iters 500
+    quill train more.txt --from shakespeare --name shakespeare-more
+    """,
+)
 def command(
     session: Session,
+    what: Annotated[
+        str | None,
+        Argument(
+            metavar="SOURCE|CONFIG",
+            help="Text or dataset to train on, or a config file (.json).",
+            autocompletion=datasets,
+        ),
+    ] = None,
     config: Annotated[
-        Path | None, Option("--config", "-c", metavar="FILE", help="A config file; flags win over it.")
+        Path | None, Option("--config", "-c", metavar="FILE", help="Config file; flags override it.")
     ] = None,
     name: Annotated[
-        str | None, Option(metavar="NAME", help="The model's name; unset: the config's, or the data's.")
+        str | None,
+        Option(
+            metavar="NAME",
+            help="Name of the model (default: from the config or the data).",
+            autocompletion=models(versions=False, aliases=False, drafts=True),
+        ),
     ] = None,
     resume: Annotated[
         Literal["auto", "never", "must"],
-        Option(metavar="auto|never|must", help="Whether to go on with an unfinished run of the same config."),
+        Option(
+            metavar="auto|never|must",
+            help="Resume an unfinished run of the same config.",
+            autocompletion=completing("auto", "never", "must"),
+        ),
     ] = "auto",
     new_version: Annotated[
-        bool, Option("--new-version", help="Train again under a name that has a finished model.")
+        bool, Option("--new-version", help="Train another version of a model that is finished.")
     ] = False,
     max_minutes: Annotated[
         float | None,
-        Option(metavar="NUMBER", help="Save and stop after so long, with nothing printed; repeat to go on."),
+        Option(metavar="NUMBER", help="Save and stop after N minutes; rerun to resume (default: no limit)."),
     ] = None,
     wait: Annotated[
-        float, Option(metavar="SEC", help="Seconds to wait for another run of this name; else exit 75.")
+        float,
+        Option(
+            metavar="SECONDS",
+            help="Wait for another run of the same name to end, instead of exiting.",
+            rich_help_panel=_RUN,
+        ),
     ] = 0.0,
     keep: Annotated[
         int | None,
-        Option(metavar="N", help="Afterwards remove all but the newest N versions; aliased ones stay."),
+        Option(
+            metavar="N",
+            help="When finished, remove all but the newest N versions without an alias.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, Option("--dry-run", help="Print the settings, the size, and the time it would take.")
+        bool, Option("--dry-run", help="Print the settings, model size and estimated time; train nothing.")
     ] = False,
 ) -> None:
-    """Train a model and keep it by name; the same command again resumes it, or finds it done.
+    """Train a model and save it as a version.
 
-    Every setting of a config file is a flag too; 'none' unsets an optional one. Without a file, all others
-    are at their defaults. Prints the model's reference.
+    Run the same command again to resume an interrupted run; a finished one is left as it is. Press Ctrl-C
+    to save and stop. 'none' unsets an optional setting. Prints the model's reference.
     """
-    run = read_config(session, config, name)
+    run = read_config(session, config, name, what)
     if not 0 <= wait < 60 * 60 * 24 * 366:
-        raise InputError(f"--wait {wait:g} is refused", why="it is seconds, from 0 to a year")
+        raise InputError(f"--wait {wait:g} is out of range", why="it takes seconds, from 0 to one year")
     if keep is not None and keep < 1:
-        raise InputError(f"--keep {keep} is refused", why="at least the version just trained stays")
+        raise InputError(f"--keep {keep} is out of range", why="the version just trained is always kept")
     registry, data_root = session.registry(), session.datasets()
+    output = session.output
     if dry_run:
         from quill.training.plan import plan
 
-        with watch_data(session.output) as on_data:
+        with watch_data(output) as on_data:
             planned = plan(run, registry, data_root, on_data)
-        _print_plan(session.output, planned)
+        _print_plan(output, planned)
         return
-    output = session.output
     with Signals() as signals:
         from quill.cli import _training_display
         from quill.training.run import train
@@ -83,7 +152,7 @@ def command(
             on_data = preparing.enter_context(watch_data(output))
 
             def observe(event: Event) -> None:
-                # The bar of preparing makes way for the run's own display.
+                # Preparing is over: its progress bar makes room for the run's.
                 preparing.close()
                 signals.notice(event)
                 observer(event)
@@ -115,8 +184,14 @@ def command(
         output.write(outcome.reference + "\n")
 
 
-def read_config(session: Session, file: Path | None, name: str | None) -> RunConfig:
-    """The run that flags and file ask for, with a name.
+def read_config(session: Session, file: Path | None, name: str | None, what: str | None = None) -> RunConfig:
+    """The run that the arguments describe, with a name.
+
+    Args:
+        session: With the settings that were given as flags.
+        file: The config file.
+        name: The model's name.
+        what: A text, a dataset, or a config file.
 
     Raises:
         InputError: A setting is refused, or no name follows from the data.
@@ -124,44 +199,52 @@ def read_config(session: Session, file: Path | None, name: str | None) -> RunCon
     from quill.config import reading
     from quill.registry.names import check_name
 
-    overrides = {**session.overrides, **({"name": name} if name is not None else {})}
-    if file is not None:
-        run = reading.load(file, overrides)
-    else:
-        run = reading.parse({}, overrides, origin="the arguments")
+    overrides: dict[str, Any] = {**session.overrides, **({"name": name} if name is not None else {})}
+    if what is not None and what.endswith(".json"):
+        if file is not None:
+            raise InputError(f"'{what}' and --config are mutually exclusive", why="both are config files")
+        file = Path(what)
+    elif what is not None:
+        if "data.source" in overrides:
+            raise InputError(f"'{what}' and --data are mutually exclusive", why="both name the text")
+        overrides["data.source"] = what
+    run = reading.load(file, overrides) if file else reading.parse({}, overrides, origin="the arguments")
     if run.name is None:
-        source = run.data.source
-        if not isinstance(source, str) or "/" in source or "." in source or source == "-":
-            raise InputError(
-                "the model has no name",
-                why="it follows from the config file's, or from the data's where that has one",
-                hint="--name my-model",
-            )
-        run = run.model_copy(update={"name": source})
+        run = run.model_copy(update={"name": _name_after(run.data.source)})
     check_name(str(run.name))
     return run
 
 
+def _name_after(source: str | list[str]) -> str:
+    """A model's name from its text: "Moby Dick.txt" gives moby-dick."""
+    if isinstance(source, str) and source != "-" and not set("*?[") & set(source):
+        path = Path(source)
+        stem = path.name
+        if path.is_file():
+            stem = Path(stem.removesuffix(".gz").removesuffix(".zst")).stem
+        cleaned = _NOT_IN_NAMES.sub("-", stem.lower()).strip("-._")[:64]
+        if cleaned:
+            return cleaned
+    raise InputError("the model has no name", why="it cannot be derived from the data", hint="name=my-model")
+
+
 def _seconds(minutes: float | None) -> float | None:
     if minutes is not None and not 0 < minutes < 60 * 24 * 366:
-        raise InputError(f"--max-minutes {minutes:g} is refused", why="it is above 0, and at most a year")
+        raise InputError(
+            f"--max-minutes {minutes:g} is out of range", why="it is above 0, and at most a year"
+        )
     return None if minutes is None else 60 * minutes
 
 
 def _print_plan(output: Output, plan: Plan) -> None:
-    data = f"{plan.dataset}, {plan.train_tokens:,} tokens to train on and {plan.val_tokens:,} to validate"
-    short = ": a smaller --batch-size is needed" if plan.memory_bytes > plan.memory_present else ""
-    facts = output.fields(
-        [
-            ("parameters", f"{plan.parameters:,} ({count(plan.parameters)})"),
-            ("data", data),
-            ("tokens per step", f"{plan.tokens_per_step:,}"),
-            ("epochs", f"{plan.epochs:.1f}"),
-            ("memory", f"{size(plan.memory_bytes)} of {size(plan.memory_present)}{short}"),
-            ("device", f"{plan.device} {plan.dtype}{', compiled' if plan.compiled else ''}"),
-            ("time per step", f"{plan.seconds_per_step:.3g} s, timed on {plan.measured_on}"),
-            ("time in all", duration(plan.seconds_total)),
-        ]
+    if output.form == "human":
+        output.write(safe(strictjson.dumps(plan.config)))
+    row = asdict(plan)
+    output.show("quill.plan/1", row, _PLAN, key="parameters", quiet=[str(plan.config.get("name", ""))])
+
+
+def _memory(plan: Any) -> str:
+    short = plan["memory_bytes"] > plan["memory_present"]
+    return f"{size(plan['memory_bytes'])} of {size(plan['memory_present'])}" + (
+        ": lower --batch-size" if short else ""
     )
-    config = safe(strictjson.dumps(plan.config))
-    output.emit("quill.plan/1", asdict(plan), human=config + facts, quiet=str(plan.config.get("name", "")))

@@ -1,4 +1,4 @@
-"""Check every file of the registry, byte by byte."""
+"""Verify every file of the registry against its manifest."""
 
 from __future__ import annotations
 
@@ -7,28 +7,39 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument
 
-from quill.cli import options
+from quill.cli import _facts, options
+from quill.cli._completion import models
+from quill.cli._tables import Column, Style
 from quill.cli.options import Session
 from quill.errors import CorruptError
 from quill.units import size
 
 if TYPE_CHECKING:
-    from quill.checkpoint.verify import File, Verdict
+    from quill.checkpoint.verify import Verdict
 
 
-@options.command()
+@options.command(
+    examples="""
+    quill verify
+    quill verify shakespeare:v2 -v
+    """
+)
 def command(
     session: Session,
     references: Annotated[
         list[str] | None,
-        Argument(metavar="REF", help="A name for all of its versions, or name:v2; unset: everything."),
+        Argument(
+            metavar="REF",
+            help="Versions, or names for all of their versions (default: everything).",
+            autocompletion=models(drafts=True),
+        ),
     ] = None,
 ) -> None:
-    """Check every file of the registry, byte by byte: that it is what was published.
+    """Verify every file of the registry against its manifest.
 
-    Sizes and sha256 of all files, that config, tokenizer and weights can be read and belong together, that
-    every weight is a finite number; the same of what an unfinished run would go on from. Nothing is held in
-    memory whole. With -v a line for each file. Exit code 5 if anything is damaged.
+    Checks sizes and sha256; that config, tokenizer and weights can be read and fit together; and that all
+    weights are finite. Unfinished runs are checked too. -v prints a line for each file. Exits with code 5
+    if anything is damaged.
     """
     from quill.checkpoint import verify as verification
 
@@ -46,70 +57,80 @@ def command(
 
         for subject in subjects:
             verdict = verification.check(subject, on_bytes)
-            # What the aliases of a name are is worth a line only where something is wrong with them.
+            # The aliases of a model are listed only if they are damaged.
             if verdict is not None and (verdict.kind != "model" or verdict.errors):
                 found.append(verdict)
     wrong = [v for v in found if v.errors]
-    output.emit(
-        "quill.verify/1",
-        {"damaged": sum(v.state == "damaged" for v in found), "verified": [_document(v) for v in found]},
-        human=_table(session, found) if found else "",
-        quiet=[v.reference for v in wrong],
-    )
-    if not found:
-        output.say("nothing to verify yet")
-    elif not wrong:
-        output.say(f"all of it is as it was published: {size(done) or '0 B'} in {_count(found)} files")
+    rows = [_row(v) for v in found]
+    if output.verbose and output.form == "human":
+        files = [{"reference": r["reference"], **f} for r in rows for f in r["files"]]
+        alone = [{**r, "file": "", "bytes": None} for r in rows if r.get("why")]
+        output.show("quill.verify/1", files + alone, _FILES, key="reference")
     else:
-        output.say(f"{len(wrong)} of {len(found)} are not as they were published")
+        output.show(
+            "quill.verify/1",
+            rows,
+            _VERSIONS,
+            key="reference",
+            within="verified",
+            quiet=[v.reference for v in wrong],
+            damaged=sum(v.state == "damaged" for v in found),
+        )
+    if not found:
+        output.say("nothing to verify")
+    elif not wrong:
+        output.say(
+            f"no damage found: {size(done)} in {_facts.plural(sum(len(v.files) for v in found), 'file')}"
+        )
+    else:
+        output.say(f"{len(wrong)} of {len(found)} are damaged or unreadable")
         for hint in dict.fromkeys(e.hint for v in wrong for e in v.errors if e.hint):
             output.say(f"  try: {hint}")
         codes = {e.exit_code for v in wrong for e in v.errors}
         raise typer.Exit(CorruptError.exit_code if CorruptError.exit_code in codes else max(codes))
 
 
-def _count(found: list[Verdict]) -> int:
-    return sum(len(v.files) for v in found)
+def _row(verdict: Verdict) -> dict[str, Any]:
+    def fault(error: Any) -> dict[str, str]:
+        return {"error": str(error), "why": str(error.why or error.what)} if error else {}
 
-
-def _document(verdict: Verdict) -> dict[str, Any]:
     return {
         "reference": verdict.reference,
         "kind": verdict.kind,
         "state": verdict.state,
-        **({"error": str(verdict.error)} if verdict.error else {}),
+        **fault(verdict.error),
         "files": [
-            {
-                "file": f.name,
-                "bytes": f.bytes,
-                "state": f.state,
-                **({"error": str(f.error)} if f.error else {}),
-            }
-            for f in verdict.files
+            {"file": f.name, "bytes": f.bytes, "state": f.state, **fault(f.error)} for f in verdict.files
         ],
     }
 
 
-def _table(session: Session, found: list[Verdict]) -> str:
-    if session.output.verbose:
-        rows = [[v.reference, f.name, size(f.bytes), _said(f)] for v in found for f in v.files]
-        rows += [[v.reference, "", "", _of(v)] for v in found if v.error]
-        return session.output.table(["NAME", "FILE", "SIZE", "STATE"], rows, right=("SIZE",))
-    rows = [[v.reference, f"{len(v.files)}", size(sum(f.bytes or 0 for f in v.files)), _of(v)] for v in found]
-    return session.output.table(["NAME", "FILES", "SIZE", "STATE"], rows, right=("FILES", "SIZE"))
+def _of_file(file: Any) -> str:
+    return f"{file['state']}: {file['why']}" if file.get("why") else str(file["state"])
 
 
-def _said(file: File) -> str:
-    why = (file.error.why or file.error.what) if file.error else ""
-    return f"{file.state}: {why}" if why else file.state
+def _of_version(row: Any) -> str:
+    """The state of a version in a line: what is wrong with it, or which files do not belong to it."""
+    wrong = [f"{f['file']}: {f['why']}" for f in row["files"] if f.get("why")]
+    if row.get("why") or wrong:
+        return f"{row['state']}: {row.get('why') or '; '.join(wrong)}"
+    unlisted = [f["file"] for f in row["files"] if f["state"] == "unlisted"]
+    return f"ok, unlisted files: {', '.join(unlisted)}" if unlisted else "ok"
 
 
-def _of(verdict: Verdict) -> str:
-    """A version's state in a line: what is wrong with it, or what lies in it that nobody reads."""
-    if verdict.error:
-        return f"{verdict.state}: {verdict.error.why or verdict.error.what}"
-    wrong = [f"{f.name}: {f.error.why or f.error.what}" for f in verdict.files if f.error]
-    if wrong:
-        return f"{verdict.state}: {'; '.join(wrong)}"
-    extra = [f.name for f in verdict.files if not f.listed]
-    return f"ok, not of it: {', '.join(extra)}" if extra else "ok"
+def _style(row: Any) -> Style:
+    return "good" if row["state"] == "ok" else "warn" if row["state"] == "unlisted" else "bad"
+
+
+_VERSIONS = (
+    Column("NAME", lambda r: r["reference"]),
+    Column("FILES", lambda r: str(len(r["files"])), right=True, drop=2),
+    Column("SIZE", lambda r: size(sum(f["bytes"] or 0 for f in r["files"])), right=True, drop=1),
+    Column("STATE", _of_version, style=_style),
+)
+_FILES = (
+    Column("NAME", lambda r: r["reference"]),
+    Column("FILE", lambda r: r["file"]),
+    Column("SIZE", lambda r: size(r["bytes"]), right=True, drop=1),
+    Column("STATE", _of_file, style=_style),
+)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
-import time
+from statistics import median
 
 import pytest
 
 from quill import errors
-from quill.cli import app
+from quill.cli import _errors, app
 from quill.cli.app import main
 
 COMMANDS = list(app.commands())
@@ -68,17 +70,24 @@ def test_the_light_commands_load_neither_torch_nor_pydantic_nor_rich(arguments, 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"]], ids=" ".join)
 def test_the_light_commands_take_at_most_what_three_imports_take(arguments, tmp_path):
-    """1.6 times `import typer, rich, pydantic`, measured side by side."""
+    """1.3 times `import typer, rich, pydantic` in processor time, measured in turns."""
+    resource = pytest.importorskip("resource")
     env = {**os.environ, "QUILL_REGISTRY": str(tmp_path / "weights")}
+    # As for an installed quill, whose modules are compiled once.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def seconds(command: list[str]) -> float:
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, capture_output=True, env=env, check=True)
-        return time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    measure = [sys.executable, "-c", "import typer, rich, pydantic"]
-    pairs = [(seconds(measure), seconds([*RUN, *arguments])) for _ in range(9)]
-    assert min(ours for _, ours in pairs) <= 1.6 * min(theirs for theirs, _ in pairs)
+    commands = ([sys.executable, "-c", "import typer, rich, pydantic"], [*RUN, *arguments])
+    for command in commands:
+        seconds(command)
+    pairs = [tuple(seconds(command) for command in commands) for _ in range(9)]
+    theirs, ours = (median(times) for times in zip(*pairs, strict=True))
+    assert ours <= 1.3 * theirs
 
 
 def test_a_shell_completes_commands_and_flags():
@@ -101,24 +110,26 @@ def test_no_arguments_is_help_on_stderr_and_exit_2(capsys):
 def test_version(capsys):
     from quill import __version__
 
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"quill {__version__}\n"
+    for flag in ("--version", "-V"):
+        assert main([flag]) == 0
+        assert capsys.readouterr().out == f"quill {__version__}\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["trian"], ["no command 'trian'", "did you mean train"]),
-        (["xyzzy"], ["no command 'xyzzy'", "there is prepare, train"]),
+        (["xyzzy"], ["no command 'xyzzy'", "the commands are prepare, train"]),
         (["train", "--batch-siz", "3"], ["no flag '--batch-siz'", "--batch-size"]),
         (["train", "--batch_siz=3"], ["no flag '--batch-siz'", "--batch-size"]),
         (["list", "--sort", "colour"], ["--sort", "'created'"]),
-        (["--json", "list"], ["no flag '--json'", "flags come after the command"]),
-        (["show"], ["missing argument"]),
+        (["--jsn", "list"], ["no flag '--jsn'", "quill --help"]),
+        (["show"], ["missing REF", "quill show --help"]),
+        (["compare", "a"], ["at least two models"]),
         (["train", "--name"], ["requires an argument"]),
         (["list", "a", "b"], ["unexpected extra argument"]),
-        (["config"], ["'quill config' needs one more word", "schema"]),
-        (["config", "chekc", "x"], ["no such command 'chekc'", "check"]),
+        (["config"], ["'quill config' requires a subcommand", "schema"]),
+        (["config", "chekc", "x"], ["no command 'chekc' in 'quill config'", "check"]),
         (["list", "\x1b[31m", "x"], ["unexpected"]),
     ],
 )
@@ -244,24 +255,94 @@ def test_f49_text_is_utf8_in_an_ascii_locale(tmp_path):
     assert json.loads(listed.stdout)["models"] == []
 
 
-def test_help_on_a_terminal_is_drawn_and_fits_twenty_columns(monkeypatch):
+def on_a_terminal(*arguments: str, **env: str) -> str:
+    """What a command prints on a terminal."""
     pty = pytest.importorskip("pty")
-    for env, drawn in (({"TERM": "xterm", "COLUMNS": "20"}, True), ({"TERM": "dumb"}, False)):
-        leader, follower = pty.openpty()
-        process = subprocess.Popen(
-            [*RUN, "list", "--help"], stdout=follower, stderr=follower, env={**BARE, **env}
-        )
-        os.close(follower)
-        shown = b""
-        while True:
-            try:
-                piece = os.read(leader, 65536)
-            except OSError:
-                break
-            if not piece:
-                break
-            shown += piece
-        os.close(leader)
-        assert process.wait() == 0
-        assert ("╭".encode() in shown) is drawn
-        assert b"Traceback" not in shown
+    leader, follower = pty.openpty()
+    process = subprocess.Popen([*RUN, *arguments], stdout=follower, stderr=follower, env={**BARE, **env})
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(leader, 65536)
+        except OSError:
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(leader)
+    assert process.wait() == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("env", "coloured"),
+    [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"TERM": "xterm", "NO_COLOR": "1"}, False)],
+    ids=str,
+)
+def test_help_on_a_terminal_is_coloured_and_fits(env, coloured):
+    for columns in ("20", "80", "300"):
+        shown = on_a_terminal("list", "--help", COLUMNS=columns, **env)
+        assert ("\x1b[1mOptions:" in shown) is coloured
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", shown).partition("Examples:")[0]
+        assert max(map(len, plain.splitlines())) <= min(int(columns), 100)
+
+
+@pytest.mark.parametrize("before", ["--json", "-q", "--registry=R", "--registry R", "-v --debug --quiet"])
+def test_flags_of_every_command_may_come_before_it(before, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*before.split(), "list"]) == 0
+    first = capsys.readouterr()
+    assert main(["list", *before.split()]) == 0
+    assert capsys.readouterr() == first
+    assert main([*before.split(), "config", "check", "none.json"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("run m 'a b'", "quill sample m 'a b'"),
+        ("generate m", "quill sample m"),
+        ("info m", "quill show m"),
+        ("delete m:v1", "quill rm m:v1"),
+        ("rename a b", "quill mv a b"),
+        ("download hf:gpt2", "quill import hf:gpt2"),
+        ("convert m --format gguf", "quill export m --format gguf"),
+        ("lst", "quill list"),
+    ],
+)
+def test_words_of_other_tools_lead_to_the_command(typed, hint, capsys):
+    assert main(shlex.split(typed)) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"  try: {hint}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("train --epochs 3", "counts optimizer steps (--max-iters), not epochs"),
+        ("train --iters 3", "quill calls it --max-iters"),
+        ("train --steps 3", "quill calls it --max-iters"),
+        ("sample m --max-tokens 3", "quill calls it --max-new-tokens"),
+        ("export m --output x", "quill calls it --out"),
+    ],
+)
+def test_flags_of_other_tools_are_answered_by_meaning(typed, words, capsys):
+    assert main(shlex.split(typed)) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_every_word_of_other_tools_leads_to_something_that_exists():
+    import typer
+
+    for meant in _errors._COMMANDS.values():
+        assert meant.split()[0] in COMMANDS
+    group = typer.main.get_command(app.build(COMMANDS))
+    known = {
+        o
+        for c in group.commands.values()
+        for each in getattr(c, "commands", {"": c}).values()
+        for p in each.params
+        for o in p.opts
+    }
+    assert {f"--{flag}" for flag in _errors._FLAGS.values()} <= known
+    assert not set(_errors._COMMANDS) & set(COMMANDS)

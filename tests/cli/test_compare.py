@@ -52,7 +52,7 @@ def test_figures_and_differing_settings_side_by_side(pair, capsys):
     assert (code, err) == (0, "")
     rows = {line[:14].strip(): line[14:].split() for line in out.splitlines()}
     assert rows["WHAT"] == ["a:v1", "b:v1"]
-    assert rows["val loss"] == ["1.4697", "1.2500"]
+    assert rows["val loss"] == ["1.4697", "1.2500", "*"]
     assert rows["steps"] == ["2,000", "1,000"]
     assert rows["data"] == ["sea", "sea"]
     assert rows["model.n_layer"] == ["2", "3"]
@@ -63,6 +63,7 @@ def test_figures_and_differing_settings_side_by_side(pair, capsys):
     assert document["schema"] == "quill.compare/1"
     assert [m["val_loss"] for m in document["models"]] == [1.4697, 1.25]
     assert document["settings"] == [{"setting": "model.n_layer", "values": [2, 3]}]
+    assert document["best"] == "b:v1"
 
 
 def test_a_model_differs_from_itself_in_nothing(pair, capsys):

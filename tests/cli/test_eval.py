@@ -55,7 +55,7 @@ def test_any_text_and_any_split(there, tiny_text, tmp_path, capsys):
     assert train["tokens"] > row["tokens"] * 0.8
     code, _, err = run(capsys, "eval", "tiny", "--data", str(file), "--split=val")
     assert code == 2
-    assert "only a prepared dataset has splits" in err
+    assert "--split val requires a dataset" in err
 
 
 def test_data_of_another_tokenizer_is_read_as_the_models_own(there, tiny_text, tmp_path, capsys, monkeypatch):
@@ -96,7 +96,7 @@ def test_prepare_prints_the_name_and_does_nothing_twice(tiny_text, tmp_path, cap
     code, out, err = run(capsys, "prepare", str(file), "--name", "log")
     assert (code, out) == (0, "log\n")
     cut = int(len(tiny_text) * 0.9)
-    assert f"{cut:,} tokens to train on and {len(tiny_text) - cut:,} to validate" in err
+    assert f"{cut:,} tokens for training, {len(tiny_text) - cut:,} for validation" in err
     before = (tmp_path / "data" / "log" / "train.bin").stat().st_mtime_ns
     assert run(capsys, "prepare", str(file), "--name", "log", "-q") == (0, "log\n", "")
     assert (tmp_path / "data" / "log" / "train.bin").stat().st_mtime_ns == before

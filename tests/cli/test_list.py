@@ -9,8 +9,8 @@ import socket
 
 import pytest
 
+from quill.cli._facts import ago
 from quill.cli.app import main
-from quill.cli.list import ago
 from quill.errors import NotFoundError
 from quill.registry import aliases, locks
 from quill.registry.store import Registry

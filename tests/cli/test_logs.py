@@ -161,7 +161,7 @@ def test_following_what_nobody_works_on_ends_at_once(logged, registry, capsys):
     append(draft.path, "left behind\n")
     code, out, err = run(capsys, "logs", "a", "-f")
     assert (code, out) == (0, "left behind\n")
-    assert "nobody is at work on a:v2" in err
+    assert "a:v2 is not running" in err
     assert time.monotonic() - start < 5
 
 

@@ -42,14 +42,14 @@ def given(monkeypatch):
 
 
 def test_every_setting_is_a_flag_of_train_with_its_help(capsys):
-    assert main(["train", "--help"]) == 0
+    assert main(["train", "--help-all"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for section, model in SECTIONS.items():
-        assert f"{model.title}:" in text
+        assert f"{model.title} settings:" in text
         for name, info in model.model_fields.items():
             flag = str((info.json_schema_extra or {}).get("flag", name)).replace("_", "-")
             assert re.search(rf"--{flag}\b", text), f"{section}.{name}"
-            assert " ".join(info.description.split()[:4]) in text
+            assert " ".join(info.description.removesuffix(".").split()[:3]) in text
 
 
 def test_settings_of_prepare_and_sample_are_flags_too(capsys):
@@ -89,6 +89,13 @@ def test_only_flags_that_were_given_override(given):
         (["--n-layer", "\u0663"], {"model.n_layer": "\u0663"}),
         (["--n-layer", "9" * 400], {"model.n_layer": "9" * 400}),
         (["--block", "gpt2"], {"model.block": "gpt2"}),
+        # As nanoGPT's users type them.
+        (["--compile=False"], {"train.compile": "off"}),
+        (["--compile", "true"], {"train.compile": "on"}),
+        (["--bias=False"], {"model.bias": False}),
+        (["--bias=true"], {"model.bias": True}),
+        (["--lr", "3"], {"train.learning_rate": 3}),
+        (["--init_from=gpt2"], {"train.init_from": "gpt2"}),
     ],
 )
 def test_a_flag_is_a_raw_value_of_its_settings_type(arguments, overrides, given):
@@ -138,17 +145,57 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert read_config(session, file, "other").name == "other"
 
 
-def test_a_model_is_named_after_its_data_unless_that_has_no_name():
-    assert read_config(options.Session(output=None), None, None).name == "harpoon"
-    for source in ("./a.txt", "a.txt", "-", ["a", "b"]):
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("./Moby Dick.txt", "moby-dick"),
+        ("notes.txt", "notes"),
+        ("log.jsonl.gz", "log"),
+        ("texts/", "texts"),
+        ("shakespeare", "shakespeare"),
+        ("v1.2", "v1.2"),
+        ("-", None),
+        ("texts/*.md", None),
+        ("中.txt", None),
+        (["a.txt", "b.txt"], None),
+    ],
+)
+def test_a_model_is_named_after_its_data(source, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("Moby Dick.txt", "notes.txt", "log.jsonl.gz", "中.txt"):
+        (tmp_path / file).write_text("x")
+    session = options.Session(output=None, overrides={"data.source": source})
+    if name is None:
         with pytest.raises(InputError, match="no name"):
-            read_config(options.Session(output=None, overrides={"data.source": source}), None, None)
+            read_config(session, None, None)
+    else:
+        assert read_config(session, None, None).name == name
+    assert read_config(session, None, "other").name == "other"
 
 
-def test_help_shows_type_default_and_bounds(capsys):
-    main(["train", "--help"])
+def test_the_argument_of_train_is_a_text_or_a_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "run.json").write_text('{"data": {"source": "a"}}')
+    session = options.Session(output=None)
+    run = read_config(session, None, None, "notes.txt")
+    assert (run.name, run.data.source) == ("notes", "notes.txt")
+    run = read_config(session, None, None, "run.json")
+    assert (run.name, run.data.source) == ("run", "a")
+    assert read_config(session, None, None).name == "harpoon"
+    # A config and a text: the text replaces that of the config.
+    run = read_config(session, tmp_path / "run.json", None, "notes.txt")
+    assert (run.name, run.data.source) == ("run", "notes.txt")
+    with pytest.raises(InputError, match="mutually exclusive"):
+        read_config(session, tmp_path / "run.json", None, "run.json")
+    with pytest.raises(InputError, match="mutually exclusive"):
+        read_config(options.Session(output=None, overrides={"data.source": "b"}), None, None, "a")
+
+
+def test_help_shows_types_and_defaults(capsys):
+    main(["train", "--help-all"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "--dropout NUMBER>=0 <1 Probability of dropping an activation in training. [default: 0.0]" in text
+    assert "--dropout NUMBER Probability of dropping an activation in training (default: 0.0)." in text
     assert "--optimizer adamw|muon" in text
     assert "--block gpt2|modern" in text
-    assert "--tie-embeddings / --no-tie-embeddings" in text
+    assert "--tie-embeddings/--no-tie-embeddings" in text

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from quill import units
 from quill.cli import output
+from quill.cli._tables import Column, wrap
 from quill.cli.output import Output
 from quill.errors import InputError
 
@@ -28,21 +29,74 @@ def sink(form="human", *, terminal=False, env=None, clock=None, verbose=False):
     return Output(form, out=out, err=err, env=env or {}, verbose=verbose, **given), out, err
 
 
-def test_one_result_in_its_three_forms_side_by_side():
+ROWS = [
+    {"reference": "shakespeare:v1", "loss": 1.5, "when": "3 hours ago", "state": "ok", "note": ""},
+    {"reference": "b:v2", "loss": None, "when": "", "state": "damaged", "note": ""},
+]
+COLUMNS = (
+    Column("NAME", lambda r: r["reference"]),
+    Column("NOTE", lambda r: r["note"], optional=True),
+    Column("LOSS", lambda r: "" if r["loss"] is None else f"{r['loss']:.4f}", right=True, drop=2),
+    Column("WHEN", lambda r: r["when"], drop=1),
+    Column("STATE", lambda r: r["state"], style=lambda r: "bad" if r["state"] == "damaged" else "good"),
+)
+
+
+def test_rows_in_their_three_forms_side_by_side():
     shown = {}
     for form in ("human", "json", "quiet"):
         o, out, err = sink(form)
-        o.emit("quill.x/1", {"reference": "m:v1", "loss": 1.5}, human="m:v1 has 1.5", quiet="m:v1")
+        o.show("quill.x/1", ROWS, COLUMNS, key="reference", within="models", root="/r")
         shown[form] = out.getvalue()
         assert err.getvalue() == ""
-    assert shown["human"] == "m:v1 has 1.5\n"
-    assert json.loads(shown["json"]) == {"schema": "quill.x/1", "reference": "m:v1", "loss": 1.5}
-    assert shown["quiet"] == "m:v1\n"
+    assert shown["human"].splitlines() == [
+        "NAME              LOSS  WHEN         STATE",
+        "shakespeare:v1  1.5000  3 hours ago  ok",
+        "b:v2                                 damaged",
+    ]
+    assert json.loads(shown["json"]) == {"schema": "quill.x/1", "root": "/r", "models": ROWS}
+    assert shown["quiet"] == "shakespeare:v1\nb:v2\n"
+
+
+def test_one_record_in_its_three_forms_side_by_side():
+    shown = {}
+    for form in ("human", "json", "quiet"):
+        o, out, _ = sink(form)
+        o.show("quill.x/1", ROWS[0], COLUMNS, key="reference")
+        shown[form] = out.getvalue()
+    assert shown["human"].splitlines() == [
+        "NAME   shakespeare:v1",
+        "LOSS   1.5000",
+        "WHEN   3 hours ago",
+        "STATE  ok",
+    ]
+    assert json.loads(shown["json"]) == {"schema": "quill.x/1", **ROWS[0]}
+    assert shown["quiet"] == "shakespeare:v1\n"
+
+
+def test_without_columns_people_see_the_key():
+    o, out, _ = sink()
+    o.show("quill.x/1", ROWS, key="reference", within="models", quiet=["7"])
+    assert out.getvalue() == "shakespeare:v1\nb:v2\n"
+    o, out, _ = sink("quiet")
+    o.show("quill.x/1", ROWS, key="reference", within="models", quiet=["7"])
+    assert out.getvalue() == "7\n"
+
+
+def test_no_rows_print_nothing_but_the_document():
+    for form, shown in (
+        ("human", ""),
+        ("quiet", ""),
+        ("json", '{\n  "schema": "quill.x/1",\n  "a": []\n}\n'),
+    ):
+        o, out, _ = sink(form)
+        o.show("quill.x/1", [], COLUMNS, key="reference", within="a")
+        assert out.getvalue() == shown
 
 
 def test_json_has_null_where_a_number_is_not_finite():
     o, out, _ = sink("json")
-    o.emit("quill.x/1", {"a": math.inf, "b": [math.nan, 1.0], "c": {"d": -math.inf}}, human="", quiet="")
+    o.show("quill.x/1", {"a": math.inf, "b": [math.nan, 1.0], "c": {"d": -math.inf}}, key="a")
     assert json.loads(out.getvalue()) == {
         "schema": "quill.x/1",
         "a": None,
@@ -106,18 +160,69 @@ def test_an_error_is_three_lines_whatever_it_quotes():
 )
 def test_f49_colour_follows_the_stream_and_who_asks(env, terminal, coloured):
     o, out, err = sink(terminal=terminal, env=env)
-    o.emit("quill.x/1", {}, human=o.table(["A"], [["b"]]), quiet="")
+    o.show("quill.x/1", ROWS, COLUMNS, key="reference", within="models")
     o.fail(InputError("x"))
     assert ("\x1b" in out.getvalue(), "\x1b" in err.getvalue()) == (coloured, coloured)
 
 
-def test_a_table_too_wide_for_its_terminal_is_shown_value_by_value(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "20")
-    o, *_ = sink(terminal=True, env={"TERM": "dumb"})
-    text = o.table(["NAME", "WHEN", "STATE"], [["shakespeare:v1", "3 hours ago", "ok"], ["b:v2", "", "ok"]])
-    assert text == "NAME: shakespeare:v1\nWHEN: 3 hours ago\nSTATE: ok\n\nNAME: b:v2\nSTATE: ok\n"
-    o, *_ = sink()
-    assert o.table(["N", "LOSS"], [["a", "1"], ["b", "10"]], right=["LOSS"]) == "N  LOSS\na     1\nb    10\n"
+def drawn(columns: int, monkeypatch, rows=ROWS) -> list[str]:
+    """A table on a terminal of that width."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    o, out, _ = sink(terminal=True, env={"TERM": "dumb"})
+    o.show("quill.x/1", rows, COLUMNS, key="reference", within="models")
+    return out.getvalue().splitlines()
+
+
+def test_a_table_on_a_narrow_terminal_drops_columns_in_their_order_then_folds(monkeypatch):
+    assert drawn(80, monkeypatch)[0].split() == ["NAME", "LOSS", "WHEN", "STATE"]
+    assert drawn(43, monkeypatch)[0].split() == ["NAME", "WHEN", "STATE"]
+    assert drawn(25, monkeypatch)[0].split() == ["NAME", "STATE"]
+    folded = drawn(20, monkeypatch)
+    assert len(folded) > 3
+    assert max(map(len, folded)) <= 20
+    for columns in range(8, 90):
+        assert max(map(len, drawn(columns, monkeypatch))) <= columns
+
+
+def test_states_are_coloured_on_a_terminal():
+    o, out, _ = sink(terminal=True)
+    o.show("quill.x/1", ROWS, COLUMNS, key="reference", within="models")
+    assert "\x1b[32mok" in out.getvalue()
+    assert "\x1b[1;31mdamaged" in out.getvalue()
+
+
+def test_a_record_on_a_terminal_folds_its_values_under_themselves(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    o, out, _ = sink(terminal=True, env={"TERM": "dumb"})
+    path = Column("path", lambda r: "/home/someone/projects/quill/weights/shakespeare")
+    o.show("quill.x/1", {}, [path, Column("note", lambda r: "some words to fold at a space")], key="")
+    assert out.getvalue().splitlines() == [
+        "path  /home/someone/projects/",
+        "      quill/weights/",
+        "      shakespeare",
+        "note  some words to fold at a",
+        "      space",
+    ]
+
+
+def test_an_error_on_a_terminal_folds_at_words_and_its_command_stays_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    o, _, err = sink(terminal=True, env={"NO_COLOR": "1"})
+    command = "quill train configs/a-long-name-of-a-config.json --force"
+    o.fail(InputError("the model has no name, and none can be found", why="short", hint=command))
+    assert err.getvalue().splitlines() == [
+        "error: the model has no name, and none",
+        "       can be found",
+        "  why: short",
+        f"  try: {command}",
+    ]
+
+
+@given(st.text(alphabet="ab/ ", max_size=80), st.integers(1, 30))
+def test_wrapping_loses_nothing_and_fits(text, width):
+    lines = wrap(text, width)
+    assert max(map(len, lines)) <= width
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
 
 def test_progress_in_a_pipe_is_one_line_every_thirty_seconds():

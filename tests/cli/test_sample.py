@@ -70,14 +70,48 @@ def test_a_prompt_is_the_same_from_everywhere(capsys, tmp_path):
     assert done.stdout.decode() == wanted
 
 
-def test_stdin_is_read_only_when_asked_for(monkeypatch, capsys):
+def test_a_piped_prompt_is_read_if_no_other_is_given():
+    arguments = [*RUN, "sample", "tiny", "--seed=1", "--max-new-tokens=20"]
+    asked = subprocess.run([*arguments, "-"], input=b"the tide\n", capture_output=True)
+    piped = subprocess.run(arguments, input=b"the tide\n", capture_output=True)
+    assert piped.stdout == asked.stdout
+    assert piped.stdout.startswith(b"the tide\n")
+    # A loop that reads its list from stdin keeps it, if the prompt is given.
+    code = "import subprocess, sys; subprocess.run(sys.argv[1:]); sys.stdout.write(sys.stdin.read())"
+    loop = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "bells"], input=b"rest of a list", capture_output=True
+    )
+    assert b"rest of a list" in loop.stdout
+
+
+def test_stdin_is_read_only_if_it_is_piped(monkeypatch, capsys):
     class Untouchable:
         def __getattr__(self, name: str) -> object:
-            raise AssertionError("stdin was read")
+            raise OSError("stdin was read")
 
     monkeypatch.setattr(sys, "stdin", Untouchable())
     assert drawn(capsys, "bells")
     assert drawn(capsys)
+
+
+def test_several_words_are_one_prompt(capsys):
+    assert drawn(capsys, "the", "tide") == drawn(capsys, "the tide")
+
+
+@pytest.mark.parametrize("flag", ["--temperature=0", "--temp=0", "-t 0", "--temp 0"])
+def test_temperature_by_its_names(flag, capsys):
+    assert drawn(capsys, "bells", *flag.split()) == drawn(capsys, "bells", "--temperature", "0")
+
+
+def test_a_device_that_does_not_exist_is_a_usage_error(capsys, monkeypatch):
+    code, out, err = sample(capsys, "bells", "--device", "tpu")
+    assert (code, out) == (2, "")
+    assert "'device' = 'tpu' in the arguments" in err
+    monkeypatch.setenv("QUILL_DEVICE", "foo")
+    code, out, err = sample(capsys, "bells")
+    assert (code, out) == (2, "")
+    assert "'device' = 'foo' in the environment" in err
+    assert sample(capsys, "bells", "--device", "cpu")[0] == 0
 
 
 def test_f23_an_empty_prompt_starts_from_a_new_line(capsys):
@@ -104,8 +138,8 @@ def test_f22_an_unknown_character_is_named_and_nothing_printed(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["a", "--prompt", "b"], "PROMPT and --prompt are both given"),
-        (["--prompt", "b", "--prompt-file", "c"], "both given"),
+        (["a", "--prompt", "b"], "PROMPT and --prompt are mutually exclusive"),
+        (["--prompt", "b", "--prompt-file", "c"], "mutually exclusive"),
         (["--temperature", "-1"], "'temperature' = -1"),
         (["--temperature", "nan"], "'temperature' = nan"),
         (["--top-p", "0"], "'top_p' = 0"),

@@ -79,7 +79,7 @@ class TestMv:
         publish("a")
         publish("a")
         code, out, err = run(capsys, "mv", "a", "b")
-        assert (code, out, err) == (0, "b\n", "a is now b: v1, v2\n")
+        assert (code, out, err) == (0, "b\n", "renamed a to b: v1, v2\n")
         assert run(capsys, "mv", "b", "c", "-q") == (0, "c\n", "")
         assert document(capsys, "mv", "c", "d") == {
             "schema": "quill.mv/1", "dry_run": False, "name": "d", "was": "c", "versions": ["d:v1", "d:v2"],
@@ -236,7 +236,7 @@ class TestAlias:
         code, out, err = run(capsys, "alias", "list")
         assert (code, err) == (0, "")
         assert [line.split() for line in out.splitlines()] == [
-            ["ALIAS", "MEANS", "STATE"], ["a:champion", "a:v2", "ok"], ["b:tried", "b:v1", "ok"],
+            ["ALIAS", "VERSION", "STATE"], ["a:champion", "a:v2", "ok"], ["b:tried", "b:v1", "ok"],
         ]  # fmt: skip
         assert run(capsys, "alias", "list", "b", "-q") == (0, "b:tried\n", "")
         assert document(capsys, "alias", "list", "a")["aliases"] == [
@@ -255,7 +255,7 @@ class TestAlias:
         publish("a")
         publish("a")
         run(capsys, "alias", "set", "a:v1", "champion")
-        assert run(capsys, "alias", "set", "a:v2", "champion")[2] == "a:champion was v1, and is v2 now\n"
+        assert run(capsys, "alias", "set", "a:v2", "champion")[2] == "moved a:champion from v1 to v2\n"
         assert run(capsys, "alias", "set", "a:v2", "champion") == (0, "a:champion\n", "")
 
     @pytest.mark.parametrize("alias", ["latest", "v2", "V2", "2", "a b", "", "x:y", "../x", "Champion"])
@@ -300,7 +300,7 @@ class TestAlias:
         publish("a")
         aliases.update(registry.root / "a", lambda held: held | {"aliases": {"lost": 7}})
         assert document(capsys, "alias", "list")["aliases"] == [
-            {"alias": "a:lost", "reference": "a:v7", "state": "gone"}
+            {"alias": "a:lost", "reference": "a:v7", "state": "removed"}
         ]
 
     def test_f15_an_alias_from_a_hostile_file_cannot_reach_the_terminal(self, publish, registry, capsys):
@@ -319,7 +319,7 @@ class TestVerify:
         assert out.splitlines()[0].split() == ["NAME", "FILES", "SIZE", "STATE"]
         assert out.splitlines()[1].split()[0] == "tiny:v1"
         assert out.splitlines()[1].split()[-1] == "ok"
-        assert "as it was published" in err
+        assert "no damage found" in err
         found = document(capsys, "verify", "tiny:v1")
         assert (found["schema"], found["damaged"]) == ("quill.verify/1", 0)
         (verdict,) = found["verified"]
@@ -403,7 +403,7 @@ class TestGc:
         publish("a")
         code, out, err = run(capsys, "gc", "--keep", "1")
         assert (code, out) == (2, "")
-        assert err.startswith("error: a:v1 would be removed, which needs a confirmation\n")
+        assert err.startswith("error: removing a:v1 requires a confirmation\n")
         assert run(capsys, "list", "-aq")[1].split() == ["a:v1", "a:v2"]
         assert run(capsys, "gc", "--keep", "1", "--dry-run")[0] == 0
 
@@ -423,7 +423,7 @@ class TestGc:
         training("a")
         code, out, err = run(capsys, "gc", "--keep", "1")
         assert (code, out) == (0, "")
-        assert "a stays: a process is working on it" in err
+        assert "kept a: a process is working on it" in err
         assert document(capsys, "gc", "--keep", "1")["skipped"] == [
             {"what": "a", "why": "a process is working on it"}
         ]
@@ -477,7 +477,7 @@ class TestDoctor:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(time, "time", lambda: old)
             found = self.findings(capsys)
-        assert found["leftovers"] == ("ok", "1.5 kB in 1; quill gc removes them")
+        assert found["leftovers"] == ("ok", "1, 1.5 kB; remove with quill gc")
         assert found["unfinished"] == ("ok", "a:v2")
         assert found["training"] == ("ok", "b:v1")
         assert found["locks"] == ("ok", "work")
@@ -490,7 +490,7 @@ class TestDoctor:
         monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
         state, found = self.findings(capsys)["locks"]
         assert state == "warning"
-        assert "do nothing" in found
+        assert "have no effect" in found
 
     def test_a_registry_that_does_not_exist_is_not_made(self, registry, capsys, monkeypatch):
         monkeypatch.setenv("QUILL_REGISTRY", str(registry.root))

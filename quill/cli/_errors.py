@@ -1,0 +1,268 @@
+"""Turn any exception into an error to print: flags instead of settings, and one next step."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import typer
+
+from quill.cli import _flags
+from quill.errors import InputError, NotFoundError, QuillError, ResourceError, shorten
+
+PROGRAM = "quill"
+
+# Words of other tools, and the command that does it here; REF stands for what was typed after the word.
+_COMMANDS = {
+    "run": "sample",
+    "generate": "sample",
+    "complete": "sample",
+    "chat": "sample",
+    "predict": "sample",
+    "infer": "sample",
+    "info": "show",
+    "inspect": "show",
+    "describe": "show",
+    "history": "show --lineage",
+    "path": "show --path",
+    "delete": "rm",
+    "remove": "rm",
+    "uninstall": "rm",
+    "rename": "mv",
+    "move": "mv",
+    "copy": "cp",
+    "clone": "cp",
+    "tag": "alias set",
+    "download": "import",
+    "pull": "import",
+    "load": "import",
+    "convert": "export",
+    "save": "export",
+    "fit": "train",
+    "finetune": "train --from",
+    "fine-tune": "train --from",
+    "resume": "train --resume must",
+    "evaluate": "eval",
+    "score": "eval",
+    "test": "eval",
+    "tokenize": "prepare",
+    "encode": "prepare",
+    "diff": "compare",
+    "models": "list",
+    "ps": "list",
+    "tail": "logs",
+    "log": "logs",
+    "clean": "gc",
+    "prune": "gc",
+    "check": "verify",
+    "init": "config init",
+    "settings": "config table",
+    "options": "config table",
+    "info-env": "doctor",
+    "env": "doctor",
+    "diagnose": "doctor",
+    "autocomplete": "completion",
+}
+# Flags of other tools, by their meaning here.
+_FLAGS = {
+    "temp": "temperature",
+    "t": "temperature",
+    "lr": "learning-rate",
+    "iters": "max-iters",
+    "iterations": "max-iters",
+    "steps": "max-iters",
+    "max-steps": "max-iters",
+    "epochs": "max-iters",
+    "num-epochs": "max-iters",
+    "init-from": "from",
+    "checkpoint": "from",
+    "resume-from": "from",
+    "dataset": "data",
+    "data-path": "data",
+    "input": "data",
+    "file": "data",
+    "layers": "n-layer",
+    "n-layers": "n-layer",
+    "num-layers": "n-layer",
+    "heads": "n-head",
+    "n-heads": "n-head",
+    "num-heads": "n-head",
+    "d-model": "n-embd",
+    "hidden-size": "n-embd",
+    "embedding-size": "n-embd",
+    "context": "block-size",
+    "context-length": "block-size",
+    "ctx": "block-size",
+    "seq-len": "block-size",
+    "max-length": "max-new-tokens",
+    "max-tokens": "max-new-tokens",
+    "length": "max-new-tokens",
+    "tokens": "max-new-tokens",
+    "n": "num-samples",
+    "k": "top-k",
+    "p": "top-p",
+    "output": "out",
+    "dest": "out",
+    "directory": "out",
+    "to": "format",
+    "type": "format",
+    "model": "from",
+    "model-name": "name",
+    "overwrite": "force",
+    "f": "force",
+    "grad-accum": "gradient-accumulation-steps",
+    "accumulation-steps": "gradient-accumulation-steps",
+    "warmup": "warmup-iters",
+    "warmup-steps": "warmup-iters",
+    "wd": "weight-decay",
+    "clip": "grad-clip",
+    "eval-every": "eval-interval",
+    "eval-steps": "eval-interval",
+    "early-stopping": "patience",
+    "time-limit": "max-minutes",
+    "timeout": "max-minutes",
+    "gpu": "device",
+    "cuda": "device",
+    "quantize": "dtype",
+    "precision": "dtype",
+    "fp16": "dtype",
+    "bf16": "dtype",
+    "all": "all-versions",
+    "recursive": "all-versions",
+}
+_NO_ROOM = {
+    getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EIO", "ENOMEM")
+} - {None}
+# Beyond this many characters a hint gives one suggestion instead of three.
+_LONGEST_HINT = 160
+
+
+def explain(failure: Exception, arguments: Sequence[str] = (), params: Iterable[Any] = ()) -> QuillError:
+    """Turn any exception into an error to print.
+
+    Args:
+        failure: What was raised.
+        arguments: What was typed after the program's name.
+        params: The parameters of the command that ran.
+    """
+    params = list(params)
+    error = _translate(failure, params)
+    flags = _flags.of_command(params)
+    error.what, error.why = _flags.spell(error.what, flags), _flags.spell(error.why, flags)
+    error.hint = _flags.complete(_flags.spell(error.hint, flags), PROGRAM, arguments)
+    if isinstance(error, NotFoundError) and error.close and not error.hint:
+        error.hint = _did_you_mean(error, arguments)
+    return error
+
+
+def no_such_command(name: str, known: Sequence[str], rest: Sequence[str] = ()) -> InputError:
+    """The error for a command that does not exist.
+
+    Args:
+        name: What was typed.
+        known: The commands that exist.
+        rest: What was typed after it.
+    """
+    what = f"no command {shorten(name)}"
+    meant = _COMMANDS.get(name.lower(), "")
+    if meant and meant.split()[0] in known:
+        typed = shlex.join([PROGRAM, *meant.split(), *rest])
+        return InputError(what, why=f"quill calls it '{meant}'", hint=typed)
+    close = get_close_matches(name, known, 3)
+    if close:
+        return InputError(
+            what, why=f"did you mean {' or '.join(close)}?", hint=shlex.join([PROGRAM, close[0], *rest])
+        )
+    return InputError(what, why=f"the commands are {', '.join(known)}", hint=f"{PROGRAM} --help")
+
+
+def _translate(failure: Exception, params: list[Any]) -> QuillError:
+    if isinstance(failure, QuillError):
+        return failure
+    if isinstance(failure, typer.TyperException):
+        return _usage_error(failure, params)
+    if _is_out_of_memory(failure):
+        return ResourceError(
+            "out of memory",
+            why=str(failure).partition("\n")[0][:200] or "the system has no memory left",
+            hint="lower train.batch_size and raise train.gradient_accumulation_steps",
+        )
+    if isinstance(failure, OSError) and failure.errno in _NO_ROOM:
+        return ResourceError(
+            f"cannot use '{failure.filename}'" if failure.filename else "the system refused",
+            why=failure.strerror or str(failure),
+            hint=f"{PROGRAM} doctor",
+        )
+    return QuillError(
+        f"internal error: {type(failure).__name__}: {failure}",
+        why="this is a bug in quill; your models are unchanged",
+        hint="run the same command with --debug and report the traceback to quill's issue tracker",
+    )
+
+
+def _usage_error(failure: typer.TyperException, params: list[Any]) -> InputError:
+    """Typer's refusals in quill's words, told apart by their attributes: their classes are private."""
+    context: Any = getattr(failure, "ctx", None)
+    path = context.command_path if context is not None else PROGRAM
+    option = getattr(failure, "option_name", None)
+    possibilities = getattr(failure, "possibilities", None)
+    param = getattr(failure, "param", None)
+    message = failure.format_message().strip().rstrip(".").replace("Value error, ", "").replace("\n\t", " ")
+    hint = f"{path} --help"
+    if possibilities is not None and option:
+        command = context.command if context is not None else None
+        return _no_such_flag(option, possibilities, command.params if command else params, path)
+    if message.startswith("Missing command"):
+        return InputError(
+            f"'{path}' requires a subcommand", why=_choices(context.command.commands), hint=hint
+        )
+    if message.startswith("No such command") and context is not None:
+        name = message.partition("'")[2].partition("'")[0]
+        return InputError(
+            f"no command {shorten(name)} in '{path}'", why=_choices(context.command.commands), hint=hint
+        )
+    if message.startswith("Missing ") and param is not None:
+        what = f"missing {param.metavar or param.name}"
+        return InputError(what, why=f"{path} requires {'it' if param.metavar else what}", hint=hint)
+    return InputError(message[:1].lower() + message[1:], hint=hint)
+
+
+def _no_such_flag(flag: str, close: Sequence[str], params: Iterable[Any], path: str) -> InputError:
+    known = {o for p in params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
+    meant = f"--{_FLAGS.get(flag.strip('-').replace('_', '-').lower(), '')}"
+    if meant in known:
+        why = f"quill calls it {meant}"
+        if "epoch" in flag:
+            why = "quill counts optimizer steps (--max-iters), not epochs; --dry-run shows both"
+    elif close:
+        why = f"did you mean {' or '.join(sorted(close))}?"
+    else:
+        why = f"{path} has no such flag"
+    return InputError(f"no flag {shorten(flag)}", why=why, hint=f"{path} --help")
+
+
+def _choices(names: Iterable[str]) -> str:
+    return f"choose from {', '.join(names)}"
+
+
+def _did_you_mean(error: NotFoundError, arguments: Sequence[str]) -> str:
+    """The command as it was typed, with each close name in place of the missing one."""
+    command = next((i for i, a in enumerate(arguments) if not a.startswith("-")), 0)
+    for i, typed in enumerate(arguments):
+        if i > command and any(f"'{t}'" in error.what for t in (typed, typed.partition(":")[0])):
+            before, after = arguments[:i], arguments[i + 1 :]
+            lines = [shlex.join([PROGRAM, *before, name, *after]) for name in error.close[:3]]
+            # A long prompt would be repeated for each name.
+            return " or ".join(lines if sum(map(len, lines)) < _LONGEST_HINT else lines[:1])
+    return " or ".join(f"{PROGRAM} show {name}" for name in error.close[:3])
+
+
+def _is_out_of_memory(failure: BaseException) -> bool:
+    """Python's, CUDA's, and that of torch's CPU allocator, which has no class."""
+    if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(failure, RuntimeError) and any(w in str(failure) for w in words)

@@ -1,0 +1,168 @@
+"""The help of every command, pinned at 80 columns, so that a change of words is seen in review.
+
+To write the files anew: UPDATE_GOLDEN=1 python -m pytest tests/cli/test_help.py
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from quill.cli import _help, app
+from quill.cli.app import main
+
+GOLDEN = Path(__file__).with_name("golden")
+UPDATE = bool(os.environ.get("UPDATE_GOLDEN"))
+
+
+def _screens() -> list[str]:
+    """Every command line that prints help."""
+    group = typer.main.get_command(app.build(app.commands()))
+    found = ["--help"]
+    for name, command in group.commands.items():
+        found.append(f"{name} --help")
+        found += [f"{name} {part} --help" for part in getattr(command, "commands", {})]
+        found += [f"{name} --help-all" for p in command.params if "--help-all" in p.opts]
+    return found
+
+
+SCREENS = _screens()
+
+
+def _file(screen: str) -> Path:
+    words = screen.replace("--help-all", "all").replace("--help", "").split()
+    return GOLDEN / f"{'-'.join(words) or 'quill'}.txt"
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_help_is_the_pinned_one(screen, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(screen.split()) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    if UPDATE:
+        _file(screen).write_text(shown, encoding="utf-8")
+    assert shown == _file(screen).read_text(encoding="utf-8"), "see the first lines of this test's file"
+
+
+def test_no_pinned_help_is_of_a_command_that_is_gone():
+    assert {_file(s) for s in SCREENS} == set(GOLDEN.glob("*.txt"))
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_help_follows_its_style(screen, capsys):
+    assert main(screen.split()) == 0
+    text = capsys.readouterr().out
+    assert not re.search(r"RANGE|\b1<=|<bool>|\[default|\[required|  +INTEGER", text)
+    assert "Examples:" in text or screen.split()[0] in ("alias", "config")
+    # Every option is described by sentences.
+    options = text.partition("\nOptions:")[2].partition("\nExamples:")[0]
+    for entry in re.split(r"\n  (?=-)", options)[1:]:
+        described = re.split(r"\n\n|\n(?=\S)", entry)[0]
+        assert described.rstrip().endswith("."), described
+
+
+EXAMPLES = [
+    (screen, line.strip())
+    for screen in SCREENS
+    if _file(screen).exists()
+    for line in _file(screen).read_text(encoding="utf-8").partition("\nExamples:\n")[2].splitlines()
+]
+
+
+def _parses(words: list[str]) -> None:
+    """Parse a command line as quill does, without running it."""
+    group = typer.main.get_command(app.build(app.commands()))
+    command = group.commands[words[0]]
+    rest = words[1:]
+    if hasattr(command, "commands"):
+        command, rest = command.commands[rest[0]], rest[1:]
+    params = {o for p in command.params for o in (*p.opts, *p.secondary_opts)}
+    flags = [w.partition("=")[0] for w in rest if w.startswith("-") and w != "-"]
+    if {"--help", "-h", "--help-all"} & set(flags):
+        return
+    assert set(flags) <= params | {"--help"}, words
+    with command.make_context(words[0], list(rest)):
+        pass
+
+
+@pytest.mark.parametrize(("screen", "example"), EXAMPLES)
+def test_examples_of_the_help_parse(screen, example):
+    line = example.partition(" > ")[0].rpartition("| ")[2]
+    line = line.replace('eval "$(', "").replace(')"', "")
+    words = shlex.split(line)
+    assert words[0] == "quill"
+    _parses(words[1:])
+
+
+ROOT = Path(__file__).resolve().parents[2]
+# What stands for the values that an f-string fills in.
+FILLED = "1"
+
+
+def _texts(node: ast.AST) -> Iterator[str]:
+    """The texts that an expression may become, with every value filled in."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    elif isinstance(node, ast.JoinedStr):
+        yield "".join(str(v.value) if isinstance(v, ast.Constant) else FILLED for v in node.values)
+    elif isinstance(node, ast.IfExp):
+        yield from _texts(node.body)
+        yield from _texts(node.orelse)
+    elif isinstance(node, ast.BoolOp):
+        for value in node.values:
+            yield from _texts(value)
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        for left in _texts(node.left):
+            for right in _texts(node.right):
+                yield left + right
+
+
+def _hints() -> list[tuple[str, str]]:
+    """Every hint in the tree that names a command of quill, and where it is."""
+    found = []
+    for file in sorted((ROOT / "quill").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "hint":
+                for text in _texts(node.value):
+                    where = f"{file.relative_to(ROOT)}:{node.value.lineno}"
+                    plain = re.sub(r"\$\([^)]*\)", FILLED, text)
+                    commands = re.findall(r"\bquill (?:[a-z]+|--help)\b(?:(?! && |, | or quill ).)*", plain)
+                    found += [(where, command) for command in commands]
+    return found
+
+
+HINTS = _hints()
+
+
+def test_help_writes_every_default_in_one_way():
+    described = _help.described
+    assert described("Texts to draw.", 1) == "Texts to draw (default: 1)."
+    assert described("Add biases (gpt2 only).", True) == "Add biases (gpt2 only; default: yes)."
+    assert described("Width of a head; defaults to n_embd / n_head.", None) == (
+        "Width of a head (default: n_embd / n_head)."
+    )
+    assert described("Scale; defaults to d ** -0.5 (gpt2 only).", None) == (
+        "Scale (gpt2 only; default: d ** -0.5)."
+    )
+    assert described("Lines (default: all).", None) == "Lines (default: all)."
+    assert described("Stop text", []) == "Stop text."
+    assert described("Dropout", 0.0) == "Dropout (default: 0.0)."
+
+
+def test_hints_are_found():
+    assert len(HINTS) > 20
+
+
+@pytest.mark.parametrize(("where", "hint"), HINTS)
+def test_a_command_in_a_hint_runs_as_printed(where, hint):
+    """It parses: the command and its flags exist, and nothing is missing."""
+    assert "=True" not in hint
+    _parses(shlex.split(hint)[1:])
