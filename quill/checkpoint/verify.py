@@ -156,7 +156,7 @@ def _check_aliases(model: Folder) -> Verdict | None:
     """Whether a model's model.json can be read, and each of its aliases names a version."""
     error: QuillError | None = None
     try:
-        for alias, number in aliases.read(model.path)["aliases"].items():
+        for alias, number in aliases.read_for_removal(model.path).items():
             if not is_published(model.path / f"v{number}") and not (number == 1 and is_flat(model.path)):
                 raise CorruptError(
                     f"'{model.name}:{alias}' leads nowhere",

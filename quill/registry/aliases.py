@@ -15,7 +15,7 @@ from typing import Any, TypedDict, cast
 from quill import fsio, naming
 from quill.errors import CorruptError, InputError, NotFoundError, QuillError, RefusedError
 from quill.registry import locks, manifest, migrations, names
-from quill.registry.folder import is_flat, is_published, refuse_link
+from quill.registry.folder import is_flat, is_published, refuse_link, scan
 
 FILE = "model.json"
 _MOST_VERSIONS = 10**9
@@ -30,6 +30,8 @@ class Record(TypedDict):
         next_version: The lowest number that was never used.
         formerly: The model's former names, and the next number under each.
         removing: The files of a model put there by hand that is being removed.
+        aliases_lost: Whether there may have been aliases that this record does not have: it was missing while
+            there were published versions, and no alias was set or removed since.
     """
 
     schema: int
@@ -38,6 +40,7 @@ class Record(TypedDict):
     next_version: int
     formerly: dict[str, int]
     removing: list[str]
+    aliases_lost: bool
 
 
 Change = Callable[[Record], Record]
@@ -55,11 +58,12 @@ def read(folder: Path) -> Record:
     """
     path = folder / FILE
     blank: dict[str, Any] = {"schema": 1, "aliases": {}, "tags": {}, "next_version": 1, "formerly": {}}
-    blank["removing"] = []
+    blank |= {"removing": [], "aliases_lost": False}
     try:
         document = blank | migrations.migrate(manifest.read_object(path), "model", origin=str(path))
     except (FileNotFoundError, NotADirectoryError):
-        document = blank
+        published = (is_published(folder / e.name) for e in scan(folder) if names.version_number(e.name))
+        document = blank | {"aliases_lost": any(published)}
     numbers: list[Any] = [document["next_version"]]
     for key in ("aliases", "formerly"):
         numbers += document[key].values() if isinstance(document[key], dict) else [None]
@@ -71,8 +75,25 @@ def read(folder: Path) -> Record:
         )
     if not isinstance(document["removing"], list):
         document["removing"] = []
+    document["aliases_lost"] = bool(document["aliases_lost"])
     document["aliases"] = dict(sorted(document["aliases"].items()))
     return cast(Record, document)
+
+
+def read_for_removal(folder: Path) -> dict[str, int]:
+    """The version number that each alias names, for what removes the other versions.
+
+    Raises:
+        CorruptError: model.json is damaged, or was missing while there were published versions.
+    """
+    record = read(folder)
+    if record["aliases_lost"]:
+        raise CorruptError(
+            f"the aliases of '{folder.name}' are lost",
+            why=f"'{folder / FILE}' was missing, and a version that has an alias must not be removed",
+            hint=f"restore the file, or set the aliases again: quill alias set {folder.name} ALIAS",
+        )
+    return record["aliases"]
 
 
 def update(folder: Path, change: Change) -> None:
@@ -98,7 +119,7 @@ def update_locked(folder: Path, change: Change) -> None:
         fsio.write_json(folder / FILE, {k: v for k, v in after.items() if v or k not in _OPTIONAL})
 
 
-_OPTIONAL = ("formerly", "removing")
+_OPTIONAL = ("formerly", "removing", "aliases_lost")
 
 
 def reserve(folder: Path, number: int) -> None:
@@ -172,7 +193,7 @@ def set_alias(folder: Path, alias: str, number: int) -> int | None:
                 hint=f"quill list --all-versions {folder.name}",
             )
         before.append(record["aliases"].get(alias))
-        return record | {"aliases": record["aliases"] | {alias: number}}
+        return record | {"aliases": record["aliases"] | {alias: number}, "aliases_lost": False}
 
     update(folder, change)
     return before[0]
@@ -214,8 +235,12 @@ def releasing(folder: Path, number: int) -> Iterator[None]:
 
 
 def refuse_aliased(folder: Path, number: int) -> None:
-    """Raise RefusedError for a version that an alias names."""
-    own = [f"{folder.name}:{a}" for a, n in read(folder)["aliases"].items() if n == number]
+    """Raise RefusedError for a version that an alias names.
+
+    Raises:
+        CorruptError: The aliases are not known.
+    """
+    own = [f"{folder.name}:{a}" for a, n in read_for_removal(folder).items() if n == number]
     if own:
         raise RefusedError(
             f"'{folder.name}:v{number}' has an alias",

@@ -17,7 +17,7 @@ from quill import fsio, strictjson
 from quill.errors import CorruptError, LockedError, NotFoundError, QuillError, RefusedError
 from quill.registry import aliases, locks, manifest
 from quill.registry.folder import Folder, State, is_published, refuse_link, scan, unpublished
-from quill.registry.manifest import Source
+from quill.registry.manifest import Manifest, Source
 from quill.registry.version import Version
 
 _STEP = "step-"
@@ -27,7 +27,11 @@ _STEP_OF_LINE = re.compile(rb'^\{"step": ([0-9]{1,15})[,}]', re.MULTILINE)
 
 
 class Status(TypedDict):
-    """What a run records of itself while it is unfinished; None for what it did not record."""
+    """What a run records of itself while it is unfinished; None for what it did not record.
+
+    Attributes:
+        facts: What its manifest would say if its best weights so far were published.
+    """
 
     pid: int | None
     host: str | None
@@ -37,6 +41,7 @@ class Status(TypedDict):
     step: int | None
     data_key: str | None
     parent: Source | None
+    facts: dict[str, Any] | None
 
 
 _STATUS: Mapping[str, type] = {
@@ -48,6 +53,7 @@ _STATUS: Mapping[str, type] = {
     "step": int,
     "data_key": str,
     "parent": dict,
+    "facts": dict,
 }
 
 
@@ -126,6 +132,30 @@ class Draft(Folder):
         """When it last saved, in UTC."""
         status = self.status()
         return status["updated"] if status else None
+
+    @property
+    def facts(self) -> Manifest:
+        """What its manifest would say if its best weights so far were published."""
+        status = self.status()
+        with suppress(CorruptError):
+            return manifest.facts(status["facts"] if status else None, self.path / manifest.STATUS)
+        return manifest.UNKNOWN
+
+    def require_weights(self) -> None:
+        """Raise NotFoundError if its run has not written any weights yet."""
+        if self.has(manifest.WEIGHTS):
+            return
+        interval = None
+        with suppress(QuillError):
+            train = self.config().get("train")
+            interval = train.get("eval_interval") if isinstance(train, dict) else None
+        first = f": the first evaluation is at step {interval:,}" if manifest.fits(interval, int) else ""
+        command = f"train --config {self.path / manifest.CONFIG}"
+        raise NotFoundError(
+            f"'{self.reference}' has no weights yet",
+            why=f"its run was not evaluated yet{first}",
+            hint=f"quill {f'logs {self.reference} -f' if self.is_running() else command}",
+        )
 
     def status(self) -> Status | None:
         """The last recorded status; None if there is none or it cannot be read."""

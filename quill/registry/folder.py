@@ -96,6 +96,9 @@ class Folder:
         """The process that is working on it, {"pid", "host", "started"}, or None."""
         return None
 
+    def require_weights(self) -> None:
+        """Raise NotFoundError if it has no weights yet; a version always has."""
+
     def is_running(self) -> bool:
         """Whether a process is working on it."""
         return self.holder() is not None

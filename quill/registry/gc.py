@@ -244,6 +244,7 @@ class _Rules:
         newest = max((v.number for v in model.versions if not v.damaged), default=0)
         for draft in model.drafts:
             if self._is_given_up(draft, newest):
+                aliases.read_for_removal(own)
                 yield remove.of(draft)
             else:
                 yield from self._surplus_states(draft, skipped)
@@ -305,7 +306,7 @@ def _surplus(registry: Registry, name: str, keep: int) -> list[Version]:
     """The published versions beyond the newest few, the oldest first; neither aliased nor damaged ones."""
     assert keep >= 1, "the newest version always stays"
     whole = [v for v in registry.entries(name, all_versions=True) if v.number and not v.damaged]
-    aliased = set(aliases.read(registry.root / name)["aliases"].values())
+    aliased = set(aliases.read_for_removal(registry.root / name).values())
     return [v for v in whole[:-keep] if v.number not in aliased]
 
 

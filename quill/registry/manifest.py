@@ -166,6 +166,19 @@ def validate(document: Mapping[str, Any], path: Path) -> Manifest:
     return cast(Manifest, complete(document, _FIELDS, path))
 
 
+def facts(values: Mapping[str, Any] | None, path: Path) -> Manifest:
+    """Validate what a manifest would say of a model, before it has files.
+
+    Args:
+        values: The known fields; None for none.
+        path: Where they were read from, for the message.
+
+    Raises:
+        CorruptError: A field has the wrong type.
+    """
+    return cast(Manifest, {**UNKNOWN, **complete(values or {}, _FIELDS, path), "files": {}})
+
+
 def complete(values: Mapping[str, Any], fields: Fields, path: Path, at: str = "") -> dict[str, Any]:
     """Check the types of an object's known fields, and make those that are missing None.
 

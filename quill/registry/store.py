@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -184,6 +184,25 @@ class Registry:
             if draft is None:
                 raise
             return draft
+
+    def find_weights(self, ref: str, notice: Callable[[str], object] = lambda message: None) -> Folder:
+        """Find the weights that a reference means: a version's, or the best so far of an unfinished run.
+
+        Args:
+            ref: As for `resolve`; a name alone means its unfinished run if no version is published.
+            notice: Receives a sentence if they are an unfinished run's.
+
+        Raises:
+            QuillError: As for `resolve`.
+            NotFoundError: It is an unfinished run that has no weights yet.
+        """
+        found = self.find(ref)
+        found.require_weights()
+        if not found.is_published:
+            step = found.facts["best_step"] or found.facts["steps"]
+            at = f", step {step:,}" if step else ""
+            notice(f"{found.reference} is unfinished: using its best weights so far{at}")
+        return found
 
     def aliases_of(self, version: Folder) -> list[str]:
         """The aliases that name a version; none if they cannot be read."""

@@ -7,9 +7,10 @@ import os
 import time
 
 import pytest
+from crashing import snapshot
 
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError
-from quill.registry import aliases
+from quill.registry import aliases, gc, remove, rename
 
 
 @pytest.fixture
@@ -161,3 +162,97 @@ def test_f12_a_model_json_of_a_newer_quill_is_not_written_over(folder):
         with pytest.raises(InputError, match="a newer quill wrote it"):
             use()
     assert (folder / "model.json").read_bytes() == before
+
+
+LOST = "the aliases of 'a' are lost"
+
+
+@pytest.fixture
+def lost(registry, publish):
+    """A model of three versions whose model.json, with an alias for v1, was deleted."""
+    for _ in range(3):
+        publish("a")
+    folder = registry.root / "a"
+    aliases.set_alias(folder, "champion", 1)
+    (folder / "model.json").unlink()
+    return folder
+
+
+REMOVALS = {
+    "rm": lambda registry: remove.plan(registry, ["a:v1"]).execute(),
+    "rm --all-versions": lambda registry: remove.plan(registry, ["a"], all_versions=True).execute(),
+    "train --keep": lambda registry: gc.prune(registry, "a", 1),
+}
+
+
+@pytest.mark.parametrize("action", REMOVALS)
+@pytest.mark.parametrize("state", ["missing", "damaged", "missing, then a run began", "of a newer quill"])
+def test_nothing_is_removed_while_the_aliases_are_not_known(registry, lost, action, state):
+    if state == "damaged":
+        (lost / "model.json").write_text("{")
+    elif state == "of a newer quill":
+        (lost / "model.json").write_text('{"schema": 2}')
+    elif state == "missing, then a run began":
+        registry.begin("a").update_status(step=1)
+    before = snapshot(lost)
+    with pytest.raises((CorruptError, InputError)) as caught:
+        REMOVALS[action](registry)
+    assert caught.value.what == LOST or "model.json' " in caught.value.what
+    assert snapshot(lost) == before
+
+
+@pytest.mark.parametrize("state", ["missing", "damaged", "missing, then a run began"])
+def test_gc_keep_skips_a_model_whose_aliases_are_not_known(registry, publish, lost, state):
+    if state == "damaged":
+        (lost / "model.json").write_text("{")
+    elif state == "missing, then a run began":
+        registry.begin("a").update_status(step=1)
+    publish("b")
+    publish("b")
+    before = snapshot(lost)
+    done = gc.plan(registry, keep=1).execute()
+    assert [r.what for r in done.removed] == ["b:v1"]
+    assert [s.what for s in done.skipped] == ["a"]
+    assert done.failed == []
+    assert snapshot(lost) == before
+
+
+def test_gc_removes_no_superseded_run_while_the_aliases_are_not_known(registry, publish):
+    registry.begin("a").update_status(step=1)
+    publish("a")
+    (registry.root / "a" / "model.json").unlink()
+    done = gc.plan(registry, older_than=0).execute()
+    assert ([r.what for r in done.removed], [s.what for s in done.skipped]) == ([], ["a"])
+    assert registry.drafts() != []
+
+
+def test_a_plan_made_before_the_aliases_were_lost_removes_nothing(registry, publish):
+    publish("a")
+    publish("a")
+    plans = [remove.plan(registry, ["a:v1"]), gc.plan(registry, keep=1)]
+    (registry.root / "a" / "model.json").unlink()
+    with pytest.raises(CorruptError, match=LOST):
+        plans[0].execute()
+    assert [s.what for s in plans[1].execute().skipped] == ["a"]
+    assert len(registry.entries(all_versions=True)) == 2
+
+
+def test_aliases_that_are_set_again_end_that(registry, lost):
+    registry.begin("a").discard()
+    aliases.set_alias(lost, "champion", 2)
+    assert "aliases_lost" not in (lost / "model.json").read_text()
+    assert [r.what for r in remove.plan(registry, ["a:v1"]).execute()] == ["a:v1"]
+    with pytest.raises(RefusedError):
+        remove.plan(registry, ["a:v2"])
+
+
+def test_a_renamed_model_whose_aliases_are_lost_stays_so(registry, lost):
+    rename.plan(registry, "a", "b").execute()
+    with pytest.raises(CorruptError, match="the aliases of 'b' are lost"):
+        remove.plan(registry, ["b:v1"])
+
+
+def test_files_put_there_by_hand_never_had_a_model_json_and_can_be_removed(registry, fill):
+    (registry.root / "hand").mkdir(parents=True)
+    fill(registry.root / "hand")
+    assert [r.what for r in remove.plan(registry, ["hand"]).execute()] == ["hand:v1"]

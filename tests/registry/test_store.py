@@ -575,7 +575,7 @@ def test_a_folder_that_is_badly_named_is_shown_as_such(registry, fill):
     fill(folder)
     (entry,) = registry.entries()
     assert entry.reference == "My Model"
-    assert "cannot be the name" in entry.damaged
+    assert "not a valid model name" in entry.damaged
 
 
 @pytest.mark.parametrize("form", ["./out", "{root}/out", "./out/", "out/../out"])
