@@ -4,6 +4,8 @@ An action is anything that changes a registry: a publish, the save of a resume s
 tried on copies of one registry, each time with a fault at another operation; afterwards `invariants`
 must hold and the next action must work. Operations are counted where Python hands them to the system
 (`os.write`, `os.rename`, the unlinks of `shutil.rmtree` and so on), so that no layer above can hide one.
+The safetensors library writes past Python, so `library_save` stands in for it here; the library itself meets
+full disks and kills in `checkpoint/test_full_disks.py`.
 
     from crashing import WAYS, at_every_operation, invariants, power_loss, snapshot
 
@@ -30,11 +32,13 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import safetensors.torch
+import torch
 
 from quill.checkpoint.resume_state import load_state
 from quill.errors import QuillError
@@ -291,6 +295,7 @@ def intercept(patch: pytest.MonkeyPatch, strike: Strike) -> None:
             # The descriptor is gone whatever the answer (close(2) of Linux).
             strike("close")
 
+    patch.setattr(safetensors.torch, "save_file", library_save)
     patch.setattr(os, "open", opening)
     patch.setattr(os, "close", closing)
     for name in _WRITES:
@@ -299,6 +304,28 @@ def intercept(patch: pytest.MonkeyPatch, strike: Strike) -> None:
         patch.setattr(os, name, plain(name, getattr(os, name)))
     for name in ("chmod", "fchmod"):
         patch.setattr(os, name, plain("chmod", getattr(os, name)))
+
+
+def library_save(tensors: dict[str, torch.Tensor], filename: Path, metadata: Any = None) -> None:
+    """Do to the disk what `safetensors.torch.save_file` does, in operations that can be struck."""
+    raw = memoryview(safetensors.torch.save(tensors, metadata))
+    temporary = filename.with_name(".tmpAbCdEf")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            header = 8 + int.from_bytes(raw[:8], "little")
+            for part in (raw[:header], raw[header:]):
+                while part:
+                    part = part[os.write(fd, part) :]
+        finally:
+            with suppress(OSError):  # The library does not look at what close returns.
+                os.close(fd)
+        os.replace(temporary, filename)
+    except OSError as e:
+        with suppress(OSError):
+            os.unlink(temporary)
+        why = f"{os.strerror(e.errno or 0)} (os error {e.errno})"
+        raise safetensors.SafetensorError(f"Error while serializing: I/O error: {why}") from None
 
 
 def _applies(way: str, kind: str) -> bool:
@@ -506,6 +533,7 @@ class Disk:
             return operation
 
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(safetensors.torch, "save_file", library_save)
             patch.setattr(os, "open", opening)
             patch.setattr(os, "write", content("write", lambda old, data: old + bytes(data)))
             patch.setattr(os, "pwrite", content("pwrite", at))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 from quill import fsio
-from quill.checkpoint import weights as tensors
 from quill.registry.draft import Draft
 from quill.registry.store import Registry
 from quill.registry.version import Version
@@ -30,15 +31,15 @@ def registry(tmp_path) -> Registry:
 
 def _fill(place: Draft | Path, payload: bytes = bytes(range(64)), durable: bool = True) -> None:
     """Write the small files of a version into a draft, or past any draft into a folder."""
-    header, _ = tensors.write_header({"wte.weight": ("U8", (len(payload),))})
+    weights = safetensors.numpy.save({"wte.weight": np.frombuffer(payload, dtype=np.uint8)})
     config = {"schema_version": 1, "name": "x"}
     tokenizer = {"schema": 1, "kind": "char", "vocabulary": "ab"}
     if isinstance(place, Draft):
-        place.write_bytes("model.safetensors", header + payload)
+        place.write_bytes("model.safetensors", weights)
         place.write_json("config.json", config)
         place.write_json("tokenizer.json", tokenizer)
         return
-    fsio.write_bytes(place / "model.safetensors", header + payload, durable=durable)
+    fsio.write_bytes(place / "model.safetensors", weights, durable=durable)
     fsio.write_json(place / "config.json", config, durable=durable)
     fsio.write_json(place / "tokenizer.json", tokenizer, durable=durable)
 

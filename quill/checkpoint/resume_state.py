@@ -1,4 +1,4 @@
-"""Resume states of a run: published like versions, several kept, a damaged one passed over."""
+"""Resume states: what a run needs to continue from a step. A damaged one is skipped for an older one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill import fsio, strictjson
-from quill.checkpoint import weights as tensors
+from quill.checkpoint.weights import read_tensors, save_tensors
 from quill.errors import CorruptError, NotFoundError
+from quill.registry.tensors import read_layout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,53 +20,53 @@ WEIGHTS, INFO = "state.safetensors", "state.json"
 
 
 def save_state(
-    draft: Draft, step: int, values: Mapping[str, Tensor], info: Mapping[str, Any], keep: int = 2
+    draft: Draft, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any], keep: int = 2
 ) -> Path:
-    """Keep what a run needs to go on from a step; the newest `keep` states stay.
+    """Save a resume state, and keep only the newest ones.
 
     Args:
-        draft: The run's version in progress.
+        draft: The run's draft.
         step: Optimizer steps done.
-        values: Weights, optimizer and random number generators, by name.
-        info: The rest, as finite JSON.
-        keep: How many states to keep, this one among them.
+        tensors: Weights, optimizer and random number generators, by name.
+        info: Everything else, as finite JSON.
+        keep: How many states to keep, this one included.
 
     Returns:
         The state's folder.
 
     Raises:
-        ResourceError: Disk or permission; the states before it are untouched.
+        LockedError: Another process has taken the draft over.
+        ResourceError: The disk failed or refused; the earlier states are unchanged.
     """
 
     def make(folder: Path) -> None:
         fsio.create(folder / INFO, [strictjson.encode(dict(info))])
-        tensors.write(folder / WEIGHTS, values)
+        save_tensors(folder / WEIGHTS, tensors)
 
     return draft.save_state(step, make, keep)
 
 
 def load_state(draft: Draft) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
-    """Read the newest resume state whose hashes hold.
+    """Read the newest resume state that is not damaged.
 
     Returns:
-        Its tensors, its info, and a note for each newer one that is damaged; None where there is no state.
+        Its tensors, its info, and a note for each newer state that is damaged; None if there is no state.
 
     Raises:
-        CorruptError: There are states, and every one of them is damaged.
+        CorruptError: Every state is damaged.
     """
     notes: list[str] = []
     for state in draft.states():
         try:
             info = state.load().read_object(INFO)
-            with state.open_file(WEIGHTS) as reading:
-                layout = tensors.read_layout(reading.file, reading.size, reading.path)
-                return dict(tensors.views(layout, reading.whole())), info, notes
+            with state.open_file(WEIGHTS) as file:
+                return read_tensors(file, read_layout(file.path)), info, notes
         except (CorruptError, NotFoundError) as e:
-            notes.append(f"the resume state {state.path.name} is damaged and was passed over: {e}")
+            notes.append(f"skipped the resume state {state.path.name}, which is damaged: {e}")
     if notes:
         raise CorruptError(
-            f"no resume state of '{draft.reference}' can be read",
+            f"every resume state of '{draft.reference}' is damaged",
             why="; ".join(notes),
-            hint="start it again with --resume never",
+            hint='pass resume="never" to start over',
         )
     return None

@@ -1,4 +1,4 @@
-"""Verify that models are what was published: every byte is hashed, every weight looked at."""
+"""Verify models: files have their published sizes and hashes, weights are finite, and all fit together."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from quill.checkpoint import finite
-from quill.checkpoint import resume_state as states
+from quill.checkpoint import resume_state
+from quill.checkpoint.finite import check_finite
 from quill.errors import CorruptError, NotFoundError, QuillError
 from quill.registry import aliases, manifest, names
 from quill.registry.draft import ResumeState
 from quill.registry.files import OnBytes, ignore
 from quill.registry.folder import Folder, Kind, is_flat, is_published, refuse_link
+from quill.registry.tensors import read_layout
 from quill.registry.version import Version
 
 if TYPE_CHECKING:
@@ -24,13 +25,13 @@ State = Literal["ok", "unlisted", "damaged", "unreadable"]
 
 
 class File(NamedTuple):
-    """What was found out about one file.
+    """The result for one file.
 
     Attributes:
         name: Relative to its folder.
-        bytes: As it is on the disk; None where it is not.
+        bytes: Its size; None if it is missing.
         error: What is wrong with it, or None.
-        listed: Whether the manifest knows it; what it does not know is read by nobody.
+        listed: Whether the manifest lists it; quill never reads a file that is not listed.
     """
 
     name: str
@@ -40,20 +41,20 @@ class File(NamedTuple):
 
     @property
     def state(self) -> State:
-        """In a word; what cannot be read may be whole."""
+        """The result in one word; an unreadable file may be undamaged."""
         if self.error is None:
             return "ok" if self.listed else "unlisted"
         return "damaged" if isinstance(self.error, CorruptError) else "unreadable"
 
 
-class Verdict(NamedTuple):
-    """What was found out about one version, resume state, or model.json.
+class Result(NamedTuple):
+    """The result for a version, a resume state, or a model.json.
 
     Attributes:
-        reference: What it is called.
+        reference: How to refer to it.
         kind: What it is; "model" for a model's model.json.
         path: Its folder.
-        files: Its files.
+        files: The results for its files.
         error: What is wrong with it as a whole, or None.
     """
 
@@ -76,17 +77,17 @@ class Verdict(NamedTuple):
         return "damaged" if any(isinstance(e, CorruptError) for e in self.errors) else "unreadable"
 
 
-def subjects(registry: Registry, refs: Iterable[str] = ()) -> list[Folder]:
-    """Find what references mean to someone who wants it verified.
+def find_targets(registry: Registry, refs: Iterable[str] = ()) -> list[Folder]:
+    """Find what there is to verify.
 
     Args:
         registry: Where to look.
         refs: "name" for all of its versions, the resume states of its unfinished runs and its aliases,
-            "name:vN", "name:alias", or a path; none for everything there is.
+            "name:vN", "name:alias", or a path. Without any, everything in the registry.
 
     Raises:
         InputError: One is not a reference.
-        NotFoundError: One means nothing.
+        NotFoundError: There is no such model.
     """
     found: dict[tuple[str, str], Folder] = {}
     wanted: list[str | None] = [*refs]
@@ -95,38 +96,38 @@ def subjects(registry: Registry, refs: Iterable[str] = ()) -> list[Folder]:
     return list(found.values())
 
 
-def size(subject: Folder) -> int:
-    """About as many bytes as `check` will read."""
+def count_bytes(target: Folder) -> int:
+    """Approximately how many bytes `verify_target` will read."""
     with suppress(OSError, QuillError):
-        return sum((subject.path / n).lstat().st_size for n in manifest.files(subject.path))
+        return sum((target.path / n).lstat().st_size for n in manifest.files(target.path))
     return 0
 
 
-def check(subject: Folder, on_bytes: OnBytes = ignore) -> Verdict | None:
+def verify_target(target: Folder, on_bytes: OnBytes = ignore) -> Result | None:
     """Verify a version, a resume state or a model's aliases, byte by byte.
 
     Args:
-        subject: From `subjects`.
+        target: From `find_targets`.
         on_bytes: Called with the size of each chunk read.
 
     Returns:
-        What was found; None if it is gone by now.
+        The result; None if the target was removed.
     """
-    if subject.kind == "model":
-        return _check_aliases(subject)
+    if target.kind == "model":
+        return _check_aliases(target)
     files: list[File] = []
     error: QuillError | None = None
     try:
-        opened = _open(subject)
+        opened = _open(target)
         names = opened.manifest["files"] if opened.manifest else manifest.REQUIRED
         files = [_check_file(opened, n, on_bytes) for n in sorted(names)]
-        if subject.kind == "version" and not any(f.error for f in files):
+        if target.kind == "version" and not any(f.error for f in files):
             files = _check_together(opened, files) + _unlisted(opened)
     except QuillError as e:
         error = e
-    if not os.path.lexists(subject.path):
+    if not os.path.lexists(target.path):
         return None
-    return Verdict(subject.reference, subject.kind, subject.path, files, error)
+    return Result(target.reference, target.kind, target.path, files, error)
 
 
 def _find(registry: Registry, ref: str | None) -> Iterator[Folder]:
@@ -135,7 +136,7 @@ def _find(registry: Registry, ref: str | None) -> Iterator[Folder]:
         return
     name, number, alias = names.parse(ref) if ref is not None else (None, None, None)
     if name and alias:
-        # Without resolving it: damage is what is looked for.
+        # `resolve` would refuse a damaged version, which is what this is about.
         newest = registry.newest(name) if alias == names.LATEST else None
         number = newest.number if newest else aliases.read(registry.root / name)["aliases"].get(alias, 0)
     models = registry.models(name)
@@ -143,7 +144,7 @@ def _find(registry: Registry, ref: str | None) -> Iterator[Folder]:
     drafts = [d for m in models for d in m.drafts if number in (None, d.number)]
     if ref is not None and not versions and not drafts:
         registry.resolve(ref)
-        raise NotFoundError(f"no model '{ref}'", why="it was removed in the meantime", hint="quill list")
+        raise NotFoundError(f"no model '{ref}'", why="it was just removed", hint="quill list")
     yield from versions
     for draft in drafts:
         yield from reversed(draft.states())
@@ -152,44 +153,44 @@ def _find(registry: Registry, ref: str | None) -> Iterator[Folder]:
             yield Folder(one, 0, registry.root / one)
 
 
-def _check_aliases(model: Folder) -> Verdict | None:
-    """Whether a model's model.json can be read, and each of its aliases names a version."""
+def _check_aliases(model: Folder) -> Result | None:
+    """Check that a model's model.json can be read, and that its aliases name existing versions."""
     error: QuillError | None = None
     try:
         for alias, number in aliases.read_for_removal(model.path).items():
             if not is_published(model.path / f"v{number}") and not (number == 1 and is_flat(model.path)):
                 raise CorruptError(
-                    f"'{model.name}:{alias}' leads nowhere",
-                    why=f"it names v{number}, which does not exist",
+                    f"'{model.name}:{alias}' points to a missing version",
+                    why=f"there is no {model.name}:v{number}",
                     hint=f"quill alias set {model.name} {alias}",
                 )
     except QuillError as e:
         error = e
     if not os.path.lexists(model.path):
         return None
-    return Verdict(model.name, model.kind, model.path, [File(aliases.FILE, None, error)])
+    return Result(model.name, model.kind, model.path, [File(aliases.FILE, None, error)])
 
 
-def _open(subject: Folder) -> Folder:
-    """Read a subject's manifest, whatever the state of its files."""
-    if isinstance(subject, ResumeState):
-        return subject.load()
-    if not subject.number:
-        raise CorruptError(f"'{subject.name}' is not a model", why=getattr(subject, "damaged", "") or "")
-    refuse_link(subject.path)
-    read = manifest.read(subject.path) if is_published(subject.path) else None
-    return Version(subject.name, subject.number, subject.path, read)
+def _open(target: Folder) -> Folder:
+    """Read the target's manifest, whatever state its files are in."""
+    if isinstance(target, ResumeState):
+        return target.load()
+    if not target.number:
+        raise CorruptError(f"'{target.name}' is not a model", why=getattr(target, "damaged", "") or "")
+    refuse_link(target.path)
+    read = manifest.read(target.path) if is_published(target.path) else None
+    return Version(target.name, target.number, target.path, read)
 
 
-def _check_file(subject: Folder, name: str, on_bytes: OnBytes) -> File:
+def _check_file(target: Folder, name: str, on_bytes: OnBytes) -> File:
     """Check one file's size and sha256, and that weights are finite."""
     size = None
     try:
         with suppress(OSError):
-            size = os.lstat(subject.path / name).st_size
-        with subject.open_file(name) as file:
-            if name in (manifest.WEIGHTS, states.WEIGHTS):
-                finite.check(file, on_bytes)
+            size = os.lstat(target.path / name).st_size
+        with target.open_file(name) as file:
+            if name in (manifest.WEIGHTS, resume_state.WEIGHTS):
+                check_finite(file, on_bytes)
             else:
                 file.sha256(on_bytes)
     except QuillError as e:
@@ -198,32 +199,29 @@ def _check_file(subject: Folder, name: str, on_bytes: OnBytes) -> File:
 
 
 def _check_together(version: Folder, files: list[File]) -> list[File]:
-    """Check that config, tokenizer and weights belong together; the first that does not fit is named."""
-    from quill.checkpoint import weights as tensors
-    from quill.checkpoint.load import blank_model, fit_vocabulary, read_config, read_tokenizer
+    """Check that config, tokenizer and weights fit each other, and blame the first that does not."""
+    from quill.checkpoint.load import fit_vocabulary, outline_model, read_config, read_tokenizer
 
-    def read_weights(version: Folder) -> Any:
-        config, tokenizer = read_config(version), read_tokenizer(version)
-        config = fit_vocabulary(config, tokenizer, version)
-        with version.open_file(manifest.WEIGHTS) as file:
-            layout = tensors.read_layout(file.file, file.size, file.path)
-            blank_model(config, layout, file.path)
+    def outline_weights(version: Folder) -> None:
+        config = fit_vocabulary(read_config(version), read_tokenizer(version), version)
+        path = version.path / manifest.WEIGHTS
+        outline_model(config, read_layout(path), path)
 
-    tests: tuple[tuple[str, Callable[[Folder], Any]], ...] = (
+    checks: tuple[tuple[str, Callable[[Folder], object]], ...] = (
         (manifest.CONFIG, read_config),
         (manifest.TOKENIZER, read_tokenizer),
-        (manifest.WEIGHTS, read_weights),
+        (manifest.WEIGHTS, outline_weights),
     )
-    for name, test in tests:
+    for name, check in checks:
         try:
-            test(version)
+            check(version)
         except QuillError as e:
             return [f._replace(error=e) if f.name == name else f for f in files]
     return files
 
 
 def _unlisted(version: Folder) -> list[File]:
-    """Files in a version's folder that its manifest does not list."""
+    """Find files in a version's folder that its manifest does not list."""
     if version.manifest is None:
         return []
     extra = sorted(set(manifest.files(version.path)) - set(version.manifest["files"]))

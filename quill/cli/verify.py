@@ -15,7 +15,7 @@ from quill.errors import CorruptError
 from quill.units import size
 
 if TYPE_CHECKING:
-    from quill.checkpoint.verify import Verdict
+    from quill.checkpoint.verify import Result
 
 
 @options.command(
@@ -41,13 +41,13 @@ def command(
     weights are finite. Unfinished runs are checked too. -v prints a line for each file. Exits with code 5
     if anything is damaged.
     """
-    from quill.checkpoint import verify as verification
+    from quill.checkpoint.verify import count_bytes, find_targets, verify_target
 
     output, registry = session.output, session.registry()
-    subjects = verification.subjects(registry, references or ())
-    total = sum(verification.size(s) for s in subjects)
+    targets = find_targets(registry, references or ())
+    total = sum(count_bytes(t) for t in targets)
     done = 0
-    found: list[Verdict] = []
+    found: list[Result] = []
     with output.progress(size) as report:
 
         def on_bytes(count: int) -> None:
@@ -55,11 +55,11 @@ def command(
             done += count
             report("verifying", done, total or None)
 
-        for subject in subjects:
-            verdict = verification.check(subject, on_bytes)
+        for target in targets:
+            result = verify_target(target, on_bytes)
             # The aliases of a model are listed only if they are damaged.
-            if verdict is not None and (verdict.kind != "model" or verdict.errors):
-                found.append(verdict)
+            if result is not None and (result.kind != "model" or result.errors):
+                found.append(result)
     wrong = [v for v in found if v.errors]
     rows = [_row(v) for v in found]
     if output.verbose and output.form == "human":
@@ -90,17 +90,17 @@ def command(
         raise typer.Exit(CorruptError.exit_code if CorruptError.exit_code in codes else max(codes))
 
 
-def _row(verdict: Verdict) -> dict[str, Any]:
+def _row(result: Result) -> dict[str, Any]:
     def fault(error: Any) -> dict[str, str]:
         return {"error": str(error), "why": str(error.why or error.what)} if error else {}
 
     return {
-        "reference": verdict.reference,
-        "kind": verdict.kind,
-        "state": verdict.state,
-        **fault(verdict.error),
+        "reference": result.reference,
+        "kind": result.kind,
+        "state": result.state,
+        **fault(result.error),
         "files": [
-            {"file": f.name, "bytes": f.bytes, "state": f.state, **fault(f.error)} for f in verdict.files
+            {"file": f.name, "bytes": f.bytes, "state": f.state, **fault(f.error)} for f in result.files
         ],
     }
 

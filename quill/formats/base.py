@@ -57,7 +57,7 @@ class Supplied:
 
 
 class LazyTensors(Mapping[str, "Tensor"]):
-    """Tensors by name, each made when it is looked up, so that a large model is never in memory whole.
+    """Tensors by name, each made when it is looked up, so that a large model is never in memory twice.
 
     Args:
         makers: The function that makes each tensor.

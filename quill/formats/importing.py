@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quill import fsio, naming, strictjson
-from quill.checkpoint import weights as tensors
 from quill.checkpoint.card import card
 from quill.checkpoint.load import CONFIG, TOKENIZER, WEIGHTS, read_config, read_tokenizer
+from quill.checkpoint.weights import save_tensors
 from quill.config import reading
 from quill.config.differences import differences
 from quill.config.settings import RunConfig
@@ -249,7 +249,7 @@ def _publish(made: _Import, registry: Registry) -> Version:
     try:
         draft.write_json(CONFIG, made.config.to_dict())
         draft.write_json(TOKENIZER, made.incoming.tokenizer.to_dict())
-        draft.write_file(WEIGHTS, lambda path: tensors.write(path, made.incoming.weights))
+        draft.write_file(WEIGHTS, lambda path: save_tensors(path, made.incoming.weights))
         text = card(draft.reference, made.config, made.facts)
         draft.write_bytes("README.md", text.encode("utf-8", "replace"))
         return draft.publish(**made.facts)

@@ -14,6 +14,7 @@ from quill.registry.files import OnBytes, ignore
 from quill.registry.manifest import FileEntry
 from quill.registry.rename import check_new
 from quill.registry.store import Registry
+from quill.registry.tensors import read_layout
 from quill.registry.version import Version
 
 # What a manifest says of its own folder; the rest is about the model.
@@ -106,11 +107,4 @@ def plan(registry: Registry, ref: str, name: str) -> Plan:
 
 
 def _count_parameters(source: Version) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(source.path / manifest.WEIGHTS, framework="numpy") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (not a dict)
-            return sum(map(prod, shapes))
-    except SafetensorError as e:
-        raise CorruptError(f"'{source.path / manifest.WEIGHTS}' is damaged", why=str(e)) from None
+    return sum(prod(t.shape) for t in read_layout(source.path / manifest.WEIGHTS).values())

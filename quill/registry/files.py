@@ -55,8 +55,8 @@ class OpenFile:
     def __exit__(self, *exception: object) -> None:
         self.file.close()
 
-    def whole(self) -> bytearray:
-        """Read all of it once, into memory that tensors may use as it is.
+    def whole(self) -> bytes:
+        """Read all of it once.
 
         Raises:
             CorruptError: It does not match its sha256.
@@ -64,24 +64,17 @@ class OpenFile:
         """
         import hashlib
 
+        self.file.seek(0)
         try:
-            buffer = bytearray(self.size)
+            raw = self.read_chunk(self.size)
         except MemoryError:
             why = f"it has {size(self.size)}"
             raise ResourceError(f"'{self.path}' does not fit in memory", why=why) from None
-        view, sha256, done = memoryview(buffer), hashlib.sha256(), 0
-        with fsio.guard(self.path, "read"):
-            self.file.seek(0)
-            while done < self.size:
-                # Each chunk is hashed while it is still in the processor's cache.
-                got = self.file.readinto(view[done : done + CHUNK])
-                if not got:
-                    why = f"it ended at {done:,} of {self.size:,} bytes"
-                    raise CorruptError(f"'{self.path}' changed while it was read", why=why)
-                sha256.update(view[done : done + got])
-                done += got
-        self.check_sha256(sha256.hexdigest(), bytes(buffer[:512]))
-        return buffer
+        if len(raw) < self.size:
+            why = f"it ended at {len(raw):,} of {self.size:,} bytes"
+            raise CorruptError(f"'{self.path}' changed while it was being read", why=why)
+        self.check_sha256(hashlib.sha256(raw).hexdigest(), raw[:512])
+        return raw
 
     def sha256(self, on_bytes: OnBytes = ignore) -> str:
         """Hash all of it, without holding it in memory.

@@ -138,7 +138,7 @@ class Folder:
             ResourceError: It cannot be read, or does not fit in memory.
         """
         with self.open_file(name) as file:
-            return bytes(file.whole())
+            return file.whole()
 
     def read_object(self, name: str) -> dict[str, Any]:
         """Read one of its files as a JSON object; raises as `read_file` does."""

@@ -83,7 +83,7 @@ def test_f43_when_every_state_is_damaged_the_run_does_not_start_over_in_silence(
         load_state(draft)
     assert "step-000500" in caught.value.why
     assert "step-001000" in caught.value.why
-    assert "--resume never" in caught.value.hint
+    assert 'resume="never"' in caught.value.hint
 
 
 def test_going_back_drops_the_future_that_was_given_up(draft):

@@ -11,17 +11,18 @@ import pytest
 import torch
 
 from quill import fsio
-from quill.checkpoint import finite
-from quill.checkpoint import weights as tensors
+from quill.checkpoint.finite import check_finite, count_not_finite
 from quill.checkpoint.resume_state import save_state
-from quill.checkpoint.verify import check, size, subjects
+from quill.checkpoint.verify import count_bytes, find_targets, verify_target
+from quill.checkpoint.weights import read_tensors, save_tensors
 from quill.errors import CorruptError, NotFoundError
 from quill.registry import aliases
 from quill.registry.files import OpenFile
+from quill.registry.tensors import read_layout
 
 
 def verdicts(registry, *refs):
-    return [v for v in (check(s) for s in subjects(registry, refs)) if v is not None]
+    return [v for v in (verify_target(t) for t in find_targets(registry, refs)) if v is not None]
 
 
 def states(registry, *refs) -> dict[str, str]:
@@ -30,7 +31,7 @@ def states(registry, *refs) -> dict[str, str]:
 
 def change(path, values) -> None:
     """Replace a version's weights by others, and its manifest by one that describes them."""
-    tensors.write(path / "model.safetensors", values)
+    save_tensors(path / "model.safetensors", values)
     describe(path, "model.safetensors")
 
 
@@ -43,22 +44,21 @@ def describe(path, name) -> None:
 
 def weights_of(version) -> dict[str, torch.Tensor]:
     with version.open_file("model.safetensors") as reading:
-        layout = tensors.read_layout(reading.file, reading.size, reading.path)
-        return {n: t.clone() for n, t in tensors.views(layout, reading.whole())}
+        return read_tensors(reading, read_layout(reading.path))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_what_is_as_it_was_published_is_ok(registry, trained, dtype):
     version = trained(dtype=dtype)
     seen = []
-    (subject, aliases) = subjects(registry)
-    verdict = check(subject, seen.append)
+    (target, of_aliases) = find_targets(registry)
+    verdict = verify_target(target, seen.append)
     assert (verdict.state, verdict.errors) == ("ok", [])
     assert {f.name: f.bytes for f in verdict.files} == {
         n: e["bytes"] for n, e in version.manifest["files"].items()
     }
-    assert sum(seen) == version.size == size(subject)
-    assert check(aliases).state == "ok"
+    assert sum(seen) == version.size == count_bytes(target)
+    assert verify_target(of_aliases).state == "ok"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -115,7 +115,7 @@ def test_f5_weights_that_are_not_finite_are_found_though_their_hash_is_right(reg
     (error,) = verdict.errors
     assert isinstance(error, CorruptError)
     assert "NaN or infinity" in error.what
-    assert error.why == f"1 of {values[name].numel():,} in {name}"
+    assert error.why == f"1 of {values[name].numel():,} in '{name}'"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -127,7 +127,7 @@ def test_which_numbers_are_finite_is_what_torch_says(dtype):
     numbers = torch.frombuffer(bytearray(raw), dtype=dtype)
     expected = int((~torch.isfinite(numbers)).sum())
     kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}[str(dtype)[6:]]
-    assert finite.count_not_finite(raw, kind) == expected > 0
+    assert count_not_finite(raw, kind) == expected > 0
 
 
 def test_f4_what_does_not_belong_together_is_found_though_every_hash_is_right(registry, trained):
@@ -234,9 +234,9 @@ def test_resume_states_of_unfinished_runs_are_verified_too(registry, trained):
 
 def test_what_goes_while_it_is_verified_is_no_damage(registry, trained):
     trained()
-    found = subjects(registry)
+    found = find_targets(registry)
     shutil.rmtree(registry.root / "tiny")
-    assert [check(s) for s in found] == [None, None]
+    assert [verify_target(t) for t in found] == [None, None]
 
 
 def test_aliases_must_lead_somewhere(registry, trained):
@@ -247,7 +247,7 @@ def test_aliases_must_lead_somewhere(registry, trained):
     aliases.update(folder, lambda held: held | {"aliases": {"champion": 1, "lost": 7}})
     (verdict,) = (v for v in verdicts(registry) if v.kind == "model")
     assert verdict.reference == "tiny"
-    assert "'tiny:lost' leads nowhere" in str(verdict.errors[0])
+    assert "'tiny:lost' points to a missing version" in str(verdict.errors[0])
     (folder / "model.json").write_text("{")
     (verdict,) = (v for v in verdicts(registry) if v.kind == "model")
     assert verdict.state == "damaged"
@@ -274,11 +274,11 @@ def test_references_choose_what_is_verified(registry, trained, tmp_path):
     assert states(registry, str(registry.root / "b" / "v1")) == {str(registry.root / "b" / "v1"): "ok"}
     for ref in ("c", "a:v9", "a:nobody"):
         with pytest.raises(NotFoundError):
-            subjects(registry, [ref])
+            find_targets(registry, [ref])
 
 
 def test_an_empty_registry_has_nothing_to_verify(registry):
-    assert subjects(registry) == []
+    assert find_targets(registry) == []
 
 
 def test_a_model_larger_than_the_memory_it_is_verified_in(registry, trained):
@@ -290,7 +290,7 @@ def test_a_model_larger_than_the_memory_it_is_verified_in(registry, trained):
     del values
     with version.open_file("model.safetensors") as reading:
         tracemalloc.start()
-        finite.check(reading)
+        check_finite(reading)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < 8e6

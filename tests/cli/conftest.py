@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
-from quill.checkpoint import weights as tensors
 from quill.registry.draft import Draft
 from quill.registry.store import Registry
 from quill.registry.version import Version
@@ -28,7 +29,7 @@ def publish(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Publish:
 
 
 def _fill(draft: Draft) -> None:
-    header, _ = tensors.write_header({"wte.weight": ("U8", (64,))})
-    draft.write_bytes("model.safetensors", header + bytes(64))
+    weights = safetensors.numpy.save({"wte.weight": np.zeros(64, dtype=np.uint8)})
+    draft.write_bytes("model.safetensors", weights)
     draft.write_json("config.json", {"schema_version": 1, "name": "x", "model": {"n_layer": 2}})
     draft.write_json("tokenizer.json", {"schema": 1, "kind": "char", "vocabulary": "ab"})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import pickle
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from quill import fsio
 from quill.checkpoint.load import read_tokenizer
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, ResourceError
 from quill.formats import base, exporting, importing
@@ -105,19 +104,15 @@ def test_f04_an_inconsistent_model_leaves_nothing_behind(changes, said, folder, 
     assert not registry.entries() and not registry.drafts()
 
 
-def test_f26_a_full_disk_leaves_no_version_and_no_draft(folder, registry, monkeypatch):
-    real = fsio._write
-
-    def full(fd: int, data: memoryview) -> None:
-        if len(data) > 4_000:
-            raise OSError(errno.ENOSPC, "full")
-        real(fd, data)
-
-    monkeypatch.setattr(fsio, "_write", full)
-    with pytest.raises(ResourceError, match="cannot write"):
-        importing.import_model(str(folder), registry, name="a")
+def test_f26_weights_that_cannot_be_written_leave_no_version_and_no_draft(folder, registry):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, hard))
+    try:
+        with pytest.raises(ResourceError, match="cannot write"):
+            importing.import_model(str(folder), registry, name="a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not registry.entries() and not registry.drafts()
-    monkeypatch.setattr(fsio, "_write", real)
     assert importing.import_model(str(folder), registry, name="a").reference == "a:v2"
 
 

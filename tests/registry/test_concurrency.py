@@ -16,11 +16,12 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from crashing import snapshot
 
 from quill import fsio
-from quill.checkpoint import weights as tensors
 from quill.errors import LockedError, NotFoundError
 from quill.registry import aliases, gc
 from quill.registry.store import Registry
@@ -38,8 +39,8 @@ def payload(name: str, writer: int, k: int) -> bytes:
 def publish(registry: Registry, name: str, writer: int, k: int, *, status: bool = True) -> str:
     draft = registry.begin(name)
     body = payload(name, writer, k)
-    header, _ = tensors.write_header({"w": ("U8", (len(body),))})
-    draft.write_bytes("model.safetensors", header + body)
+    weights = safetensors.numpy.save({"w": np.frombuffer(body, dtype=np.uint8)})
+    draft.write_bytes("model.safetensors", weights)
     draft.write_json("config.json", {"schema_version": 1, "name": name, "by": [writer, k]})
     draft.write_json("tokenizer.json", {"schema": 1, "kind": "char", "vocabulary": "ab"})
     if status:

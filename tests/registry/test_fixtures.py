@@ -129,7 +129,7 @@ def test_models_are_read_as_they_were_written(weights, release):
         with torch.no_grad():
             logits = loaded.model(torch.tensor([wanted["ids"]]))[0, -1]
         assert torch.allclose(logits[:8], torch.tensor(wanted["logits"]), atol=2e-3)
-        assert (loaded.manifest or {}).get("best_val_loss") == wanted["loss"]
+        assert (loaded.version.manifest or {}).get("best_val_loss") == wanted["loss"]
     registry = Registry(weights)
     assert registry.resolve("tide:champion").number == 1
     assert registry.resolve("tide").number == registry.resolve("tide:latest").number == 2

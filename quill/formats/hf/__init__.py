@@ -48,14 +48,14 @@ class HuggingFace(base.Format):
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
         """Write a model and its tokenizer."""
-        from quill.checkpoint import weights as tensors
+        from quill.checkpoint.weights import save_tensors
 
         tokenizer, config = checkpoint.tokenizer, checkpoint.config.model
         settings, weights, notes = models.write(checkpoint.model.shape, checkpoint.model.state_dict())
         end = tokenizer.eot_id
         ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
         fsio.make_dir(path)
-        tensors.write(path / "model.safetensors", _cast(weights, dtype))
+        save_tensors(path / "model.safetensors", _cast(weights, dtype))
         # Before version 5 transformers called the dtype torch_dtype.
         stated = {**settings, **ids, "dtype": dtype, "torch_dtype": dtype}
         documents = {

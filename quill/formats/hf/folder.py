@@ -6,7 +6,6 @@ folder is opened, save the Hub's own cache, whose snapshots are links into its b
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill import fsio, strictjson
-from quill.checkpoint import weights as tensors
-from quill.errors import CorruptError
+from quill.errors import CorruptError, shorten
+from quill.registry.tensors import TensorInfo, raise_system_error, read_layout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,7 +153,7 @@ class Folder:
 
 
 class Tensors(Mapping[str, "Tensor"]):
-    """The tensors of safetensors files, each mapped into memory when it is asked for and freed after.
+    """The tensors of safetensors files, each read when it is looked up.
 
     Args:
         files: Where each file is, by its name.
@@ -165,41 +164,32 @@ class Tensors(Mapping[str, "Tensor"]):
     """
 
     def __init__(self, files: Mapping[str, Path], listed: Mapping[str, str] | None) -> None:
-        self._at: dict[str, tuple[FileIO, tensors.Tensor, Path]] = {}
+        from safetensors import safe_open
+
+        self._at: dict[str, tuple[Any, TensorInfo, Path]] = {}
         for name, path in files.items():
-            try:
-                file = fsio.open_plain(path)
-            except FileNotFoundError:
-                raise CorruptError(f"'{name}' is missing", why="it was there a moment ago") from None
-            layout = tensors.read_layout(file, os.fstat(file.fileno()).st_size, Path(name))
+            layout = read_layout(path, origin=name)
             if listed is not None:
                 lacking = [t for t, f in listed.items() if f == name and t not in layout]
                 if lacking:
                     why = f"{INDEX} says that {ascii(lacking[0])[1:80]} is in it"
                     raise CorruptError(f"'{name}' is damaged", why=why)
+            file = safe_open(path, "pt", backend="pread")
             self._at |= {
-                t: (file, at, path) for t, at in layout.items() if listed is None or listed.get(t) == name
+                t: (file, info, path) for t, info in layout.items() if listed is None or listed.get(t) == name
             }
 
     def __getitem__(self, name: str) -> Tensor:
-        file, at, path = self._at[name]
-        size = at.end - at.start
-        buffer: Any = bytearray()
-        start = at.start
-        if size:
-            skipped = at.start % mmap.ALLOCATIONGRANULARITY
+        from safetensors import SafetensorError
+
+        file, _, path = self._at[name]
+        try:
+            found: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as e:
             with fsio.guard(path, "read"):
-                try:
-                    # A private mapping, so that nothing done to the tensor reaches the file.
-                    buffer = mmap.mmap(
-                        file.fileno(), skipped + size, access=mmap.ACCESS_COPY, offset=at.start - skipped
-                    )
-                except ValueError:
-                    why = "it is shorter than it was"
-                    raise CorruptError(f"'{path}' changed while it was read", why=why) from None
-            start = skipped
-        moved = tensors.Tensor(at.dtype, at.shape, start, start + size)
-        return next(tensors.views({name: moved}, buffer))[1]
+                raise_system_error(e)
+            raise CorruptError(f"'{path}' changed while it was being read", why=shorten(str(e))) from None
+        return found
 
     def __contains__(self, name: object) -> bool:
         return name in self._at
