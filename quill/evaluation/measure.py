@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quill.data.batches import batch, windows
 from quill.errors import DivergedError, InputError
+from quill.evaluation import texts
 from quill.model.gpt import GPT
 
 if TYPE_CHECKING:
@@ -127,14 +127,7 @@ def evaluate_text(
         InputError: The text is too short, or a character of it has no token.
         DivergedError: The loss is not finite.
     """
-    if unknown == "error":
-        tokens = tokenizer.encode_array(text)
-        n_bytes = len(text.encode()) - sum(len(tokenizer.token_bytes(int(i))) for i in tokens[:1])
-    else:
-        # Skipped characters are not measured, so their bytes do not count either.
-        ids = tokenizer.encode(text, unknown=unknown)
-        tokens = np.array(ids, dtype=tokenizer.dtype)
-        n_bytes = sum(len(tokenizer.token_bytes(i)) for i in ids[1:])
+    tokens, n_bytes = texts.encode(tokenizer, text, unknown)
     return evaluate(model, tokens, n_bytes=n_bytes)
 
 

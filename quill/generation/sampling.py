@@ -84,7 +84,8 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
         probabilities = (values - total).exp_()
     # The sum before a token decides, so the first token always remains.
     before = probabilities.cumsum(-1) - probabilities
-    kept = values.masked_fill_(before >= p, -math.inf)
+    # Sums of equal probabilities may fall short of p by rounding, which must not let another token in.
+    kept = values.masked_fill_(before >= p * (1 - 1e-12), -math.inf)
     return torch.full_like(logits, -math.inf).scatter_(-1, ids, kept)
 
 
