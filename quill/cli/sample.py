@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -105,14 +106,14 @@ def _print(output: Output, echoed: str, chunks: Iterator[str]) -> None:
 
     The prompt is printed with the first chunk, so that an error leaves stdout empty.
     """
-    last = echoed
+    last = ""
     try:
-        output.stream(echoed + next(chunks, ""))
-        for chunk in chunks:
+        for chunk in chain([echoed + next(chunks, "")], chunks):
             output.stream(chunk)
-            last = chunk
+            last = chunk or last
     except KeyboardInterrupt:
-        output.write("\n")
+        if last and not last.endswith("\n"):
+            output.write("\n")
         raise
     if not last.endswith("\n"):
         output.write("\n")
@@ -159,8 +160,8 @@ def _is_piped() -> bool:
 
 def _decode(raw: bytes, origin: str) -> str:
     try:
-        # The "utf-8-sig" codec counts from behind the byte order mark.
-        return raw.decode().removeprefix("\ufeff")
+        # The "utf-8-sig" codec counts from behind the byte order mark. Line ends become newlines.
+        return raw.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as e:
         raise InputError(
             f"'{origin}' is not UTF-8", why=f"byte {e.start} is {raw[e.start]:#04x}", hint="save it as UTF-8"

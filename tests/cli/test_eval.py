@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,13 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
     code = main(list(arguments))
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def measured(capsys, *arguments: str) -> list[dict[str, Any]]:
+    code, out, err = run(capsys, "eval", *arguments, "--json")
+    assert code == 0, err
+    rows: list[dict[str, Any]] = json.loads(out)["models"]
+    return rows
 
 
 @pytest.fixture
@@ -55,7 +63,7 @@ def test_any_text_and_any_split(there, tiny_text, tmp_path, capsys):
     assert train["tokens"] > row["tokens"] * 0.8
     code, _, err = run(capsys, "eval", "tiny", "--data", str(file), "--split=val")
     assert code == 2
-    assert "--split val requires a dataset" in err
+    assert "has no val split" in err
 
 
 def test_data_of_another_tokenizer_is_read_as_the_models_own(there, tiny_text, tmp_path, capsys, monkeypatch):
@@ -80,13 +88,45 @@ def test_a_threshold_not_met_exits_4_after_the_table(there, capsys):
     assert run(capsys, "eval", "tiny", "--iters=0")[0] == 2
 
 
-def test_a_text_of_other_characters_is_refused_without_a_hint_that_is_no_flag(there, tmp_path, capsys):
-    file = tmp_path / "other.txt"
-    file.write_text("日本")
-    code, out, err = run(capsys, "eval", "tiny", "--data", str(file))
+def test_characters_without_a_token_are_refused_or_skipped(there, tmp_path, capsys):
+    known, mixed = tmp_path / "known.txt", tmp_path / "mixed.txt"
+    known.write_text("3 bells, and the tide is 4 feet.")
+    mixed.write_text("3 bells, 日and the tide本 is 4 feet.")
+    code, out, err = run(capsys, "eval", "tiny", "--data", str(mixed))
     assert (code, out) == (2, "")
     assert "U+65E5" in err
-    assert "--unknown" not in err
+    assert "--unknown skip" in err
+    [skipped] = measured(capsys, "tiny", "--data", str(mixed), "--unknown=skip")
+    [wanted] = measured(capsys, "tiny", "--data", str(known))
+    assert skipped | {"data": ""} == wanted | {"data": ""}
+
+
+def test_bits_per_byte_leave_out_the_first_token_as_in_python(there, tiny_registry, tmp_path, capsys):
+    import quill
+
+    text = "3 bells and 4 bells\n"
+    file = tmp_path / "short.txt"
+    file.write_text(text)
+    [row] = measured(capsys, "tiny", "--data", str(file))
+    assert row["bytes"] == row["tokens"] == len(text) - 1
+    figures = quill.evaluate("tiny", text, registry=tiny_registry.root)
+    assert (row["bytes"], row["bits_per_byte"]) == (figures.bytes, pytest.approx(figures.bits_per_byte))
+
+
+def test_documents_of_another_tokenizer_are_measured_as_their_text(there, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("rustbpe")
+    monkeypatch.setenv("QUILL_DATA", str(tmp_path / "data"))
+    file = tmp_path / "docs.jsonl"
+    file.write_text("".join(json.dumps({"text": f"{i % 9} bells and the tide"}) + "\n" for i in range(80)))
+    for tokenizer in ("char", "bpe"):
+        options = ["--vocab-size=260"] if tokenizer == "bpe" else []
+        name = f"--name=docs-{tokenizer}"
+        assert main(["prepare", str(file), name, f"--tokenizer={tokenizer}", *options, "-q"]) == 0
+    capsys.readouterr()
+    [by_char] = measured(capsys, "tiny", "--data=docs-char", "--split=train")
+    [by_bpe] = measured(capsys, "tiny", "--data=docs-bpe", "--split=train")
+    assert by_bpe["bytes"] == by_bpe["tokens"]
+    assert by_bpe["bits_per_byte"] == pytest.approx(by_char["bits_per_byte"], rel=0.02)
 
 
 def test_prepare_prints_the_name_and_does_nothing_twice(tiny_text, tmp_path, capsys, monkeypatch):

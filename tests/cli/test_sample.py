@@ -144,7 +144,7 @@ def test_f22_an_unknown_character_is_named_and_nothing_printed(capsys):
         (["--temperature", "nan"], "'temperature' = nan"),
         (["--top-p", "0"], "'top_p' = 0"),
         (["--top-k", "0"], "'top_k' = 0"),
-        (["--stop", ""], "stop"),
+        (["--stop", ""], "a stop string is empty"),
     ],
 )
 def test_f24_what_makes_no_sense_exits_2(arguments, words, capsys):
@@ -160,6 +160,41 @@ def test_f24_what_is_defined_works(capsys):
         greedy == drawn(capsys, "bells", "--temperature=0", "--seed=2") == drawn(capsys, "bells", "--top-k=1")
     )
     assert drawn(capsys, "bells", "--top-k=1000000")
+
+
+def test_stop_strings_end_a_sample_one_or_several(capsys):
+    whole = drawn(capsys, "bells", "--temperature=0", "--no-echo").rstrip("\n")
+    stop = whole[5:7]
+    assert drawn(capsys, "bells", "--temperature=0", "--no-echo", "--stop", stop) == (
+        whole[: whole.index(stop)] + "\n"
+    )
+    assert drawn(
+        capsys, "bells", "--temperature=0", "--no-echo", "--stop", "never in it", "--stop", stop
+    ) == (whole[: whole.index(stop)] + "\n")
+
+
+@pytest.mark.parametrize("prompt", ["", "bells", "bells\n", "bells\n\n"])
+@pytest.mark.parametrize("new", ["", " and", " and\n", "\n"])
+@pytest.mark.parametrize("flags", [["--stream"], ["--no-stream"], ["-n2"]])
+@pytest.mark.parametrize("echo", [True, False])
+def test_a_newline_is_added_only_if_the_text_lacks_one(capsys, monkeypatch, prompt, new, flags, echo):
+    from quill.generation.generator import Generator
+
+    monkeypatch.setattr(Generator, "stream", lambda self, *_: iter([new[:2], new[2:]] if new else []))
+    monkeypatch.setattr(Generator, "generate", lambda self, text, config, *_: [new] * config.num_samples)
+    code, out, _ = sample(capsys, "--prompt", prompt, *flags, *([] if echo else ["--no-echo"]))
+    text = prompt + new if echo else new
+    one = text if text.endswith("\n") else text + "\n"
+    assert (code, out) == (0, one + "-" * 20 + "\n" + one if flags == ["-n2"] else one)
+
+
+def test_line_ends_of_windows_in_a_prompt_are_newlines(capsys, tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"3 bells\r\n4 bells\r\n")
+    assert drawn(capsys, "--prompt-file", str(file)) == drawn(capsys, "--prompt", "3 bells\n4 bells\n")
+    arguments = ["sample", "tiny", "-", "--seed=1", "--max-new-tokens=20"]
+    done = subprocess.run([*RUN, *arguments], input=file.read_bytes(), capture_output=True)
+    assert done.stdout.decode() == drawn(capsys, "--prompt", "3 bells\n4 bells\n")
 
 
 def test_a_prompt_file_that_is_none(capsys, tmp_path):

@@ -63,6 +63,12 @@ def test_top_p_keeps_the_fewest_that_reach_p(p: float, ids: list[int]) -> None:
     assert torch.equal(out[0, ids], LOGITS[0, ids])
 
 
+@pytest.mark.parametrize("n", [3, 4, 7, 10, 100, 600])
+def test_top_p_that_equal_logits_meet_exactly_keeps_no_more(n: int) -> None:
+    for size in range(1, min(n, 50)):
+        assert len(kept(sampling.keep_top_p(torch.zeros(1, n).double(), size / n))[0]) == size
+
+
 def test_top_p_treats_each_row_by_itself() -> None:
     rows = torch.tensor([[0.9, 0.05, 0.05], [0.3, 0.3, 0.4]]).log()
     assert [len(row) for row in kept(sampling.keep_top_p(rows, 0.8))] == [1, 3]
