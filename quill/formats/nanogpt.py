@@ -136,9 +136,9 @@ class NanoGPT(Format):
         """Read a checkpoint and find its vocabulary."""
         if supplied.config:
             raise InputError(
-                f"config= does not apply to '{path}'",
+                f"a config does not apply to '{path}'",
                 why="a checkpoint of nanoGPT contains its own model_args",
-                hint="leave config= out",
+                hint="import it without a config",
             )
         if path.is_dir():
             path = path / FILE

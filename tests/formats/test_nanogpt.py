@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,15 @@ def test_a_namespace_and_numpy_scalars_are_read_as_plain_values(tmp_path):
     assert incoming.tokenizer.vocab_size == len(CHARACTERS)
 
 
+def test_a_loss_that_is_not_finite_is_shown_nowhere(tmp_path, quill):
+    meta(save(tmp_path / "chars", best_val_loss=float("nan")) / "meta.pkl")
+    assert quill("import", str(tmp_path / "chars")).returncode == 0
+    for arguments in (["list"], ["show", "chars"], ["compare", "chars", "chars"], ["list", "--json"]):
+        done = quill(*arguments)
+        assert done.returncode == 0
+        assert not re.search(rb"\bnan\b", done.stdout, re.IGNORECASE)
+
+
 def test_a_folder_with_ckpt_and_meta_imports_without_flags(tmp_path, quill):
     meta(save(tmp_path / "out-shakespeare-char") / "meta.pkl")
     done = quill("import", str(tmp_path / "out-shakespeare-char"))
@@ -361,7 +371,7 @@ def test_a_folder_without_a_checkpoint_is_refused_and_so_is_a_config(tmp_path):
     assert not FORMAT.recognises(tmp_path)
     with pytest.raises(NotFoundError, match=r"no ckpt\.pt"):
         FORMAT.read(tmp_path, NOTHING)
-    with pytest.raises(InputError, match="config= does not apply"):
+    with pytest.raises(InputError, match="config does not apply"):
         FORMAT.read(save(tmp_path), base.Supplied(config=tmp_path / "config.json"))
 
 

@@ -20,7 +20,9 @@ WALL_SECONDS = 120
 _HEAD_BYTES = 512
 # Packages whose objects training scripts often leave in their checkpoints.
 _CARELESS = ("numpy", "torch", "pathlib", "collections", "datetime")
-_RESAVE = (
+# With weights_only, torch runs no code from the file either.
+_WEIGHTS = 'import sys, torch; torch.save(torch.load(sys.argv[1], "cpu", weights_only=True), sys.argv[2])'
+_PLAIN = (
     "import sys, torch; plain = lambda v: {k: plain(x) for k, x in v.items()} if isinstance(v, dict) else "
     "v if isinstance(v, (torch.Tensor, int, float, str)) else str(v); "
     'torch.save(plain(torch.load(sys.argv[1], "cpu", weights_only=False)), sys.argv[2])'
@@ -120,6 +122,12 @@ def decode(value: Any, make_tensor: Callable[..., Any] | None = None) -> Any:
     return {k: decode(v, make_tensor) for k, v in value["map"]}
 
 
+def resave(path: Path, program: str = _WEIGHTS) -> str:
+    """The command that saves a file again, next to it, in a way that quill reads."""
+    target = path.with_name(f"{path.stem}-plain{path.suffix}")
+    return shlex.join(["python", "-c", program, str(path), str(target)])
+
+
 def damaged(path: Path, why: str) -> CorruptError:
     """The refusal of a file that is not as it was written."""
     return CorruptError(f"'{path}' is damaged", why=why, hint="get the file again from its source")
@@ -130,8 +138,7 @@ def _foreign(path: Path, name: str) -> CorruptError:
     why, hint = f"it refers to {name}, and quill runs no code from a file", ""
     if name.partition(".")[0] in _CARELESS:
         why += "; if you trust its source, save it again with tensors and plain values alone"
-        plain = path.with_name(f"{path.stem}-plain{path.suffix}")
-        hint = shlex.join(["python", "-c", _RESAVE, str(path), str(plain)])
+        hint = resave(path, _PLAIN)
     return CorruptError(f"'{path}' is not safe to read", why=why, hint=hint)
 
 

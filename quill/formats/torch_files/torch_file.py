@@ -92,11 +92,11 @@ class TorchFile:
         weakref.finalize(self, self._file.close)
         self._size = os.fstat(self._file.fileno()).st_size
         head = sandbox.head(self._file, path)
+        if head[:1] in (b"\x80", b"(", b"c"):
+            why = "it is a bare pickle, as torch.save wrote before 2020"
+            raise CorruptError(f"'{path}' is not safe to read", why=why, hint=sandbox.resave(path))
         if not head.startswith(_ZIP):
-            bare = head[:1] in (b"\x80", b"(", b"c")
-            why = "torch.save wrote bare pickles before 2020" if bare else "it is not a file of torch.save"
-            hint = "if you trust it, load it with torch.load and save it again" if bare else ""
-            raise corrupt(path, head, self._size, why, hint)
+            raise corrupt(path, head, self._size, "it is not a file of torch.save")
         answer = sandbox.ask(self._file, "torch", path)
         self._records = answer["records"]
         self._claimed: dict[Stored, int] = {}
