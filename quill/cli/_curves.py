@@ -27,13 +27,7 @@ def show(output: Output, found: Folder) -> None:
     raw = found.metrics()
     points = _points(found, raw)
     if output.form == "human":
-        width = min(get_terminal_size().columns, _WIDEST)
-        plain = _is_plain(output)
-
-        def paint(text: str, role: chart.Role) -> str:
-            return output.style(text, _STYLES[role], stdout=True)
-
-        output.write(chart.draw(points, width, plain=plain, paint=paint))
+        output.write(draw(output, points, get_terminal_size().columns))
         return
     lines, best = curves.parse(raw), points.best
     document = {
@@ -44,6 +38,34 @@ def show(output: Output, found: Folder) -> None:
     }
     stored = raw.decode(errors="replace").splitlines()
     output.show("quill.metrics/1", document, key="reference", quiet=stored)
+
+
+def draw(
+    output: Output,
+    points: curves.Curves,
+    width: int,
+    *,
+    err: bool = False,
+    height: int | None = None,
+    last: int = 0,
+) -> str:
+    """Draw curves in the characters and colours of a terminal.
+
+    Args:
+        output: Where they go.
+        points: The losses.
+        width: Columns of the terminal.
+        err: Whether they go to stderr.
+        height: As for `chart.draw`.
+        last: As for `chart.draw`.
+    """
+
+    def paint(text: str, role: chart.Role) -> str:
+        return output.style(text, _STYLES[role], stdout=not err)
+
+    return chart.draw(
+        points, min(width, _WIDEST), height=height, last=last, plain=_is_plain(output), paint=paint
+    )
 
 
 def form_of(path: Path) -> Literal["svg", "png"]:
@@ -92,5 +114,5 @@ def _is_plain(output: Output) -> bool:
     """Whether to draw in ASCII: the locale's encoding, or the terminal's font, has nothing else."""
     env = output.env
     locale = env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or "UTF-8"
-    small = output.terminal and env.get("TERM") in ("dumb", "linux")
+    small = env.get("TERM") in ("dumb", "linux") and (output.terminal or output.live)
     return small or "UTF8" not in locale.upper().replace("-", "")

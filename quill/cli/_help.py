@@ -18,6 +18,8 @@ _NARROW = 60
 
 _DEFAULT = re.compile(r"(?P<text>.*); defaults to (?P<default>.+?)(?P<note> \([^()]*\))?", re.DOTALL)
 
+# Where the manual is on the web.
+MANUAL = "https://github.com/quill-gpt/quill/blob/main/quill/docs"
 OPTIONS, COMMON = "Options", "Common options"
 # Options of these groups are in `--help-all` only.
 SETTINGS = " settings"
@@ -57,6 +59,8 @@ def render(command: Any, context: Any, canvas: Canvas, *, whole: bool = False) -
     if command.epilog:
         lines += ["", canvas.paint("Examples:", "head")]
         lines += [f"  {line}" for line in inspect.cleandoc(command.epilog).splitlines()]
+    if topic := getattr(command.callback, "topic", ""):
+        lines += ["", canvas.paint("Manual:", "head"), f"  quill help {topic}", f"  {MANUAL}/{topic}.md"]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -1,18 +1,18 @@
-"""What a person sees of a run: something that moves on a terminal, plain lines elsewhere.
+"""What the terminal shows of a run: a chart and a progress bar, or plain lines where nothing can move.
 
-Observers of the trainer's events, and nothing more: a run without them is the same run.
+Observers of the run's events: a run without them is the same run.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from quill.cli._curves import draw
 from quill.cli.output import LINE_INTERVAL, Output
+from quill.evaluation.curves import Curves, Point
 from quill.training import events, log
 from quill.units import count, duration
 
@@ -21,19 +21,30 @@ if TYPE_CHECKING:
     from rich.live import Live as Panel
 
 SCHEMA = "quill.train/1"
-_BARS = "▁▂▃▄▅▆▇█"
-_KEPT_LOSSES = 512
-_FRAMES_PER_SECOND = 8
+_FRAMES_PER_SECOND = 4
+# More points than a wide terminal can tell apart; beyond it neighbours are averaged.
+_MOST_POINTS = 1024
+# Lines of a panel beside the rows of its chart: title, axis, numbers, "step", legend, facts, bar.
+_AROUND_CHART = 10
+_CHART_ROWS = range(5, 13)
+
+# The losses of a run before this process took it over, by reference.
+History = Callable[[str], Curves]
 
 
 @contextmanager
-def watch(output: Output) -> Iterator[events.Observer]:
-    """An observer that shows a run in the form that its output calls for."""
+def watch(output: Output, history: History = lambda reference: Curves((), ())) -> Iterator[events.Observer]:
+    """An observer that shows a run in the form that its output calls for.
+
+    Args:
+        output: Where it is shown.
+        history: The earlier losses of a run that is resumed.
+    """
     lines = Lines(output)
     if not output.live:
         yield lines
         return
-    with Live(output, lines) as live:
+    with Live(output, lines, history) as live:
         yield live
 
 
@@ -62,13 +73,14 @@ class Live:
 
     Args:
         output: Its stderr is a terminal.
-        lines: What says the lines that stay.
+        lines: Prints the lines that stay.
+        history: The earlier losses of a run that is resumed.
     """
 
-    def __init__(self, output: Output, lines: Lines) -> None:
-        self._output, self._lines = output, lines
+    def __init__(self, output: Output, lines: Lines, history: History) -> None:
+        self._output, self._lines, self._history = output, lines, history
         self._panel: Panel | None = None
-        self._losses: deque[float] = deque(maxlen=_KEPT_LOSSES)
+        self._train, self._val = Series(), Series()
         self._best: events.Evaluated | None = None
         self._drawn = float("-inf")
         self._pace = Pace()
@@ -81,15 +93,21 @@ class Live:
 
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.Stepped):
-            self._losses.append(event.loss)
+            self._train.add(event.step, event.loss)
             self._output.event(SCHEMA, {"event": "stepped", **asdict(event)})
             left = self._pace.left(event)
             if self._output.clock() - self._drawn >= 1 / _FRAMES_PER_SECOND:
                 self._drawn = self._output.clock()
                 self._show(event, left)
             return
-        if isinstance(event, events.Evaluated) and event.best:
-            self._best = event
+        if isinstance(event, events.Started) and event.resumed:
+            before = self._history(event.reference)
+            for series, points in ((self._train, before.train), (self._val, before.val)):
+                for point in points:
+                    series.add(*point)
+        if isinstance(event, events.Evaluated):
+            self._val.add(event.step, event.val_loss)
+            self._best = event if event.best else self._best
         self._lift()
         self._lines(event)
 
@@ -99,46 +117,90 @@ class Live:
             from rich.live import Live as Panel
 
             console = Console(file=self._output.err, markup=False, highlight=False, emoji=False)
-            # Without a thread of its own: nothing to stop when a signal ends the run.
+            # Without a thread: nothing to stop when a signal ends the run.
             self._panel = Panel(console=console, auto_refresh=False, transient=True)
             self._panel.start()
-        self._panel.update(self._draw(event, left, self._panel.console.width), refresh=True)
+        size = self._panel.console.size
+        self._panel.update(self._draw(event, left, size.width, size.height), refresh=True)
 
     def _lift(self) -> None:
-        """Take the panel away, so that a line can stay; a panel shown again would erase that line."""
+        """Remove the panel, so that a line can be printed."""
         if self._panel is not None:
             self._panel.stop()
             self._panel = None
 
-    def _draw(self, event: events.Stepped, left: float | None, width: int) -> RenderableType:
+    def _draw(self, event: events.Stepped, left: float | None, columns: int, lines: int) -> RenderableType:
         from rich.console import Group
         from rich.progress_bar import ProgressBar
+        from rich.table import Table
         from rich.text import Text
 
         best = f"best val {self._best.best_val_loss:.4f} at {self._best.best_step:,}" if self._best else ""
         facts = [
             f"step {event.step:,}/{event.max_iters:,}",
             f"loss {event.loss:.4f}",
+            best,
             f"rate {event.learning_rate:.2e}",
             f"{count(event.tokens_per_second)} tokens/s",
-            f"ETA {duration(left)}" if left is not None else "",
-            best,
         ]
-        return Group(
-            Text("  ".join(f for f in facts if f)),
-            Text(sparkline(self._losses, min(60, width)), style="cyan"),
-            ProgressBar(total=max(1, event.max_iters), completed=event.step, width=min(60, width)),
+        shown: list[RenderableType] = []
+        rows = min(lines - _AROUND_CHART, _CHART_ROWS.stop - 1)
+        points = Curves(self._train.points(), self._val.points())
+        if points and rows in _CHART_ROWS and columns >= 40:
+            chart = draw(self._output, points, columns - 1, err=True, height=rows, last=event.max_iters)
+            shown.append(Text.from_ansi(chart.rstrip("\n")))
+        bar = Table.grid(padding=(0, 2, 0, 0))
+        total = max(1, event.max_iters)
+        bar.add_row(
+            ProgressBar(total=total, completed=event.step, width=max(min(30, columns - 44), 5)),
+            Text(f"{event.step / total:.0%}"),
+            Text(f"{duration(event.seconds)} elapsed"),
+            Text(f"{duration(left)} left" if left is not None else ""),
         )
+        return Group(*shown, Text("  ".join(f for f in facts if f), overflow="ellipsis", no_wrap=True), bar)
+
+
+class Series:
+    """The losses of a whole run in bounded memory: neighbours are averaged as it grows."""
+
+    def __init__(self) -> None:
+        self._points: list[Point] = []
+        self._stride = 1
+        self._open: list[Point] = []
+
+    def add(self, step: int, loss: float) -> None:
+        """Add the loss after a step; steps that are repeated replace what came after them."""
+        while self._points and self._points[-1].step >= step:
+            self._points.pop()
+        self._open = [p for p in self._open if p.step < step]
+        if loss != loss or abs(loss) == float("inf"):
+            return
+        self._open.append(Point(step, loss))
+        if len(self._open) >= self._stride:
+            self._points.append(_mean(self._open))
+            self._open = []
+        if len(self._points) > _MOST_POINTS:
+            pairs = zip(self._points[::2], self._points[1::2], strict=False)
+            self._points = [_mean(pair) for pair in pairs]
+            self._stride *= 2
+
+    def points(self) -> tuple[Point, ...]:
+        """The points so far, by step."""
+        return (*self._points, *([_mean(self._open)] if self._open else []))
+
+
+def _mean(points: Sequence[Point]) -> Point:
+    return Point(points[-1].step, sum(p.loss for p in points) / len(points))
 
 
 class Pace:
-    """How long a run still takes, from the steps since this process began."""
+    """The time that a run still takes, from the steps of this process."""
 
     def __init__(self) -> None:
         self._first: events.Stepped | None = None
 
     def left(self, event: events.Stepped) -> float | None:
-        """Seconds to the last step, or None while nothing can be told."""
+        """Seconds to the last step; None until the second step."""
         if self._first is None or event.step <= self._first.step:
             self._first = event
             return None
@@ -147,7 +209,7 @@ class Pace:
 
 
 def describe(event: events.Event) -> str:
-    """An event in one plain line; empty for what needs none."""
+    """An event in one plain line; empty for those that need none."""
     if isinstance(event, events.Stepped):
         return (
             f"step {event.step:,}/{event.max_iters:,}: loss {event.loss:.4f}, "
@@ -155,21 +217,3 @@ def describe(event: events.Event) -> str:
             f"{duration(event.seconds)}"
         )
     return log.describe(event)
-
-
-def sparkline(values: Sequence[float], width: int) -> str:
-    """A series as one line of bars, the highest value the tallest.
-
-    Args:
-        values: In their order; what is not finite is left out.
-        width: Characters at the most; more values are averaged together.
-    """
-    finite = [v for v in values if abs(v) != float("inf") and v == v]
-    if not finite or width < 1:
-        return ""
-    n = min(width, len(finite))
-    cuts = [i * len(finite) // n for i in range(n + 1)]
-    means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(cuts)]
-    low, high = min(means), max(means)
-    span = (high - low) or 1.0
-    return "".join(_BARS[round((m - low) / span * (len(_BARS) - 1))] for m in means)

@@ -22,6 +22,7 @@ from quill.cli import _environment, _help
 from quill.cli._signals import end_in_order
 from quill.cli._typer import Command, Group
 from quill.cli.output import Output
+from quill.errors import InterruptedRun
 
 PROGRAM = "quill"
 # Files of this folder that are not commands.
@@ -84,7 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from quill.cli import _errors
 
         error = _errors.explain(e, arguments, _params(arguments))
-        Output().fail(error)
+        if isinstance(error, InterruptedRun):
+            Output().note(error)
+        else:
+            Output().fail(error)
         if error.exit_code == 1 and "--debug" in arguments:
             import traceback
 

@@ -38,7 +38,8 @@ _FIGURES = (
     examples="""
     quill compare shakespeare:v1 shakespeare:v2
     quill compare small medium large --json
-    """
+    """,
+    topic="tutorial",
 )
 def command(
     session: Session,

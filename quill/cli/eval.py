@@ -29,7 +29,8 @@ _COLUMNS = (
     quill eval shakespeare
     quill eval shakespeare:v1 shakespeare:v2 --data other.txt
     quill eval shakespeare --fail-above 1.6
-    """
+    """,
+    topic="tutorial",
 )
 def command(
     session: Session,

@@ -22,7 +22,8 @@ _FORMATS = "|".join(discovery.names("formats"))
     quill export shakespeare --format hf --out shakespeare-hf
     quill export shakespeare:v2 --format gguf --dtype q8_0 --modelfile
     quill export shakespeare --format onnx --verify
-    """
+    """,
+    topic="formats",
 )
 def command(
     session: Session,

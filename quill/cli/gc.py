@@ -27,7 +27,8 @@ _PLANNED = (Column("WOULD REMOVE", lambda r: r["what"]), *_COLUMNS[1:])
     examples="""
     quill gc --dry-run
     quill gc 'test*' --keep 3
-    """
+    """,
+    topic="registry",
 )
 def command(
     session: Session,

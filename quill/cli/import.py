@@ -20,7 +20,8 @@ _FORMATS = "|".join(("auto", *discovery.names("formats")))
     quill import hf:openai-community/gpt2 --name gpt2
     quill import out/ckpt.pt --name mine
     quill import model.gguf
-    """
+    """,
+    topic="formats",
 )
 def command(
     session: Session,

@@ -137,6 +137,7 @@ def command(
     short: Mapping[str, str] | None = None,
     face: Container[str] | None = None,
     examples: str,
+    topic: str = "",
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command's function the common options and the flags of its settings.
 
@@ -146,6 +147,7 @@ def command(
         short: Short flags by dotted path.
         face: Dotted paths that `--help` shows; the others are in `--help-all` only. Unset: all.
         examples: Commands for the end of the help, one a line.
+        topic: Page of the manual about the command.
 
     Returns:
         A decorator; the function gets a Session first, then its own parameters.
@@ -186,7 +188,7 @@ def command(
         call.__name__, call.__doc__, call.__module__ = body.__name__, body.__doc__, body.__module__
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {}
-        call.examples = examples  # type: ignore[attr-defined]
+        call.examples, call.topic = examples, topic  # type: ignore[attr-defined]
         return call
 
     return decorate

@@ -167,6 +167,10 @@ class Output:
                 lines += [canvas.paint(label, style) + first, *(" " * len(label) + line for line in rest)]
         self._tell("\n".join(lines), raw=True)
 
+    def note(self, error: QuillError) -> None:
+        """Say how a command ended early on request: no error, and what to do next."""
+        self._tell(safe_line(f"{error.what}" + (f"; {error.hint}" if error.hint else "")), raw=True)
+
     def style(self, text: str, style: str, *, stdout: bool = False) -> str:
         """Colour a text, if its stream takes colour."""
         return canvas_of(self._out if stdout else self._err, self.env).paint(text, style)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     quill prepare 'texts/*.md' --tokenizer bpe --vocab-size 4096
     zcat dump.gz | quill prepare - --name dump
     """,
+    topic="tutorial",
 )
 def command(
     session: Session,

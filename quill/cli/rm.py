@@ -23,7 +23,8 @@ _PLANNED = (Column("WOULD REMOVE", lambda r: r["reference"]), _COLUMNS[1])
     examples="""
     quill rm shakespeare:v1
     quill rm 'old-model' --all-versions --dry-run
-    """
+    """,
+    topic="registry",
 )
 def command(
     session: Session,

@@ -33,6 +33,7 @@ _BETWEEN = "-" * 20 + "\n"
     quill sample shakespeare:v2 -n 3 --temperature 0.5 --seed 1
     echo "JULIET:" | quill sample shakespeare
     """,
+    topic="tutorial",
 )
 def command(
     session: Session,

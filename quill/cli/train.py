@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,11 +20,13 @@ from quill.cli.options import Session
 from quill.cli.output import Output, safe
 from quill.cli.prepare import watch as watch_data
 from quill.config.settings import SECTIONS
-from quill.errors import InputError
+from quill.errors import InputError, QuillError
 from quill.units import count, duration, size
 
 if TYPE_CHECKING:
     from quill.config.settings import RunConfig
+    from quill.evaluation.curves import Curves
+    from quill.registry.folder import Folder
     from quill.training.events import Event
     from quill.training.plan import Plan
 
@@ -41,6 +43,7 @@ _FACE = {
     "train.device",
 }
 _RUN = f"Run{SETTINGS}"
+_SAMPLE_TOKENS = 200
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9._-]+")
 _PLAN = (
     Column("parameters", lambda p: f"{p['parameters']:,} ({count(p['parameters'])})"),
@@ -68,6 +71,7 @@ _PLAN = (
     quill train --data shakespeare --name small --n-layer 2 --max-iters 500
     quill train more.txt --from shakespeare --name shakespeare-more
     """,
+    topic="tutorial",
 )
 def command(
     session: Session,
@@ -148,7 +152,12 @@ def command(
         from quill.cli import _training_display
         from quill.training.run import train
 
-        with ExitStack() as preparing, _training_display.watch(output) as observer:
+        def history(reference: str) -> Curves:
+            from quill.evaluation import curves
+
+            return curves.curves(curves.parse(registry.find(reference, in_progress=True).metrics()))
+
+        with ExitStack() as preparing, _training_display.watch(output, history) as observer:
             on_data = preparing.enter_context(watch_data(output))
 
             def observe(event: Event) -> None:
@@ -180,6 +189,8 @@ def command(
             "manifest": manifest,
         },
     )
+    if output.form == "human" and output.live and outcome.version:
+        _what_next(output, outcome.version, fresh=outcome.reason == "trained", device=run.train.device)
     if output.form != "json" and outcome.version:
         output.write(outcome.reference + "\n")
 
@@ -226,6 +237,25 @@ def _name_after(source: str | list[str]) -> str:
         if cleaned:
             return cleaned
     raise InputError("the model has no name", why="it cannot be derived from the data", hint="name=my-model")
+
+
+def _what_next(output: Output, version: Folder, *, fresh: bool, device: str) -> None:
+    """After training on a terminal: a sample, where the model is, and commands to go on with."""
+    with suppress(QuillError):
+        if fresh:
+            from quill.checkpoint.load import load_checkpoint
+            from quill.config.settings import SampleConfig
+            from quill.generation.generator import Generator
+            from quill.training.device import find_device
+
+            loaded = load_checkpoint(version, find_device(device))
+            generator = Generator(loaded.model, loaded.tokenizer)
+            config = SampleConfig(max_new_tokens=_SAMPLE_TOKENS, seed=1)
+            [text] = generator.generate("", config, "error")
+            output.say(f"\na sample:\n\n{text.strip()}\n")
+    output.say(f"saved in {version.path}")
+    name = version.name
+    output.say(f"next:  quill sample {name}\n       quill show {name} --metrics\n       quill export {name}")
 
 
 def _seconds(minutes: float | None) -> float | None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     examples="""
     quill verify
     quill verify shakespeare:v2 -v
-    """
+    """,
+    topic="registry",
 )
 def command(
     session: Session,

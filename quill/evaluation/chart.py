@@ -27,6 +27,8 @@ def draw(
     found: Curves,
     width: int = 72,
     *,
+    height: int | None = None,
+    last: int = 0,
     plain: bool = False,
     paint: Paint = lambda text, role: text,
 ) -> str:
@@ -35,6 +37,8 @@ def draw(
     Args:
         found: The curves.
         width: Number of columns, at least 20.
+        height: Number of rows between the axes (default: a fifth of the columns, from 7 to 15).
+        last: Step at the right end of the axis, if the curves end before it.
         plain: Whether to draw in ASCII.
         paint: Colours text that belongs to a curve.
 
@@ -46,10 +50,11 @@ def draw(
     width = max(width, _NARROWEST)
     smooth = found.smooth()
     low, high = span(smooth, found.val)
-    height = min(max(width // 5, 7), 15)
+    height = height or min(max(width // 5, 7), 15)
     labels = _ticks(low, high, height // 2)
     gutter = max(map(len, labels.values()))
-    plot = _Plot(width - gutter - 1, height, (low, high), max(p.step for p in (*found.train, *found.val)))
+    last = max(last, *(p.step for p in (*found.train, *found.val)))
+    plot = _Plot(width - gutter - 1, height, (low, high), last)
     plot.line(smooth, 1 if plain else 2, 1 if plain else 4)
     plot.marks(found)
     rows: dict[int, str] = {}

@@ -73,7 +73,11 @@ EXAMPLES = [
     (screen, line.strip())
     for screen in SCREENS
     if _file(screen).exists()
-    for line in _file(screen).read_text(encoding="utf-8").partition("\nExamples:\n")[2].splitlines()
+    for line in _file(screen)
+    .read_text(encoding="utf-8")
+    .partition("\nExamples:\n")[2]
+    .partition("\n\nManual:")[0]
+    .splitlines()
 ]
 
 

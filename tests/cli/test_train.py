@@ -11,15 +11,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from quill.cli import _training_display as display
 from quill.cli._signals import Interrupted, Signals
 from quill.cli.app import main
 from quill.cli.output import Output
 from quill.errors import InterruptedRun
+from quill.evaluation.curves import Curves, Point
 from quill.training import events
 
 RUN = [sys.executable, "-c", "from quill.cli.app import run; run()"]
@@ -213,16 +216,25 @@ def test_plain_lines_are_one_for_each_evaluation_and_one_every_thirty_seconds():
     assert "loss 2.5000, rate 3.00e-03, 54.3k tokens/s" in shown[1]
 
 
-def test_the_live_display_shows_loss_rate_speed_and_what_is_left(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def live(monkeypatch, columns: int, lines: int, history=lambda reference: Curves((), ())):
+    """A live display on a terminal of that size: its clock, its stream, and the display."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", str(lines))
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
     now, err = [0.0], Terminal()
-    output = Output(out=io.StringIO(), err=err, env={"TERM": "xterm"}, clock=lambda: now[0])
-    with display.watch(output) as observer:
+    env = {"TERM": "xterm", "LANG": "C.UTF-8"}
+    output = Output(out=io.StringIO(), err=err, env=env, clock=lambda: now[0])
+    return now, err, display.watch(output, history)
+
+
+def test_the_live_display_shows_chart_loss_rate_speed_and_time(monkeypatch):
+    now, err, watched = live(monkeypatch, 100, 30)
+    with watched as observer:
         assert isinstance(observer, display.Live)
         observer(STARTED)
         for step in range(1, 51):
@@ -237,14 +249,60 @@ def test_the_live_display_shows_loss_rate_speed_and_what_is_left(monkeypatch):
         "step 51/100",
         "rate 3.00e-03",
         "54.3k tokens/s",
-        "ETA 1m 38s",
+        "51%",
+        "1m 42s elapsed",
+        "1m 38s left",
         "best val 1.9000 at 50",
-        "█",
+        "loss, nats per token",
+        "best: 1.9000 at step 50",
     ):
-        assert words in shown
+        assert words in shown, words
     screen = [line for line in on_screen(shown) if line]
     assert [line.split(":")[0] for line in screen[1:]] == ["step 50", "m"]
     assert screen[0].startswith("m:v1")
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (120, 40), (40, 15), (20, 10), (300, 100)])
+def test_the_live_display_fits_its_terminal(columns, lines, monkeypatch):
+    now, _, watched = live(monkeypatch, columns, lines)
+    with watched as observer:
+        observer(STARTED)
+        for step in range(1, 40):
+            now[0] = float(step)
+            observer(stepped(step, seconds=2.0 * step, loss=4 - step / 25))
+            if step == 20:
+                observer(events.Evaluated(20, 1.9, True, 1.9, 20, 0.5))
+        panel = observer._draw(stepped(40, seconds=99.0), 12.0, columns, lines)
+        console = Console(width=columns, file=io.StringIO(), force_terminal=False)
+        console.print(panel)
+        drawn = console.file.getvalue().splitlines()
+    assert len(drawn) <= lines
+    assert max(map(len, drawn)) <= columns
+
+
+def test_a_resumed_run_shows_the_losses_before_it(monkeypatch):
+    before = Curves(tuple(Point(s, 5.0) for s in range(1, 50)), (Point(40, 4.5),))
+    now, err, watched = live(monkeypatch, 100, 30, lambda reference: before)
+    with watched as observer:
+        observer(replace(STARTED, step=50))
+        now[0] = 10.0
+        observer(stepped(51, seconds=1.0))
+    assert "validation: 4.5000 at step 40" in err.getvalue()
+
+
+def test_a_long_series_keeps_its_shape_in_bounded_memory():
+    series = display.Series()
+    for step in range(1, 100_001):
+        series.add(step, 5 - step / 25_000)
+    points = series.points()
+    assert 500 < len(points) <= 1025
+    assert [p.step for p in points] == sorted(p.step for p in points)
+    assert points[-1].step == 100_000
+    assert all(abs(p.loss - (5 - p.step / 25_000)) < 0.01 for p in points)
+    series.add(50_000, 1.0)
+    assert series.points()[-1].step == 50_000
+    series.add(50_001, float("nan"))
+    assert series.points()[-1].step == 50_000
 
 
 def on_screen(written: str) -> list[str]:
@@ -261,14 +319,6 @@ def on_screen(written: str) -> list[str]:
         elif part and part[0] not in "\x1b\r":
             rows[at] += part
     return rows
-
-
-def test_sparkline():
-    assert display.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
-    assert display.sparkline([1, 1, 1], 10) == "▁▁▁"
-    assert display.sparkline([0, 0, 8, 8], 2) == "▁█"
-    assert display.sparkline([float("nan"), float("inf")], 5) == ""
-    assert len(display.sparkline(range(1000), 60)) == 60
 
 
 @pytest.mark.parametrize("flags", [["--wait=-1"], ["--wait=nan"], ["--keep=0"], ["--keep=-3"]])
