@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 
@@ -59,6 +60,18 @@ def test_f19_training_accepts_very_long_runs() -> None:
     blank = " " * (20 * LONGEST_BLANK) + "x"
     tokenizer = BpeTokenizer.train([blank, "a" * 1_000_000, TEXT], vocab_size=300)
     assert tokenizer.decode(tokenizer.encode(blank)) == blank
+
+
+@pytest.mark.parametrize("run", [" ", "\n", " \n\t\n  \t", "a"])
+def test_f19_training_takes_linear_time(run: str) -> None:
+    def seconds(n: int) -> float:
+        start = time.process_time()
+        BpeTokenizer.train([("x" + run * (n // len(run))) * 4], vocab_size=300)
+        return time.process_time() - start
+
+    once = min(seconds(15_000) for _ in range(2))
+    # Quadratic time would be sixteen times as long, and over a second.
+    assert min(seconds(60_000) for _ in range(2)) < 8 * once + 0.1
 
 
 def test_an_error_of_the_text_is_raised_by_training() -> None:

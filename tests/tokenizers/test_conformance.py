@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,35 @@ def test_bulk_encoding_gives_the_same_ids(tokenizer: base.Tokenizer, text: str) 
     assert array.dtype == tokenizer.dtype == (np.uint16 if tokenizer.vocab_size <= 65536 else np.uint32)
     assert array.tolist() == ids
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        lambda n: ("x" + " " * n) * 4,
+        lambda n: ("x" + "\n" * n) * 4,
+        lambda n: ("x" + " \n\t\n  \t" * (n // 7)) * 4,
+        lambda n: ("x" + " " * 1000) * (n // 1000),
+        lambda n: "a" * n,
+        lambda n: "abcdefghijklmno" * (n // 15),
+        lambda n: SENTENCE * (n // len(SENTENCE)),
+    ],
+)
+def test_f19_encoding_takes_linear_time(tokenizer: base.Tokenizer, text: Callable[[int], str]) -> None:
+    def seconds(n: int) -> float:
+        times = []
+        for encode in (tokenizer.encode, tokenizer.encode_array):
+            start = time.process_time()
+            encode(text(n))
+            times.append(time.process_time() - start)
+        return max(times)
+
+    try:
+        once = min(seconds(15_000) for _ in range(2))
+    except InputError:
+        pytest.skip("it does not know these characters")
+    # Quadratic time would be sixteen times as long, and over a second.
+    assert min(seconds(60_000) for _ in range(2)) < 8 * once + 0.05
 
 
 def test_the_json_form_round_trips(tokenizer: base.Tokenizer, training_text: str, tmp_path: Path) -> None:

@@ -54,6 +54,13 @@ def test_f19_only_very_long_white_space_is_cut() -> None:
             assert all(len(p) - len(p.rstrip()) <= n for p in chunks)
 
 
+def test_f19_runs_are_cut_at_the_same_places_as_ever() -> None:
+    # Ids of a prepared text depend on them.
+    n = _ranks.LONGEST_BLANK
+    text = "a" + " " * (2 * n + 5) + "b" + "\n" * n + "c" + "\t" * (n - 1)
+    assert list(map(len, _ranks.chunks(text))) == [1 + n, n, 5 + 1 + n, 1 + n - 1]
+
+
 class Panic(BaseException):
     """What a Rust library raises when it panics: not an Exception, and known by its name only."""
 
