@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,7 +48,11 @@ class Generator:
         return self.model.wte.weight.device
 
     def stream(
-        self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"] = "error"
+        self,
+        prompt: str = "",
+        config: SampleConfig | None = None,
+        unknown: Literal["error", "skip"] = "error",
+        **settings: Any,
     ) -> Iterator[str]:
         """Generate one sample, chunk by chunk.
 
@@ -58,14 +62,16 @@ class Generator:
             prompt: Text to continue; not repeated in the sample.
             config: How to sample; num_samples is ignored.
             unknown: What to do with characters of the prompt that have no token.
+            **settings: Settings of SampleConfig, such as temperature=0.5, in place of the config's.
 
         Yields:
             Chunks of whole characters, none empty.
 
         Raises:
-            InputError: A character of the prompt has no token, or a stop string is empty.
+            InputError: A setting is invalid, or a character of the prompt has no token.
             DivergedError: The model's weights contain NaN or infinity.
         """
+        config = _configure(config, settings)
         row = _Row(self.tokenizer, config.stop)
         decoder, logits, idx = self._read(prompt, config, unknown)
         sampler = Sampler(config, [0], idx, self.tokenizer.vocab_size)
@@ -83,7 +89,11 @@ class Generator:
             yield chunk
 
     def generate(
-        self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"] = "error"
+        self,
+        prompt: str = "",
+        config: SampleConfig | None = None,
+        unknown: Literal["error", "skip"] = "error",
+        **settings: Any,
     ) -> list[str]:
         """Generate num_samples samples, side by side as far as memory allows.
 
@@ -94,14 +104,16 @@ class Generator:
             prompt: Text to continue; not repeated in the samples.
             config: How to sample.
             unknown: What to do with characters of the prompt that have no token.
+            **settings: Settings of SampleConfig, such as temperature=0.5, in place of the config's.
 
         Returns:
             The samples, without the stop string or end-of-text token that ended them.
 
         Raises:
-            InputError: A character of the prompt has no token, or a stop string is empty.
+            InputError: A setting is invalid, or a character of the prompt has no token.
             DivergedError: The model's weights contain NaN or infinity.
         """
+        config = _configure(config, settings)
         rows = [_Row(self.tokenizer, config.stop) for _ in range(config.num_samples)]
         decoder, logits, idx = self._read(prompt, config, unknown)
         if config.max_new_tokens:
@@ -137,6 +149,12 @@ class Generator:
             return self.tokenizer.encode("\n")[-1]
         except InputError:
             return self.tokenizer.eot_id or 0
+
+
+def _configure(config: SampleConfig | None, settings: dict[str, Any]) -> SampleConfig:
+    if config is not None and not settings:
+        return config
+    return check(SampleConfig, {**(config.model_dump() if config else {}), **settings}, origin="generate()")
 
 
 def generate(
