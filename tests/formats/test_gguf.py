@@ -549,6 +549,70 @@ def test_a_gpt2_of_another_program_is_transformers_gpt2(kind, tmp_path):
     assert (network.predict(idx) - expected).abs().max() < limit * max(1, expected.abs().max())
 
 
+def with_keys(path: Path, out: Path, **keys: Any) -> None:
+    """Copy a file of the architecture qwen3 and add or change keys."""
+    gguf = pytest.importorskip("gguf")
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(out, "qwen3")
+    stated = {name: (field.contents(), field.types) for name, field in reader.fields.items()}
+    for name, value in keys.items():
+        type_ = gguf.GGUFValueType.get_type(value)
+        stated[name] = (value, [gguf.GGUFValueType.UINT32 if type_ == gguf.GGUFValueType.INT32 else type_])
+    for name, (value, types) in stated.items():
+        if name.startswith("GGUF") or name == "general.architecture":
+            continue
+        if types[0] == gguf.GGUFValueType.ARRAY:
+            writer.add_array(name, value)
+        else:
+            writer.add_key_value(name, value, types[0])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("keys", "refused"),
+    [
+        ({"rope.scaling.type": "none"}, ""),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, ""),
+        ({"rope.scaling.type": "linear"}, ""),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 1.0}, ""),
+        ({"rope.scaling.factor": 0.0}, ""),
+        ({"rope.scale_linear": 1.0}, ""),
+        ({"rope.scaling.factor": 1.0, "rope.scale_linear": 4.0}, ""),
+        ({"rope.scaling.attn_factor": 1.0}, ""),
+        ({"rope.scaling.original_context_length": 16}, ""),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, "by 4"),
+        ({"rope.scaling.factor": 4.0}, "by 4"),
+        ({"rope.scale_linear": 4.0}, "by 4"),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, "by 'yarn'"),
+        ({"rope.scaling.attn_factor": 2.0}, "attn_factor"),
+    ],
+)
+def test_rotary_positions_are_those_of_llama_cpp_or_refused(keys, refused, characters, tmp_path):
+    pytest.importorskip("xllamacpp")
+    made = model_of(characters, **SHAPES["modern"])
+    GGUF.write(made, tmp_path / "plain.gguf", "float32")
+    keys = {f"qwen3.{name}": value for name, value in keys.items()}
+    with_keys(tmp_path / "plain.gguf", tmp_path / "m.gguf", **keys)
+    idx = torch.randint(characters.vocab_size, (1, 63), generator=torch.Generator().manual_seed(3))
+    found = GGUF.logits(tmp_path / "m.gguf", idx)
+    theirs = torch.stack(list(found.values()))[:, : characters.vocab_size].log_softmax(-1)
+    ours = made.model.predict(idx)[0, list(found)].log_softmax(-1)
+    difference = float((ours - theirs).abs().max())
+    if refused:
+        assert difference > 0.01, "llama.cpp computes the same: no need to refuse"
+        with pytest.raises(InputError, match="does not support") as caught:
+            GGUF.read(tmp_path / "m.gguf", Supplied())
+        assert refused in caught.value.why
+    else:
+        assert difference < 1e-4
+        assert read(tmp_path / "m.gguf")[0].shape == made.model.shape
+
+
 # Damage.
 
 

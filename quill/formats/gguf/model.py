@@ -102,6 +102,9 @@ _QWEN3 = Architecture(
 _ARCHITECTURES = {"gpt2": _GPT2, "mpt": _GPT2._replace(activations=("relu",)), "qwen3": _QWEN3}
 _UNBIASED = {"token_embd", "position_embd", "output"}
 _DIVISOR = "blk.{}.ffn.act.scales"
+# Values of further keys for scaled rotary positions that change nothing.
+_NEUTRAL_ROTATIONS = {"attn_factor": (1.0,), "yarn_ext_factor": (0.0, -1.0), "yarn_attn_factor": (1.0, -1.0)}
+_FREQUENCIES = "rope_freqs.weight"
 
 # Factors of tensors in the file, by the end of quill's name. Half of ReLU's factor is on the norm, so that
 # neither a weight nor its input leaves float16's range.
@@ -342,8 +345,19 @@ def _refuse_other_rotations(file: File, arch: str, head_size: int) -> None:
         raise _unsupported(file, "its values are not as wide as its keys")
     if file.get(f"{arch}.rope.dimension_count", int, head_size) != head_size:
         raise _unsupported(file, "it rotates only part of each head")
-    if file.get(f"{arch}.rope.scaling.type", str, "none") != "none":
-        raise _unsupported(file, "its rotary positions are scaled")
+    scaling = f"{arch}.rope.scaling"
+    kind = file.get(f"{scaling}.type", str, "linear")
+    if kind not in ("none", "linear"):
+        raise _unsupported(file, f"its rotary positions are scaled by {shorten(kind)}")
+    # llama.cpp reads the older key only if the newer is missing, takes 0 for 1, and ignores both for "none".
+    factor = file.get(f"{scaling}.factor", float, file.get(f"{arch}.rope.scale_linear", float, 1.0))
+    if kind == "linear" and factor not in (0.0, 1.0):
+        raise _unsupported(file, f"its rotary positions are scaled by {factor:g}")
+    for key, neutral in _NEUTRAL_ROTATIONS.items():
+        if (value := file.get(f"{scaling}.{key}", float, neutral[0])) not in neutral:
+            raise _unsupported(file, f"its {key} of rotary positions is {value:g}")
+    if _FREQUENCIES in file.tensors:
+        raise _unsupported(file, f"{_FREQUENCIES} scales its rotary positions")
 
 
 def _unsupported(file: File, why: str) -> InputError:
