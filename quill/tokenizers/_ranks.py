@@ -38,21 +38,40 @@ class RankTokenizer(base.Tokenizer):
     """Byte-pair encoding by ranks.
 
     Args:
-        ranks: The bytes of each token; its index is its id and its rank.
+        ranks: The bytes of each token in the order of their ranks; see `rank_ids` for their ids.
         specials: Tokens that no text is encoded to, by name.
         pattern: The regular expression, in tiktoken's syntax, that splits text before pairs are merged.
+        added: Tokens that stand for their own name wherever a text contains it, before it is split.
+
+    Attributes:
+        specials_last: Whether the ids of special tokens come after those of the ranks.
     """
 
-    def __init__(self, ranks: Sequence[bytes], specials: Mapping[str, int], pattern: str) -> None:
+    specials_last: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        ranks: Sequence[bytes],
+        specials: Mapping[str, int],
+        pattern: str,
+        added: Mapping[str, int] | None = None,
+    ) -> None:
         self._ranks = list(ranks)
         self._specials = dict(specials)
+        self._added = dict(added or {})
         self._pattern = pattern
         self.eot_id = self._specials.get(END_OF_TEXT)
+        named = {**self._specials, **self._added}
+        self._ids = rank_ids(len(self._ranks), named.values())
         # Ids between the ranks and the special tokens may be unused; they decode to nothing.
-        size = max([len(self._ranks), *(i + 1 for i in self._specials.values())])
-        self._bytes = self._ranks + [b""] * (size - len(self._ranks))
-        for name, i in self._specials.items():
+        self._bytes = [b""] * (1 + max([self._ids[-1], *named.values()]))
+        for i, token in zip(self._ids, self._ranks, strict=True):
+            self._bytes[i] = token
+        for name, i in named.items():
             self._bytes[i] = name.encode()
+        # Of two names that begin at the same place the longer one counts.
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._names = re.compile("|".join(map(re.escape, longest_first))) if self._added else None
 
     @property
     def vocab_size(self) -> int:
@@ -64,17 +83,24 @@ class RankTokenizer(base.Tokenizer):
         text = base.encodable(text, unknown)
         encode = self._encoding.encode_ordinary
         ids: list[int] = []
-        for chunk in chunks(text):
-            for found in _guarded(encode, chunk):
-                ids += found
+        for between, name in self._names_in(text):
+            for chunk in chunks(between):
+                for found in _guarded(encode, chunk):
+                    ids += found
+            if name:
+                ids.append(self._added[name])
         return ids
 
     def encode_array(self, text: str) -> base.Ids:
         """Encode text in bulk, without a Python object per id and without blocking other threads."""
         import numpy as np
 
+        found: list[base.Ids] = []
         try:
-            found = [ids for chunk in chunks(text) for ids in _guarded(self._encode_numpy, chunk)]
+            for between, name in self._names_in(text):
+                found += [ids for chunk in chunks(between) for ids in _guarded(self._encode_numpy, chunk)]
+                if name:
+                    found.append(np.array([self._added[name]], np.uint32))
         except UnicodeEncodeError:
             base.encodable(text, "error")
             raise
@@ -88,20 +114,22 @@ class RankTokenizer(base.Tokenizer):
         return self._bytes[token]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the pattern, the special tokens, and the ranks in base64, separated by spaces."""
-        return {
+        """Return the pattern, the special and added tokens, and the ranks in base64, separated by spaces."""
+        stored = {
             "schema": 1,
             "kind": self.kind,
             "pattern": self._pattern,
             "specials": self._specials,
             "ranks": " ".join(base64.b64encode(token).decode() for token in self._ranks),
         }
+        return {**stored, "added": self._added} if self._added else stored
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
         """Make the tokenizer of those ranks."""
         pattern = base.take(data, "pattern", str)
         specials = base.take(data, "specials", dict)
+        added = base.take(data, "added", dict) if "added" in data else {}
         try:
             ranks = [
                 base64.b64decode(token, validate=True) for token in base.take(data, "ranks", str).split()
@@ -113,14 +141,16 @@ class RankTokenizer(base.Tokenizer):
             raise CorruptError(f"'ranks' has no token for the byte {min(missing)[0]:#04x}")
         if len(set(ranks)) != len(ranks) or b"" in ranks:
             raise CorruptError("'ranks' has a token twice or an empty one")
-        ids = list(specials.values())
-        if any(type(i) is not int or not len(ranks) <= i < _LARGEST_ID for i in ids) or len(set(ids)) < len(
-            ids
-        ):
+        ids = [*specials.values(), *added.values()]
+        if any(type(i) is not int or not 0 <= i < _LARGEST_ID for i in ids) or len(set(ids)) < len(ids):
             raise CorruptError("'specials' has an id that is taken or out of range")
-        if not all(name and _is_text(name) for name in specials):
+        if not all(name and _is_text(name) for name in (*specials, *added)):
             raise CorruptError("'specials' has a name that is not text")
-        return cls(ranks, specials, pattern)
+        if cls.specials_last and any(i < len(ranks) for i in ids):
+            raise CorruptError("'specials' has an id of an ordinary token")
+        if set(specials) & set(added) or END_OF_TEXT in added or any(map(cls.boundary, added)):
+            raise CorruptError("'added' has a name that is special, or that text may be cut in")
+        return cls(ranks, specials, pattern, added)
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
@@ -130,11 +160,19 @@ class RankTokenizer(base.Tokenizer):
             return tiktoken.Encoding(
                 self.kind,
                 pat_str=self._pattern,
-                mergeable_ranks={token: i for i, token in enumerate(self._ranks)},
+                mergeable_ranks=dict(zip(self._ranks, self._ids, strict=True)),
                 special_tokens=self._specials,
             )
         except ValueError as e:
             raise CorruptError(f"the {self.kind} tokenizer's pattern is invalid", why=str(e)) from None
+
+    def _names_in(self, text: str) -> Iterator[tuple[str, str]]:
+        """The text up to each name of an added token, with the name; and the rest."""
+        at = 0
+        for found in self._names.finditer(text) if self._names else ():
+            yield text[at : found.start()], found[0]
+            at = found.end()
+        yield text[at:], ""
 
     def _encode_numpy(self, text: str) -> base.Ids:
         # The name of a special token is plain text.
@@ -149,6 +187,7 @@ class PublishedTokenizer(RankTokenizer):
     """
 
     urls: ClassVar[tuple[str, ...]] = ()
+    specials_last: ClassVar[bool] = True
 
     @classmethod
     def train(
@@ -169,6 +208,14 @@ class PublishedTokenizer(RankTokenizer):
                 hint="set data.tokenizer=bpe",
             )
         return tokenizer
+
+
+def rank_ids(n: int, taken: Iterable[int]) -> Sequence[int]:
+    """The ids of n ordinary tokens in the order of their ranks: the smallest that no named token has."""
+    named = set(taken)
+    if not named or min(named) >= n:
+        return range(n)
+    return [i for i in range(n + len(named)) if i not in named][:n]
 
 
 def chunks(text: str) -> Iterator[str]:

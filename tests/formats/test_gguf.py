@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import struct
 import sys
 import time
 import tracemalloc
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -290,8 +292,7 @@ def test_rows_of_a_rewritten_model_fit_the_blocks_of_q8_0(publish, tmp_path):
 def test_a_name_that_llama_cpp_would_misread_is_left_out(characters, tmp_path):
     GGUF.write(model_of(characters, name="my-Phi3-try"), tmp_path / "m", "float32")
     assert "general.name" not in File(tmp_path / "m")
-    llama_cpp = pytest.importorskip("llama_cpp")
-    assert llama_cpp.Llama(str(tmp_path / "m"), vocab_only=True, verbose=False).n_vocab() > 10
+    assert LlamaCpp(tmp_path / "m").tokenize("a")
 
 
 def test_the_modelfile_samples_as_quill_does(characters):
@@ -307,11 +308,34 @@ def test_the_modelfile_samples_as_quill_does(characters):
 # Tokenizers.
 
 
-def vocabulary(tokenizer: Tokenizer, path: Path) -> Any:
-    """Llama.cpp's view of a tokenizer."""
-    llama_cpp = pytest.importorskip("llama_cpp")
+class LlamaCpp:
+    """llama.cpp's view of a file's tokenizer, asked over its server's own HTTP."""
+
+    def __init__(self, path: Path) -> None:
+        module = pytest.importorskip("xllamacpp")
+        options = module.CommonParams()
+        options.model.path, options.n_ctx, options.verbosity = str(path), 64, -1
+        options.warmup, options.n_parallel, options.cpuparams.n_threads = False, 1, 1
+        self.server = module.Server(options)
+
+    def ask(self, what: str, body: dict[str, Any]) -> Any:
+        raw, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.server.listening_address}/{what}", raw, headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def tokenize(self, text: str) -> list[int]:
+        body = {"content": text, "add_special": True, "parse_special": False}
+        found: list[int] = self.ask("tokenize", body)["tokens"]
+        return found
+
+    def detokenize(self, ids: list[int]) -> str:
+        return str(self.ask("detokenize", {"tokens": ids})["content"])
+
+
+def vocabulary(tokenizer: Tokenizer, path: Path) -> LlamaCpp:
     GGUF.write(model_of(tokenizer, n_embd=8, n_layer=1), path, "float32")
-    return llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    return LlamaCpp(path)
 
 
 @pytest.fixture(scope="module")
@@ -329,11 +353,10 @@ def llama_pairs(pairs: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> A
     return vocabulary(pairs, tmp_path_factory.mktemp("gguf") / "pairs.gguf")
 
 
-def agree(llama: Any, tokenizer: Tokenizer, text: str) -> None:
+def agree(llama: LlamaCpp, tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
-    assert llama.tokenize(text.encode(), add_bos=True, special=False) == ids
-    if ids:
-        assert b"".join(llama.detokenize([i]) for i in ids) == text.encode()
+    assert llama.tokenize(text) == ids
+    assert llama.detokenize(ids) == text
 
 
 @given(text=st.text(CHARACTERS, max_size=60))
@@ -344,7 +367,7 @@ def test_llama_cpp_gives_characters_the_same_ids(text, llama_characters, charact
 def test_llama_cpp_leaves_out_characters_it_does_not_know(llama_characters, characters):
     # Among them such as share their first bytes with known ones.
     text = "aêb…c\U0001f601d"
-    assert llama_characters.tokenize(text.encode(), add_bos=True) == characters.encode(text, unknown="skip")
+    assert llama_characters.tokenize(text) == characters.encode(text, unknown="skip")
 
 
 # All assigned before the Unicode that llama.cpp's tables are of.
@@ -367,7 +390,35 @@ def test_llama_cpp_gives_a_long_text_the_same_ids(root, llama_gpt2, llama_pairs,
     agree(llama_pairs, pairs, text)
 
 
-@pytest.mark.parametrize("kind", ["characters", "gpt2", "pairs"])
+NAMES = {"<note>": 702, "</note>": 703, "<not": 704, "old": 705, "  ": 0}
+
+
+@pytest.fixture(scope="module")
+def named(pairs: Tokenizer) -> Tokenizer:
+    """Added tokens that text is encoded to, and special tokens before the ordinary ones."""
+    stored = pairs.to_dict()
+    return tokenizers.read({**stored, "specials": {"<|endoftext|>": 1, "<|pad|>": 701}, "added": NAMES})
+
+
+@pytest.fixture(scope="module")
+def llama_named(named: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return vocabulary(named, tmp_path_factory.mktemp("gguf") / "named.gguf")
+
+
+@given(
+    pieces=st.lists(st.sampled_from([*NAMES, "<|endoftext|>", "<|pad|>", "e>", " ", "a", "The", "1", "\n"]))
+)
+def test_w10_w17_llama_cpp_finds_the_same_added_tokens(pieces, llama_named, named):
+    agree(llama_named, named, "".join(pieces))
+
+
+def test_w10_added_tokens_that_llama_cpp_would_find_otherwise_are_refused(pairs, tmp_path):
+    stored = pairs.to_dict()
+    crossing = tokenizers.read({**stored, "added": {"<no": 700, "note>": 701}})
+    assert "'<no' and 'note>' can overlap" in (GGUF.refusal(model_of(pairs).config.model, crossing) or "")
+
+
+@pytest.mark.parametrize("kind", ["characters", "gpt2", "pairs", "named"])
 def test_a_tokenizer_comes_back_whole(kind, request, tmp_path):
     tokenizer = request.getfixturevalue(kind)
     GGUF.write(model_of(tokenizer, n_embd=8, n_layer=1), tmp_path / "m.gguf", "float32")

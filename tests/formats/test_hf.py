@@ -435,6 +435,101 @@ def test_w18_a_missing_setting_means_what_it_means_to_transformers(name, how, ch
     assert read >= (9 if how == "missing" else 3)
 
 
+def added_token(i: int, content: str, special: bool, **rules: bool) -> dict[str, Any]:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": i, "content": content, "special": special, **plain, **rules}
+
+
+def learned(specials: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A tokenizer.json as the tokenizers library trains it."""
+    library = pytest.importorskip("tokenizers")
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=290, special_tokens=list(specials), show_progress=False,
+        initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(["the cat sat on the mat, and they're there"] * 5, trainer)
+    document: dict[str, Any] = json.loads(tokenizer.to_str())
+    return document
+
+
+def same_ids(folder: Path, texts: tuple[str, ...]) -> None:
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), HF.read(folder, NOTHING).tokenizer
+    for text in texts:
+        ids = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert ours.encode(text) == ids == ours.encode_array(text).tolist()
+        assert ours.decode(ids) == theirs.decode(ids) == text
+
+
+NOTED = ("the <note> cat<note></note>", "<note", "a<|endoftext|> the", "the  cat", "")
+
+
+@pytest.mark.parametrize("first", [(), ("<|endoftext|>",), ("<|endoftext|>", "<pad>")])
+@pytest.mark.parametrize("ordinary", [(), ("<note>", "</note>"), ("<note>", "<note></", "  ")])
+def test_w10_w17_added_and_leading_special_tokens_have_the_ids_of_transformers(first, ordinary, tmp_path):
+    document = learned(first)
+    size = len(document["model"]["vocab"])
+    document["added_tokens"] += [added_token(size + i, name, False) for i, name in enumerate(ordinary)]
+    saved(tmp_path, gpt2_config(vocab_size=size + len(ordinary)), CharTokenizer.train(["ab"]))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    version = importing.import_model(str(tmp_path), Registry(tmp_path / "weights"), name="x")
+    same_ids(tmp_path, NOTED)
+    assert (load_checkpoint(version).tokenizer.eot_id == 0) == bool(first)
+    again = exporting.export(version, "hf", tmp_path / "again").path
+    same_ids(again, NOTED)
+    assert HF.read(again, NOTHING).tokenizer.fingerprint == HF.read(tmp_path, NOTHING).tokenizer.fingerprint
+
+
+def test_w10_added_tokens_without_tokenizer_json(tmp_path):
+    model = learned()["model"]
+    size = len(model["vocab"])
+    saved(tmp_path, gpt2_config(vocab_size=size + 3), CharTokenizer.train(["ab"]))
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in model["merges"]))
+    listed = {
+        str(size): added_token(size, "<|endoftext|>", True),
+        str(size + 1): added_token(size + 1, "<note>", False),
+        str(size + 2): added_token(size + 2, "</note>", False),
+    }
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "added_tokens_decoder": listed,
+        "eos_token": "<|endoftext|>",
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    same_ids(tmp_path, NOTED)
+    # As older folders have it.
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    names = {"<|endoftext|>": size, "<note>": size + 1, "</note>": size + 2}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(names))
+    found = HF.read(tmp_path, NOTHING).tokenizer
+    assert found.eot_id == size and found.encode("<note>a</note>") == [size + 1, *found.encode("a"), size + 2]
+
+
+@pytest.mark.parametrize("files", ["tokenizer.json", "vocab.json"])
+@pytest.mark.parametrize("where", ["tokenizer.json", "tokenizer_config.json"])
+def test_w11_a_space_before_every_text_is_refused_wherever_it_is_stated(where, files, tmp_path):
+    document = learned()
+    saved(tmp_path, gpt2_config(vocab_size=290), CharTokenizer.train(["ab"]))
+    document["pre_tokenizer"]["add_prefix_space"] = where == "tokenizer.json"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    stated(tmp_path, "tokenizer_config.json", add_prefix_space=where == "tokenizer_config.json")
+    if files == "vocab.json":
+        (tmp_path / "tokenizer.json").unlink()
+        (tmp_path / "vocab.json").write_text(json.dumps(document["model"]["vocab"]))
+        (tmp_path / "merges.txt").write_text("\n".join(" ".join(p) for p in document["model"]["merges"]))
+        if where == "tokenizer.json":
+            same_ids(tmp_path, ("the cat", " the cat"))
+            return
+    with pytest.raises(InputError, match="does not support") as caught:
+        HF.read(tmp_path, NOTHING)
+    assert "space before every text" in caught.value.why
+
+
 def test_one_file_of_weights_is_read_with_what_lies_beside_it(char, tmp_path):
     saved(tmp_path, qwen3_config(), char)
     (tmp_path / "model.safetensors").rename(tmp_path / "best.safetensors")

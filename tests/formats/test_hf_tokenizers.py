@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from quill.errors import CorruptError, InputError, QuillError
 from quill.formats import byte_level, tokenizer_json
-from quill.formats.tokenizer_json import bpe
+from quill.formats.tokenizer_json import bpe, fields
 from quill.formats.tokenizer_json.patterns import from_oniguruma, to_oniguruma
 from quill.tokenizers import base
 from quill.tokenizers.bpe import BpeTokenizer
@@ -30,7 +30,10 @@ LESSON = (
 ) * 3
 SPECIAL = "one<|endoftext|>two <unk> three <|fim_prefix|>\nHemingway quixotic"
 EDGES = st.text(alphabet=" \n\r\t.,;'’-_/!aZsſtldmreLVé1294Ⅷ日。😀\u0301\u00a0\u3000\x1c\x85<|>", max_size=40)
-TEXTS = st.one_of(st.text(max_size=60), EDGES, EDGES.map(lambda s: "It's we'll" + s + "1234567 x  "))
+TAGS = st.lists(st.sampled_from(["<note>", "</note>", "<no", "te>", "  ", " ", "ſ", "old", "a ", ".", "9"]))
+TEXTS = st.one_of(
+    st.text(max_size=60), EDGES, TAGS.map("".join), EDGES.map(lambda s: "It's we'll" + s + "1234567 x  ")
+)
 law = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # The kinds whose ranks may be at hand, and ranks of our own under each pattern that was published.
@@ -44,7 +47,17 @@ PATTERNS = {
     "quill": byte_level.QUILL,
     "qwen2": byte_level.QWEN2,
 }
-KINDS = ["char", "word", "bpe", *PUBLISHED, *(f"bpe-{name}" for name in PATTERNS), "bpe-gaps", "bpe-unmade"]
+KINDS = [
+    "char",
+    "word",
+    "bpe",
+    *PUBLISHED,
+    *(f"bpe-{name}" for name in PATTERNS),
+    "bpe-gaps",
+    "bpe-unmade",
+    "bpe-first",
+    "bpe-added",
+]
 
 
 @cache
@@ -62,6 +75,12 @@ def trained(kind: str) -> base.Tokenizer:
     data = learnt()
     if variant == "gaps":
         return base.read({**data, "specials": {"<|endoftext|>": 510, "<|x|>": 505}})
+    if variant == "first":
+        # As the tokenizers library trains them: the special tokens have the first ids.
+        return base.read({**data, "specials": {"<|endoftext|>": 0, "<|pad|>": 1}})
+    if variant == "added":
+        added = {"<note>": 501, "</note>": 502, "<no": 503, "  ": 504, "ſ": 3, "old": 505}
+        return base.read({**data, "specials": {"<|endoftext|>": 500}, "added": added})
     if variant == "unmade":
         # No merge makes these; whole pieces that they are do.
         ranks = f"{data['ranks']} SGVtaW5nd2F5 IHF1aXhvdGlj"
@@ -179,8 +198,28 @@ def test_gpt2_is_known_by_its_ranks(ranks: Any, monkeypatch: pytest.MonkeyPatch)
     assert (again.kind, again.fingerprint) == ("gpt2", gpt2.fingerprint)
     files = (document["model"]["vocab"], "#version: 0.2\n" + "\n".join(document["model"]["merges"]) + "\n")
     split = byte_level.GPT2
-    again = bpe.read_files(files[0], files[1].encode(), {"<|endoftext|>": 50256}, split, "vocab.json")
+    added = fields.AddedTokens({"<|endoftext|>": 50256}, {})
+    again = bpe.read_files(files[0], files[1].encode(), added, split, "vocab.json")
     assert again.fingerprint == gpt2.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"lstrip": True}, "lstrip"),
+        ({"single_word": True}, "single_word"),
+        ({"content": "a b"}, "after a letter"),
+        ({"content": ""}, "after a letter"),
+    ],
+)
+def test_w10_added_tokens_that_quill_cannot_find_alike_are_refused(changed: dict[str, Any], why: str) -> None:
+    pytest.importorskip("rustbpe")
+    document = json.loads(written(trained("bpe-added")))
+    next(e for e in document["added_tokens"] if e["content"] == "old").update(changed)
+    document["model"]["vocab"].pop("old", None)
+    with pytest.raises(InputError, match="does not support") as caught:
+        read(document)
+    assert why in caught.value.why
 
 
 def test_a_normalizer_that_composes_is_noted_and_others_are_refused() -> None:

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quill.errors import InputError, shorten
 from quill.formats import byte_level
 from quill.formats.byte_level import spell
 from quill.formats.gguf.file import Value
+from quill.formats.tokenizer_json import fields
 from quill.formats.tokenizer_json.bpe import installed_gpt2_split
 from quill.tokenizers import base
-from quill.tokenizers._ranks import END_OF_TEXT
+from quill.tokenizers._ranks import END_OF_TEXT, rank_ids
 
 if TYPE_CHECKING:
     from quill.formats.gguf.file import File
@@ -69,7 +70,10 @@ def refusal(tokenizer: Tokenizer) -> str | None:
     if tokenizer.kind == "char" or tokenizer.kind in _PUBLISHED:
         return None
     if tokenizer.kind == "bpe":
-        pattern = tokenizer.to_dict()["pattern"]
+        stored = tokenizer.to_dict()
+        pattern = stored["pattern"]
+        if pair := _overlapping(stored.get("added", ())):
+            return f"its tokens {pair} can overlap in a text, and llama.cpp looks for the longest first"
         return None if pattern in _SPLITS else f"llama.cpp has no split by the pattern {shorten(pattern, 60)}"
     if tokenizer.kind == "o200k_base":
         return "llama.cpp splits words with letters beyond ASCII differently from o200k_base"
@@ -87,20 +91,23 @@ def write(tokenizer: Tokenizer) -> Tokens:
     """
     if tokenizer.kind == "char":
         # Any pattern will do; with this one llama.cpp does not remove spaces when it turns ids into text.
-        pre, pattern, specials = "qwen2", "", {}
+        pre, pattern, specials, added_names = "qwen2", "", {}, {}
         plain = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
         merges = _merges_of_characters(plain)
     else:
         stored = tokenizer.to_dict()
-        pattern, specials = stored["pattern"], stored["specials"]
+        pattern, specials, added_names = stored["pattern"], stored["specials"], stored.get("added", {})
         plain = [base64.b64decode(token) for token in stored["ranks"].split()]
         pre = _PUBLISHED.get(tokenizer.kind) or _SPLITS[pattern]
         merges = [pair for pair in byte_level.merges(plain) if pair]
-    texts = [spell(token) for token in plain]
-    texts += [f"[UNUSED{i}]" for i in range(len(plain), tokenizer.vocab_size)]
-    types = [_NORMAL] * len(plain) + [_UNUSED] * (len(texts) - len(plain))
-    for name, i in specials.items():
-        texts[i], types[i] = name, _CONTROL
+    texts = [f"[UNUSED{i}]" for i in range(tokenizer.vocab_size)]
+    types = [_UNUSED] * len(texts)
+    ids = rank_ids(len(plain), [*specials.values(), *added_names.values()])
+    for i, token in zip(ids, plain, strict=True):
+        texts[i], types[i] = spell(token), _NORMAL
+    for names, kind in ((specials, _CONTROL), (added_names, _USER_DEFINED)):
+        for name, i in names.items():
+            texts[i], types[i] = name, kind
     never = [i for i, kind in enumerate(types) if kind == _UNUSED]
     notes = [_NOTES[tokenizer.kind]] if tokenizer.kind in _NOTES else []
     end, added = tokenizer.eot_id, 0
@@ -151,13 +158,20 @@ def read(file: File) -> Tokenizer:
     if len(set(texts)) < len(texts):
         raise file.damaged("a token occurs twice")
     end = file.get("tokenizer.ggml.eos_token_id", int, -1)
-    specials = {t: i for i, t in enumerate(texts) if types[i] in (_CONTROL, _USER_DEFINED)}
-    if 0 <= end < len(texts) and texts[end] == END_OF_TEXT:
-        specials[END_OF_TEXT] = end
-    plain = _plain(texts, types, set(specials.values()))
-    kind = file.get(KIND, str, _published(file, texts, specials))
+    specials = {t: i for i, t in enumerate(texts) if types[i] == _CONTROL}
+    added = {t: i for i, t in enumerate(texts) if types[i] == _USER_DEFINED and t != END_OF_TEXT}
+    at = texts.index(END_OF_TEXT) if END_OF_TEXT in texts else -1
+    if at >= 0 and (at == end or types[at] == _USER_DEFINED):
+        specials[END_OF_TEXT] = at
+    if pair := _overlapping(added):
+        raise _unsupported(f"its tokens {pair} can overlap in a text")
+    fields.check_added(added, str(file.path))
+    plain = _plain(texts, types, {*specials.values(), *added.values()})
+    kind = file.get(KIND, str, _published(file, texts, specials, added))
     data: dict[str, Any] = {"schema": base.SCHEMA_VERSION, "kind": kind}
     if kind == "char":
+        if added or set(specials) - {END_OF_TEXT} or specials.get(END_OF_TEXT, len(plain)) < len(plain):
+            raise file.damaged("its char tokenizer has tokens that are not characters")
         try:
             data["vocabulary"] = "".join(token.decode() for token in plain)
         except UnicodeDecodeError:
@@ -165,28 +179,43 @@ def read(file: File) -> Tokenizer:
         if len(data["vocabulary"]) != len(plain):
             raise file.damaged("a token of its char tokenizer is not one character")
     elif kind == "bpe" or kind in _PUBLISHED:
-        _in_order(texts, plain, file.get("tokenizer.ggml.merges", list), file)
+        _in_order(plain, file.get("tokenizer.ggml.merges", list), file)
         ranks = " ".join(base64.b64encode(token).decode() for token in plain)
         data |= {"pattern": _split_of(file, kind), "specials": specials, "ranks": ranks}
+        if added:
+            data["added"] = added
     else:
         raise file.damaged(f"{KIND} is {shorten(kind)}")
     return base.read(data, origin=str(file.path))
 
 
-def _plain(texts: Sequence[str], types: Sequence[int], specials: set[int]) -> list[bytes]:
-    """The bytes of the ordinary tokens, which are the first ids."""
-    ordinary = [i for i, kind in enumerate(types) if kind == _NORMAL and i not in specials]
-    if ordinary != list(range(len(ordinary))):
-        raise _unsupported("its ordinary tokens do not have its first ids")
+def _overlapping(added: Iterable[str]) -> str:
+    """Two added tokens of which one can end within the other in a text; empty if there are none.
+
+    llama.cpp looks for the longest name everywhere first, quill for the first name in the text.
+    """
+    names = sorted(added)
+    for i, a in enumerate(names):
+        for b in names[:i]:
+            if any(a.endswith(b[:n]) or b.endswith(a[:n]) for n in range(1, min(len(a), len(b)))):
+                return f"{shorten(b)} and {shorten(a)}"
+    return ""
+
+
+def _plain(texts: Sequence[str], types: Sequence[int], named: set[int]) -> list[bytes]:
+    """The bytes of the ordinary tokens, whose ids are the smallest that no named token has."""
+    ordinary = [i for i, kind in enumerate(types) if kind == _NORMAL and i not in named]
+    if ordinary != list(rank_ids(len(ordinary), named)):
+        raise _unsupported("there are unused ids before its ordinary tokens")
     try:
         return [byte_level.unspell(texts[i]) for i in ordinary]
     except KeyError as e:
         raise _unsupported(f"a token has the character {e.args[0]!a}, which stands for no byte") from None
 
 
-def _in_order(texts: Sequence[str], plain: Sequence[bytes], merges: Sequence[str], file: File) -> None:
+def _in_order(plain: Sequence[bytes], merges: Sequence[str], file: File) -> None:
     """Refuse merges that are not in the order of their tokens' ids, by which quill merges."""
-    ids = {text: i for i, text in enumerate(texts[: len(plain)])}
+    ids = {spell(token): i for i, token in enumerate(plain)}
     made = [ids.get(merge.replace(" ", "", 1), -1) for merge in merges]
     if -1 in made:
         raise file.damaged("a merge makes no token")
@@ -194,9 +223,12 @@ def _in_order(texts: Sequence[str], plain: Sequence[bytes], merges: Sequence[str
         raise _unsupported("its merges are not in the order of their tokens' ids, by which quill merges")
 
 
-def _published(file: File, texts: Sequence[str], specials: Mapping[str, int]) -> str:
+def _published(
+    file: File, texts: Sequence[str], specials: Mapping[str, int], added: Mapping[str, int]
+) -> str:
     """The kind of a tokenizer that another program wrote."""
-    splits = file.get("tokenizer.ggml.pre", str, "") == _PUBLISHED["gpt2"] and specials == _GPT2_SPECIALS
+    splits = file.get("tokenizer.ggml.pre", str, "") == _PUBLISHED["gpt2"]
+    splits = splits and specials == _GPT2_SPECIALS and not added
     spelled = "\n".join(texts[: _GPT2_SPECIALS[END_OF_TEXT]]).encode()
     return "gpt2" if splits and hashlib.sha256(spelled).hexdigest() == _GPT2_SHA256 else "bpe"
 

@@ -20,7 +20,7 @@ from quill.errors import CorruptError, InputError, QuillError, shorten
 from quill.formats import base, tokenizer_json
 from quill.formats.hf import model as models
 from quill.formats.hf.folder import Folder
-from quill.formats.tokenizer_json import bpe
+from quill.formats.tokenizer_json import bpe, fields
 from quill.tokenizers._ranks import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -175,9 +175,16 @@ def _tokenizer(folder: Folder, pattern: str) -> tuple[Tokenizer, tuple[str, ...]
     stated = folder.json(_TOKENIZER_CONFIG)
     stated = stated if isinstance(stated, dict) else {}
     _refuse_code(stated, _TOKENIZER_CONFIG)
+    if stated.get("add_prefix_space"):
+        # transformers lets this file or tokenizer.json decide, depending on the class and on its own version.
+        why = f"{_TOKENIZER_CONFIG} puts a space before every text; quill encodes text as it is"
+        raise InputError("quill does not support the folder's tokenizer", why=why, hint="tokenizer=gpt2")
+    adds = [key for key in ("add_bos_token", "add_eos_token") if stated.get(key)]
+    notes = ("its tokenizer adds special tokens around a text; quill adds none",) if adds else ()
     document = folder.json(_TOKENIZER)
     if document is not None:
-        return tokenizer_json.read(document, _TOKENIZER)
+        tokenizer, found = tokenizer_json.read(document, _TOKENIZER)
+        return tokenizer, tuple(dict.fromkeys(found + notes))
     vocabulary, merges = folder.json("vocab.json"), folder.bytes("merges.txt")
     if vocabulary is None or merges is None:
         raise InputError(
@@ -185,23 +192,35 @@ def _tokenizer(folder: Folder, pattern: str) -> tuple[Tokenizer, tuple[str, ...]
             why=f"it has neither {_TOKENIZER} nor vocab.json with merges.txt",
             hint="tokenizer=gpt2",
         )
-    added = folder.json("added_tokens.json")
-    specials = _specials(stated.get("added_tokens_decoder"), added, vocabulary)
-    return bpe.read_files(vocabulary, merges, specials, pattern, "vocab.json"), ()
+    special_map = folder.json("special_tokens_map.json")
+    added = _added(vocabulary, folder.json("added_tokens.json"), stated, special_map)
+    return bpe.read_files(vocabulary, merges, added, pattern, "vocab.json"), notes
 
 
-def _specials(listed: Any, added: Any, vocabulary: Any) -> dict[str, int]:
-    """The special tokens of a folder without tokenizer.json, from every place that may list them."""
-    found: dict[str, int] = {}
+def _added(vocabulary: Any, added: Any, stated: Mapping[str, Any], special_map: Any) -> fields.AddedTokens:
+    """The added tokens of a folder without tokenizer.json, from every file that may list them."""
+    entries: dict[int, dict[str, Any]] = {}
     if isinstance(vocabulary, dict) and type(vocabulary.get(END_OF_TEXT)) is int:
-        found[END_OF_TEXT] = vocabulary[END_OF_TEXT]
+        entries[vocabulary[END_OF_TEXT]] = {"content": END_OF_TEXT, "special": True}
+    special = {text for found in (stated, special_map) for text in _special_texts(found)}
     if isinstance(added, dict):
-        found |= {name: i for name, i in added.items() if type(i) is int}
+        entries |= {i: {"content": n, "special": n in special} for n, i in added.items() if type(i) is int}
+    listed = stated.get("added_tokens_decoder")
     if isinstance(listed, dict):
         for key, entry in listed.items():
             if key.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
-                found[entry["content"]] = int(key[:9])
-    return found
+                entries[int(key[:9])] = entry
+    return fields.added_tokens([{**entry, "id": i} for i, entry in entries.items()], _TOKENIZER_CONFIG)
+
+
+def _special_texts(found: Any) -> Iterator[str]:
+    """The special tokens in a special_tokens_map.json or tokenizer_config.json."""
+    for key, value in found.items() if isinstance(found, dict) else ():
+        if key.endswith("_token") or key in ("additional_special_tokens", "extra_special_tokens"):
+            for token in value if isinstance(value, list) else [value]:
+                text = token.get("content") if isinstance(token, dict) else token
+                if isinstance(text, str):
+                    yield text
 
 
 def _given(wanted: str, rows: int) -> Tokenizer:

@@ -16,7 +16,7 @@ from quill.formats import byte_level
 from quill.formats.tokenizer_json import fields
 from quill.formats.tokenizer_json.patterns import from_oniguruma, to_oniguruma
 from quill.tokenizers import base
-from quill.tokenizers._ranks import END_OF_TEXT
+from quill.tokenizers._ranks import END_OF_TEXT, rank_ids
 
 if TYPE_CHECKING:
     from quill.tokenizers.base import Tokenizer
@@ -55,7 +55,8 @@ def refusal(stored: Mapping[str, Any]) -> str | None:
         pattern = shorten(stored["pattern"], 60)
         return f"it splits text by the pattern {pattern}, which quill cannot translate for other libraries"
     spelled = {byte_level.spell(token) for token in _ranks(stored)}
-    doubled = next((name for name in stored["specials"] if name in spelled), None)
+    names = [*stored["specials"], *stored.get("added", {})]
+    doubled = next((name for name in names if name in spelled), None)
     return f"its special token {doubled!r} is spelled like an ordinary one" if doubled else None
 
 
@@ -67,16 +68,18 @@ def write(stored: Mapping[str, Any]) -> dict[str, Any]:
     """
     ranks = _ranks(stored)
     pairs = byte_level.merges(ranks)
-    vocabulary = {byte_level.spell(token): i for i, token in enumerate(ranks)}
-    specials = sorted(stored["specials"].items(), key=lambda item: item[1])
-    if [i for _, i in specials] != list(range(len(ranks), len(ranks) + len(specials))):
+    ordinary = stored.get("added", {})
+    added = sorted({**stored["specials"], **ordinary}.items(), key=lambda item: item[1])
+    ids = rank_ids(len(ranks), [i for _, i in added])
+    vocabulary = {byte_level.spell(token): i for i, token in zip(ids, ranks, strict=True)}
+    if [i for _, i in added] != list(range(len(ranks), len(ranks) + len(added))):
         # The library numbers added tokens after the vocabulary, whatever their ids, unless they are in it.
-        vocabulary.update(specials)
+        vocabulary.update(added)
     unmade = any(len(token) > 1 and pair is None for token, pair in zip(ranks, pairs, strict=True))
     merges = [" ".join(map(byte_level.spell, pair)) for pair in pairs if pair]
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
-        "added_tokens": [{"id": i, "content": name, **plain} for name, i in specials],
+        "added_tokens": [{"id": i, "content": n, **plain, "special": n not in ordinary} for n, i in added],
         "pre_tokenizer": _pre_tokenizer(stored),
         "decoder": {**_BYTE_LEVEL, "use_regex": True},
         "model": {**fields.BPE_DEFAULTS, "ignore_merges": unmade, "vocab": vocabulary, "merges": merges},
@@ -94,21 +97,21 @@ def read(document: Mapping[str, Any], vocabulary: Mapping[str, int], origin: str
     model = document["model"]
     if found := next((k for k in _UNSUPPORTED if model.get(k)), None):
         raise fields.unsupported(origin, f"its {found} is {shorten(model[found])}; quill's BPE has none")
-    specials = fields.added_tokens(document.get("added_tokens"), origin)
+    added = fields.added_tokens(document.get("added_tokens"), origin)
     merges = fields.merges(model.get("merges"), origin)
     whole_words = bool(model.get("ignore_merges"))
-    return _tokenizer(vocabulary, merges, specials, pattern, origin, whole_words=whole_words)
+    return _tokenizer(vocabulary, merges, added, pattern, origin, whole_words=whole_words)
 
 
 def read_files(
-    vocabulary: Any, merges: bytes, specials: Mapping[str, int], pattern: str, origin: str
+    vocabulary: Any, merges: bytes, added: fields.AddedTokens, pattern: str, origin: str
 ) -> Tokenizer:
     """Read a vocab.json and a merges.txt, which state neither the split nor the special tokens.
 
     Args:
         vocabulary: The content of vocab.json.
         merges: The content of merges.txt.
-        specials: Ids of special tokens.
+        added: The tokens that other files add.
         pattern: The split, as tiktoken spells it.
         origin: The name of the vocabulary's file, for messages.
 
@@ -123,23 +126,26 @@ def read_files(
         raise CorruptError("'merges.txt' is not UTF-8", why=why) from None
     kept = [line.rstrip("\r") for line in lines[lines[0].startswith("#version") :] if line.strip()]
     pairs = fields.merges(kept, "merges.txt")
-    return _tokenizer(fields.vocabulary(vocabulary, origin), pairs, specials, pattern, origin)
+    return _tokenizer(fields.vocabulary(vocabulary, origin), pairs, added, pattern, origin)
 
 
 def _tokenizer(
     vocabulary: Mapping[str, int],
     merges: Sequence[tuple[str, str]],
-    specials: Mapping[str, int],
+    added: fields.AddedTokens,
     pattern: str,
     origin: str,
     *,
     whole_words: bool = False,
 ) -> Tokenizer:
     """Make the tokenizer of a vocabulary, after checking that its ids imply exactly these merges."""
-    plain = {text: i for text, i in vocabulary.items() if specials.get(text) != i}
+    named = {**added.special, **added.ordinary}
+    plain = {text: i for text, i in vocabulary.items() if named.get(text) != i}
     if not plain:
         raise fields.unsupported(origin, "all its tokens are special")
-    texts = fields.by_id(plain, origin)
+    texts = sorted(plain, key=plain.__getitem__)
+    if [plain[text] for text in texts] != list(rank_ids(len(plain), named.values())):
+        raise fields.unsupported(origin, "its ids have gaps")
     try:
         ranks = [byte_level.unspell(text) for text in texts]
     except KeyError as e:
@@ -151,13 +157,14 @@ def _tokenizer(
         raise fields.unsupported(origin, why)
     if not whole_words and len(made) < sum(len(token) > 1 for token in ranks):
         raise fields.unsupported(origin, "it has tokens that no merge makes")
-    kind, pattern = _published(ranks, specials, pattern)
+    kind, pattern = _published(ranks, added, pattern)
     data = {
         "schema": base.SCHEMA_VERSION,
         "kind": kind,
         "pattern": pattern,
-        "specials": dict(specials),
+        "specials": added.special,
         "ranks": " ".join(base64.b64encode(token).decode() for token in ranks),
+        **({"added": added.ordinary} if added.ordinary else {}),
     }
     return base.read(data, origin=origin)
 
@@ -198,12 +205,12 @@ def _ranks(stored: Mapping[str, Any]) -> list[bytes]:
     return [base64.b64decode(token) for token in stored["ranks"].split()]
 
 
-def _published(ranks: Sequence[bytes], specials: Mapping[str, int], pattern: str) -> tuple[str, str]:
+def _published(ranks: Sequence[bytes], added: fields.AddedTokens, pattern: str) -> tuple[str, str]:
     """The kind of a byte-pair tokenizer, and its pattern as quill's own tokenizer of that kind has it."""
     lines = "".join(f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(ranks))
     digest = hashlib.sha256(lines.encode()).hexdigest()
     for kind, (sha256, theirs, patterns) in _PUBLISHED.items():
-        if digest == sha256 and dict(specials) == dict(theirs) and pattern in patterns:
+        if digest == sha256 and added == (theirs, {}) and pattern in patterns:
             return kind, installed_gpt2_split() if kind == "gpt2" else pattern
     return "bpe", pattern
 

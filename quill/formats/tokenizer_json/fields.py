@@ -6,10 +6,12 @@ anything, so each field's type is checked before it is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-from quill.errors import CorruptError, InputError
+from quill.errors import CorruptError, InputError, shorten
+from quill.tokenizers._ranks import END_OF_TEXT
+from quill.tokenizers.base import Tokenizer
 
 # The fields of a BPE model besides its vocabulary and merges, with their defaults.
 BPE_DEFAULTS: Mapping[str, Any] = {
@@ -97,11 +99,24 @@ def merges(found: Any, origin: str) -> list[tuple[str, str]]:
     return made
 
 
-def added_tokens(found: Any, origin: str) -> dict[str, int]:
-    """Read the ids of the tokens that are added to a model's vocabulary.
+class AddedTokens(NamedTuple):
+    """The ids of tokens that are added to a model's vocabulary, by name.
+
+    Attributes:
+        special: Tokens that quill encodes no text to.
+        ordinary: Tokens that stand for their name in a text.
+    """
+
+    special: dict[str, int]
+    ordinary: dict[str, int]
+
+
+def added_tokens(found: Any, origin: str) -> AddedTokens:
+    """Read the tokens that are added to a model's vocabulary.
 
     Raises:
         CorruptError: They are not a list of tokens with ids.
+        InputError: The library finds one of them in text by a rule that quill does not have.
     """
     entries = [] if found is None else found
     if not isinstance(entries, list) or not all(
@@ -109,7 +124,42 @@ def added_tokens(found: Any, origin: str) -> dict[str, int]:
         for e in entries
     ):
         raise CorruptError(f"'{origin}' is damaged", why="its added_tokens are not a list of tokens with ids")
-    return {e["content"]: e["id"] for e in entries}
+    made = AddedTokens({}, {})
+    for entry in entries:
+        name, i = entry["content"], entry["id"]
+        if entry.get("special") or name == END_OF_TEXT:
+            made.special[name] = i
+            continue
+        if rule := next((r for r in ("single_word", "lstrip", "rstrip") if entry.get(r)), None):
+            raise unsupported(origin, f"its token {shorten(name)} has {rule}, which quill does not have")
+        made.ordinary[name] = i
+    names = list(made.ordinary)
+    # The library looks for names that it normalizes in a second pass.
+    passes = {bool(e.get("normalized", True)) for e in entries if e["content"] in made.ordinary}
+    if len(passes) > 1 and any(overlap(a, b) for a in names for b in names if a != b):
+        raise unsupported(origin, "its added tokens overlap, and only some of them are normalized")
+    check_added(names, origin)
+    return made
+
+
+def check_added(names: Iterable[str], origin: str) -> None:
+    """Refuse added tokens that quill would cut while it reads a text in chunks.
+
+    Raises:
+        InputError: One has white space or a full stop after a letter or digit.
+    """
+    for name in names:
+        if not name or Tokenizer.boundary(name):
+            raise unsupported(
+                origin, f"its added token {shorten(name)} has a space or full stop after a letter"
+            )
+
+
+def overlap(a: str, b: str) -> bool:
+    """Whether a text can contain two names that share characters."""
+    shorter = min(len(a), len(b))
+    ends = any(a.endswith(b[:n]) or b.endswith(a[:n]) for n in range(1, shorter + 1))
+    return ends or a in b or b in a
 
 
 def unsupported(origin: str, why: str) -> InputError:
