@@ -1,11 +1,11 @@
-"""quill: train, keep, sample, measure and hand on small GPTs by name.
+"""quill: train, version, sample, evaluate and export small GPTs.
 
     import quill
 
     model = quill.load("shakespeare")
-    print(model.generate("Once upon a time", quill.SampleConfig(max_new_tokens=200))[0])
+    print(model.generate("Once upon a time", temperature=0.5)[0])
 
-Importing quill loads no torch; the first call that needs it does.
+Importing quill does not load torch; the first call that needs it does.
 """
 
 from __future__ import annotations
@@ -15,26 +15,81 @@ from typing import TYPE_CHECKING, Any
 from quill._version import __version__
 
 if TYPE_CHECKING:
-    from quill.api import evaluate, export, import_model, load, models, prepare, train
-    from quill.config.settings import SampleConfig
+    from quill import errors
+    from quill.api import (
+        alias,
+        compare,
+        evaluate,
+        export,
+        import_model,
+        load,
+        models,
+        prepare,
+        rm,
+        show,
+        train,
+    )
+    from quill.config.settings import DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
+    from quill.errors import QuillError
+    from quill.training import events
 
-__all__ = [
-    "SampleConfig",
-    "__version__",
+_API = (
+    "alias",
+    "compare",
     "evaluate",
     "export",
     "import_model",
     "load",
     "models",
     "prepare",
+    "rm",
+    "show",
+    "train",
+)
+_HOMES = {
+    "quill.api": (
+        *("alias", "compare", "evaluate", "export", "import_model", "load", "models", "prepare"),
+        *("rm", "show", "train"),
+    ),
+    "quill.config.settings": ("DataConfig", "ModelConfig", "RunConfig", "SampleConfig", "TrainConfig"),
+    "quill.errors": ("QuillError",),
+}
+_MODULES = {"errors": "quill.errors", "events": "quill.training.events"}
+
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "QuillError",
+    "RunConfig",
+    "SampleConfig",
+    "TrainConfig",
+    "__version__",
+    "alias",
+    "compare",
+    "errors",
+    "evaluate",
+    "events",
+    "export",
+    "import_model",
+    "load",
+    "models",
+    "prepare",
+    "rm",
+    "show",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'quill' has no attribute {name!r}")
     from importlib import import_module
 
-    home = "quill.config.settings" if name == "SampleConfig" else "quill.api"
-    return getattr(import_module(home), name)
+    if name in _MODULES:
+        return import_module(_MODULES[name])
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'quill' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

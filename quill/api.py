@@ -1,190 +1,432 @@
-"""The Python API: what a notebook or a script calls, found as attributes of `quill`.
+"""The Python API, found as attributes of `quill`.
 
-Each call is the command of the same name without its output; imports wait until they are needed, as
-the command line's do.
+Each function is the command of the same name without its output. Torch is imported only where it is used.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+from quill.config import keywords, reading
+from quill.config.settings import SECTIONS, DataConfig, RunConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from os import PathLike
 
-    from quill.config.settings import RunConfig
+    from quill.config.keywords import RunSettings, TextSettings
+    from quill.data import prepare as preparing
     from quill.data.store import Dataset
     from quill.evaluation.measure import Figures
     from quill.formats.exporting import Exported
     from quill.generation.generator import Generator
+    from quill.notebook import Comparison, Facts, Models
     from quill.registry.store import Registry
     from quill.registry.version import Version
+    from quill.training.events import Observer
+
+    StrPath = str | PathLike[str]
+
+# The facts of a manifest that compare shows.
+_FIGURES = (
+    "best_val_loss", "bits_per_byte", "parameters", "steps", "best_step", "seconds", "device", "created",
+)  # fmt: skip
 
 
-def load(reference: str, *, registry: str | PathLike[str] | None = None, device: str = "cpu") -> Generator:
-    """A trained model by name, ready to draw text.
+def load(reference: str, *, registry: StrPath | None = None, device: str = "auto") -> Generator:
+    """Load a trained model, ready to generate text.
 
     Args:
-        reference: "name", "name:vN", "name:alias", or a folder with a slash in it.
-        registry: The registry's folder; found as the command line finds it where None.
-        device: Where its weights shall be.
+        reference: "name", "name:vN", "name:alias", or a folder written with a slash.
+        registry: The registry's folder; found as the command line finds it if None.
+        device: auto, cpu, cuda, cuda:N or mps.
 
     Returns:
-        A generator: `.generate(prompt, SampleConfig(...))` and `.stream(...)` draw text, `.model` is the
+        A generator: `.generate(prompt, temperature=0.5)` and `.stream(...)` generate text, `.model` is the
         torch module with `predict(idx, targets=...)`, `.tokenizer` its tokenizer.
 
     Raises:
         NotFoundError: There is no such model.
         CorruptError: Its files are damaged.
+        ResourceError: There is no such device.
     """
     from quill.checkpoint.load import load_checkpoint
     from quill.generation.generator import Generator
+    from quill.training.device import find_device
 
-    loaded = load_checkpoint(_registry(registry).resolve(reference), device)
-    return Generator(loaded.model, loaded.tokenizer)
+    loaded = load_checkpoint(_registry(registry).resolve(reference), find_device(device))
+    return Generator(loaded.model, loaded.tokenizer, name=loaded.version.reference)
 
 
+@keywords.documented({"data": DataConfig}, without=frozenset({"data.source"}))
 def prepare(
     source: str | list[str],
     *,
     name: str | None = None,
-    registry: str | PathLike[str] | None = None,
-    **data: Any,
+    registry: StrPath | None = None,
+    force: bool = False,
+    workers: int | None = None,
+    observer: preparing.Observer | None = None,
+    **settings: Unpack[TextSettings],
 ) -> Dataset:
-    """Turn text into a dataset; done already, it is found.
+    """Prepare a dataset from text, or return it if it exists unchanged.
 
     Args:
         source: Files, folders and globs, or a named source.
-        name: What to call it.
-        registry: The registry beside which datasets are kept.
-        **data: Settings of DataConfig, such as tokenizer="bpe", vocab_size=4096.
+        name: Name of the dataset; derived from the source if None.
+        registry: The registry whose datasets are used.
+        force: Rebuild even if the dataset is up to date.
+        workers: Number of threads that encode; one per processor if None.
+        observer: Called with progress and notices.
+        **settings: Fields of DataConfig, such as tokenizer="bpe", vocab_size=4096.
 
     Raises:
-        InputError: The text or a setting does not allow it.
+        InputError: The text or a setting is invalid.
+        NotFoundError: There is no such file.
+        RefusedError: The name belongs to another dataset.
     """
-    from quill.config import reading
-    from quill.config.settings import DataConfig
     from quill.data import prepare as preparing
     from quill.data.store import locate
 
-    config = reading.check(DataConfig, {"source": source, **data}, origin="prepare()")
-    return preparing.prepare(config, locate(_registry(registry).root), name=name)
+    config = reading.check(DataConfig, {"source": source, **settings}, origin="the arguments")
+    root = locate(_registry(registry).root)
+    return preparing.prepare(config, root, name=name, force=force, workers=workers, observer=observer)
 
 
+@keywords.documented(SECTIONS)
 def train(
-    config: str | PathLike[str] | Mapping[str, Any] | RunConfig,
+    config: StrPath | Mapping[str, Any] | RunConfig | None = None,
     *,
-    registry: str | PathLike[str] | None = None,
-    **options: Any,
+    name: str | None = None,
+    registry: StrPath | None = None,
+    resume: Literal["auto", "never", "must"] = "auto",
+    new_version: bool = False,
+    max_seconds: float | None = None,
+    wait: float = 0.0,
+    keep: int | None = None,
+    progress: bool | None = None,
+    observer: Observer | None = None,
+    poll: Callable[[], None] = lambda: None,
+    **settings: Unpack[RunSettings],
 ) -> Version | None:
-    """Train a model and keep it; an unfinished run goes on, a finished one is found.
+    """Train a model; an unfinished run of the same settings is resumed, a finished one returned.
 
     Args:
-        config: A config file, its content, or a RunConfig.
-        registry: Where the model is kept.
-        **options: As of `quill.training.run.train`: observer, resume, new_version, max_seconds, poll.
+        config: A config file, its content, a RunConfig, the name of a config in ./configs, or a dataset or
+            text to train on.
+        name: Name of the model; that of the config or the data if None.
+        registry: The registry's folder; found as the command line finds it if None.
+        resume: Resume an unfinished run if there is one (auto), never, or fail without one (must).
+        new_version: Train another version of a model that is finished with other settings.
+        max_seconds: Save and return after this time; call again to resume.
+        wait: Seconds to wait for another process that is training this name.
+        keep: Afterwards remove all but this many of the newest versions; those with an alias stay.
+        progress: Whether to show progress on stderr; only in a notebook if None.
+        observer: Called with each of the run's events; see `quill.events`.
+        poll: Called between forward passes; may raise to stop the run.
+        **settings: Fields of DataConfig, ModelConfig and TrainConfig by the names of their flags, such as
+            data="shakespeare", max_iters=300; they win over `config`.
 
     Returns:
-        The version; None where max_seconds ended the call first.
+        The version; None if max_seconds ended the call first.
 
     Raises:
-        InputError: A setting is refused.
-        RefusedError: The name holds a run of other settings.
+        InputError: A setting is invalid.
+        RefusedError: The name has a run with other settings.
+        LockedError: Another process is training this name.
     """
-    from pathlib import Path
-
-    from quill.config import reading
-    from quill.config.settings import RunConfig
     from quill.data.store import locate
+    from quill.notebook import Progress, is_notebook
     from quill.training import run
 
-    if isinstance(config, RunConfig):
-        settled = config
-    elif isinstance(config, dict):
-        settled = reading.parse(config, origin="train()")
-    else:
-        settled = reading.load(Path(config))  # type: ignore[arg-type]
     store = _registry(registry)
-    return run.train(settled, store, locate(store.root), **options).version
+    shown = Progress() if progress or (progress is None and is_notebook()) else None
+    observers = [o for o in (shown, observer) if o is not None]
+
+    def observe(event: Any) -> None:
+        for each in observers:
+            each(event)
+
+    try:
+        return run.train(
+            _run_config(config, name, settings),
+            store,
+            locate(store.root),
+            resume=resume,
+            new_version=new_version,
+            max_seconds=max_seconds,
+            wait=wait,
+            keep=keep,
+            observer=observe,
+            poll=poll,
+        ).version
+    finally:
+        if shown is not None:
+            shown.close()
 
 
 def evaluate(
-    reference: str, text: str, *, registry: str | PathLike[str] | None = None, device: str = "cpu"
+    reference: str,
+    text: str | None = None,
+    *,
+    data: str | None = None,
+    split: Literal["train", "val"] | None = None,
+    iters: int | None = None,
+    unknown: Literal["error", "skip"] = "error",
+    registry: StrPath | None = None,
+    device: str = "auto",
 ) -> Figures:
-    """Loss, perplexity and bits per byte of a model on a text.
+    """Measure loss, perplexity and bits per byte of a model.
 
     Args:
         reference: The model.
-        text: What it shall predict.
-        registry: The registry's folder.
-        device: Where to compute.
+        text: A text to predict.
+        data: A dataset, a named source or a file instead; what the model was trained on if neither is given.
+        split: The split of a dataset; "val" if None.
+        iters: Number of random batches to estimate from; every token once if None.
+        unknown: What to do with characters that have no token; skipped ones are not measured.
+        registry: The registry's folder; found as the command line finds it if None.
+        device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        InputError: The text has characters the model has no token for.
+        InputError: The text is too short, or a character of it has no token.
+        NotFoundError: There is no such model or data.
     """
     from quill.checkpoint.load import load_checkpoint
-    from quill.evaluation.measure import evaluate_text
+    from quill.data.store import locate
+    from quill.errors import InputError
+    from quill.evaluation import measure, texts
+    from quill.training.device import find_device
 
-    loaded = load_checkpoint(_registry(registry).resolve(reference), device)
-    return evaluate_text(loaded.model, loaded.tokenizer, text)
+    if text is not None and (data is not None or split is not None):
+        raise InputError("text and data are mutually exclusive", why="one text is measured at a time")
+    store = _registry(registry)
+    loaded = load_checkpoint(store.resolve(reference), find_device(device))
+    if text is not None:
+        tokens, n_bytes = texts.encode(loaded.tokenizer, text, unknown)
+    else:
+        _, tokens, n_bytes = texts.find(loaded, data, split, locate(store.root), unknown=unknown)
+    return measure.evaluate(loaded.model, tokens, n_bytes=n_bytes, iters=iters)
 
 
 def export(
     reference: str,
     format: str = "hf",
-    out: str | PathLike[str] | None = None,
+    out: StrPath | None = None,
     *,
-    registry: str | PathLike[str] | None = None,
-    **options: Any,
+    dtype: str | None = None,
+    verify: bool = False,
+    modelfile: bool = False,
+    force: bool = False,
+    registry: StrPath | None = None,
 ) -> Exported:
-    """Write a model for other programs.
+    """Export a model to another format.
 
     Args:
         reference: The model.
         format: A registered format: hf, gguf, onnx, pt2, nanogpt, quillgpt.
-        out: The file or folder; after the model's name where None.
-        registry: The registry's folder.
-        **options: As of `quill.formats.exporting.export`: dtype, verify, force.
+        out: The file or folder; named after the model if None.
+        dtype: Precision of the exported weights; the format's default if None.
+        verify: Run the export in the program it is for and compare the logits.
+        modelfile: Also write a Modelfile for Ollama.
+        force: Replace an existing export.
+        registry: The registry's folder; found as the command line finds it if None.
 
     Raises:
-        InputError: The format cannot hold the model.
-        RefusedError: Something is there already, or the foreign program disagrees.
+        InputError: The format does not support the model.
+        RefusedError: The path exists, or the other program computes different logits.
     """
-    from pathlib import Path
-
     from quill.formats import exporting
 
-    target = None if out is None else Path(out)
-    return exporting.export(_registry(registry).resolve(reference), format, target, **options)
+    version, target = _registry(registry).resolve(reference), None if out is None else Path(out)
+    return exporting.export(
+        version, format, target, dtype=dtype, verify=verify, modelfile=modelfile, force=force
+    )
 
 
-def import_model(source: str, *, registry: str | PathLike[str] | None = None, **options: Any) -> Version:
-    """Keep a model that was made elsewhere.
+def import_model(
+    source: str,
+    *,
+    name: str | None = None,
+    format: str = "auto",
+    config: StrPath | None = None,
+    tokenizer: str | None = None,
+    new_version: bool = False,
+    notice: Callable[[str], None] = lambda message: None,
+    registry: StrPath | None = None,
+) -> Version:
+    """Import a model from another format.
 
     Args:
         source: A file, a folder, or hf:REPOSITORY.
-        registry: The registry's folder.
-        **options: As of `quill.formats.importing.import_model`: name, format_name, config, tokenizer,
-            new_version.
+        name: Name of the model; derived from the source if None.
+        format: A registered format; "auto" to detect it.
+        config: A config file of the other project, for a source without one.
+        tokenizer: The vocabulary, for a source without one: a published tokenizer, a tokenizer.json, a
+            meta.pkl, or the text that the model was trained on.
+        new_version: Import even if the name has a different model.
+        notice: Called with a message before something that takes long.
+        registry: The registry's folder; found as the command line finds it if None.
 
     Raises:
-        CorruptError: It is damaged, unsafe, or incomplete.
-        InputError: Something is missing, or quill has no such model.
-        RefusedError: The name is another model's.
+        CorruptError: The source is damaged, unsafe or incomplete.
+        InputError: Something is missing, or quill does not support the model.
+        RefusedError: The name has a different model.
     """
     from quill.formats import importing
 
-    return importing.import_model(source, _registry(registry), **options)
+    return importing.import_model(
+        source,
+        _registry(registry),
+        name=name,
+        format_name=format,
+        config=None if config is None else Path(config),
+        tokenizer=tokenizer,
+        new_version=new_version,
+        notice=notice,
+    )
 
 
-def models(*, registry: str | PathLike[str] | None = None) -> list[Version]:
-    """The newest version of every model in the registry, damaged ones marked."""
-    return _registry(registry).entries()
+def models(glob: str | None = None, *, all_versions: bool = False, registry: StrPath | None = None) -> Models:
+    """List the newest version of every model, damaged ones included.
+
+    Args:
+        glob: Only names that match, such as "shake*".
+        all_versions: Include all versions, not just the newest.
+        registry: The registry's folder; found as the command line finds it if None.
+    """
+    from quill.notebook import Models
+
+    return Models(_registry(registry).entries(glob, all_versions=all_versions))
 
 
-def _registry(folder: str | PathLike[str] | None) -> Registry:
-    from pathlib import Path
+def show(reference: str, *, registry: StrPath | None = None) -> Facts:
+    """Return everything known of one model or unfinished run: its manifest, state, path, aliases and config.
 
+    Args:
+        reference: The model.
+        registry: The registry's folder; found as the command line finds it if None.
+
+    Raises:
+        NotFoundError: There is no such model.
+    """
+    from quill.notebook import Facts
+
+    store = _registry(registry)
+    found = store.find(reference)
+    own = {"reference": found.reference, "state": found.state, "path": found.path, "bytes": found.size}
+    aliases = [] if found.label else store.aliases_of(found)
+    return Facts({**found.facts, **own, "aliases": aliases, "config": found.config()})
+
+
+def compare(first: str, second: str, *, registry: StrPath | None = None) -> Comparison:
+    """Compare two models: their figures, and the settings in which they differ.
+
+    Args:
+        first: A model or unfinished run.
+        second: Another.
+        registry: The registry's folder; found as the command line finds it if None.
+
+    Raises:
+        NotFoundError: There is no such model.
+    """
+    from quill.checkpoint.load import read_config
+    from quill.config.differences import differences
+    from quill.notebook import Comparison
+
+    store = _registry(registry)
+    a, b = store.find(first), store.find(second)
+    figures: dict[str, tuple[Any, Any]] = {k: (a.facts.get(k), b.facts.get(k)) for k in _FIGURES}
+    settings = differences(
+        read_config(a).to_dict(), read_config(b).to_dict(), {"$schema", "schema_version", "name"}
+    )
+    return Comparison((a.reference, b.reference), figures, settings)
+
+
+def alias(reference: str, name: str, *, registry: StrPath | None = None) -> Version:
+    """Point an alias at a version; "shakespeare:NAME" means it from then on.
+
+    Args:
+        reference: The version.
+        name: The alias.
+        registry: The registry's folder; found as the command line finds it if None.
+
+    Returns:
+        The version.
+
+    Raises:
+        InputError: The name is not a valid alias, or the reference is a path.
+        NotFoundError: There is no such version.
+    """
+    from quill.errors import InputError
+    from quill.registry import aliases, names
+
+    store = _registry(registry)
+    version = store.resolve(reference)
+    if version.label:
+        raise InputError(f"'{reference}' is a path", why="aliases belong to names in the registry")
+    aliases.set_alias(store.root / version.name, names.check_alias(name), version.number)
+    return version
+
+
+def rm(
+    *references: str,
+    all_versions: bool = False,
+    missing_ok: bool = False,
+    dry_run: bool = False,
+    registry: StrPath | None = None,
+) -> list[str]:
+    """Remove versions of models.
+
+    Args:
+        *references: Versions, as in "name:v2", or names of a single version.
+        all_versions: Remove all versions of each name, and its unfinished run.
+        missing_ok: Do not fail if a reference does not exist.
+        dry_run: Only return what would be removed.
+        registry: The registry's folder; found as the command line finds it if None.
+
+    Returns:
+        The references that were removed.
+
+    Raises:
+        NotFoundError: There is no such version.
+        RefusedError: An alias points at a version.
+        LockedError: A process is using it.
+    """
+    from quill.registry import remove
+
+    plan = remove.plan(_registry(registry), references, all_versions=all_versions, missing_ok=missing_ok)
+    return [r.what for r in (plan.removals if dry_run else plan.execute())]
+
+
+def _run_config(
+    config: StrPath | Mapping[str, Any] | RunConfig | None, name: str | None, settings: Mapping[str, Any]
+) -> RunConfig:
+    """The run that a call of `train` describes, with a name."""
+    known = keywords.paths(SECTIONS)
+    overrides = {known.get(word, word): value for word, value in settings.items()}
+    if name is not None:
+        overrides["name"] = name
+    if isinstance(config, str) and not config.endswith(".json"):
+        shipped = Path("configs", f"{config}.json")
+        if shipped.is_file():
+            config = shipped
+        else:
+            overrides.setdefault("data.source", config)
+            config = None
+    if config is None:
+        run = reading.parse({}, overrides, origin="the arguments")
+    elif isinstance(config, RunConfig):
+        run = reading.parse(config.to_dict(), overrides, origin="the config") if overrides else config
+    elif isinstance(config, Mapping):
+        run = reading.parse(dict(config), overrides, origin="the config")
+    else:
+        run = reading.load(Path(config), overrides)
+    return run if run.name else run.model_copy(update={"name": reading.name_after(run.data.source)})
+
+
+def _registry(folder: StrPath | None) -> Registry:
     from quill.registry.store import Registry, locate
 
     found = locate(Path(folder) if folder is not None else None)

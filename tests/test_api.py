@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
 import quill
+from quill import notebook
+from quill.config import keywords
+from quill.config.settings import SECTIONS, DataConfig, SampleConfig, Section
 from quill.errors import InputError, NotFoundError
+from quill.generation.generator import Samples
 
 if TYPE_CHECKING:
     from quill.registry.store import Registry
+    from quill.registry.version import Version
 
 
 def test_importing_quill_loads_neither_torch_nor_pydantic() -> None:
@@ -23,23 +31,94 @@ def test_importing_quill_loads_neither_torch_nor_pydantic() -> None:
 
 
 def test_what_it_offers_is_there_and_nothing_else() -> None:
-    for name in set(quill.__all__) - {"__version__"}:
-        assert callable(getattr(quill, name)), name
+    assert dir(quill) == sorted(quill.__all__)
+    for name in quill.__all__:
+        assert getattr(quill, name) is not None, name
     with pytest.raises(AttributeError, match="no attribute 'sampel'"):
         _ = quill.sampel  # type: ignore[attr-defined]
+    assert quill.errors.NotFoundError is NotFoundError
+    assert quill.events.Stepped(1, 2, 3.0, 0.1, 1.0, 10.0, 0.5).loss == 3.0
 
 
-def test_a_model_is_loaded_drawn_from_and_measured(tiny_registry: Registry) -> None:
-    model = quill.load("tiny", registry=tiny_registry.root)
+def plain(annotation: Any) -> Any:
+    """The annotation of a field without its bounds."""
+    if get_origin(annotation) is Annotated:
+        return plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return Union[tuple(plain(arm) for arm in get_args(annotation))]  # noqa: UP007
+    return annotation
+
+
+@pytest.mark.parametrize(
+    ("declared", "sections", "without"),
+    [
+        (keywords.SampleSettings, {"": SampleConfig}, set()),
+        (keywords.TextSettings, {"data": DataConfig}, {"data"}),
+        (keywords.RunSettings, SECTIONS, set()),
+    ],
+)
+def test_keywords_are_the_fields_of_the_settings(
+    declared: Any, sections: dict[str, type[Section]], without: set[str]
+) -> None:
+    fields = {
+        word: sections[path.rpartition(".")[0]].model_fields[path.rpartition(".")[2]]
+        for word, path in keywords.paths(sections).items()
+        if word not in without
+    }
+    assert get_type_hints(declared) == {word: plain(field.annotation) for word, field in fields.items()}
+
+
+def test_help_shows_every_setting_with_its_default() -> None:
+    from quill.generation.generator import Generator
+
+    for function, name, default in (
+        (Generator.generate, "temperature", 0.8),
+        (Generator.stream, "top_k", None),
+        (quill.train, "max_iters", 2000),
+        (quill.train, "init_from", None),
+        (quill.prepare, "val_fraction", 0.1),
+    ):
+        parameters = inspect.signature(function).parameters
+        assert parameters[name].default == default, name
+        assert not [p for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+
+
+def test_a_model_is_loaded_sampled_and_measured(tiny_registry: Registry) -> None:
+    model = quill.load("tiny", registry=tiny_registry.root, device="cpu")
+    [text] = model.generate("3 bells", max_new_tokens=20, seed=1)
     config = quill.SampleConfig(max_new_tokens=20, seed=1)
-    [text] = model.generate("3 bells", config)
-    assert text == "".join(model.stream("3 bells", config))
+    assert [text] == model.generate("3 bells", config)
+    assert (
+        text == "".join(model.stream("3 bells", config)) == "".join(model.stream("3 bells", config, seed=1))
+    )
+    assert model.generate("3 bells", config, seed=2) != [text]
     assert len(text) == 20
     ids = model.tokenizer.encode("3 bells")
     assert model.tokenizer.decode(ids) == "3 bells"
     figures = quill.evaluate("tiny", "3 bells, and the tide is 4 feet.", registry=tiny_registry.root)
     assert 0 < figures.loss < 6
     assert [v.reference for v in quill.models(registry=tiny_registry.root)] == ["tiny:v1"]
+
+
+def test_an_invalid_keyword_is_refused_with_the_one_that_was_meant(tiny_registry: Registry) -> None:
+    model = quill.load("tiny", registry=tiny_registry.root, device="cpu")
+    with pytest.raises(InputError, match="did you mean 'temperature'"):
+        model.generate("3 bells", temprature=0.5)  # type: ignore[call-arg]
+    with pytest.raises(InputError, match="'temperature' = -1"):
+        model.generate("3 bells", temperature=-1)
+    with pytest.raises(InputError, match=r"did you mean 'train\.max_iters'"):
+        quill.train("tide", max_iter=3, registry=tiny_registry.root)  # type: ignore[call-arg]
+
+
+def test_a_model_is_measured_on_its_own_data_as_on_the_command_line(
+    tiny_registry: Registry, tiny: Version
+) -> None:
+    figures = quill.evaluate("tiny", registry=tiny_registry.root, device="cpu")
+    assert tiny.manifest is not None
+    assert figures.loss == pytest.approx(tiny.manifest["best_val_loss"], abs=1e-6)
+    with pytest.raises(InputError, match="mutually exclusive"):
+        quill.evaluate("tiny", "text", data="tiny", registry=tiny_registry.root)
+    assert quill.evaluate("tiny", "3 bells日", unknown="skip", registry=tiny_registry.root).tokens == 6
 
 
 def test_predict_gives_every_position_or_the_last(tiny_registry: Registry) -> None:
@@ -71,6 +150,110 @@ def test_text_is_prepared_and_a_model_trained_from_a_dict(tmp_path: Path, tiny_t
     again = quill.train(config, registry=root)
     assert again is not None
     assert again.reference == "t:v1"
+    other = quill.train(config, registry=root, name="u", max_iters=4, seed=7)
+    assert other is not None
+    compared = quill.compare("t", "u", registry=root)
+    assert compared.settings == {"train.max_iters": (2, 4), "train.seed": (1337, 7)}
+    assert compared.figures["steps"] == (2, 4)
+    assert "train.seed" in compared._repr_html_()
+
+
+def test_a_name_in_configs_is_a_config_and_another_is_data(
+    tmp_path: Path, tiny_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quill import api
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "small.json").write_text('{"train": {"max_iters": 7, "batch_size": 3}}')
+    run = api._run_config("small", None, {"max_iters": 5, "model_vocab_size": 99, "data": "tide"})
+    assert (run.name, run.train.max_iters, run.train.batch_size) == ("small", 5, 3)
+    assert (run.model.vocab_size, run.data.source) == (99, "tide")
+    assert api._run_config("tide", None, {}).data.source == api._run_config("tide", None, {}).name == "tide"
+    assert api._run_config(run, "other", {}).name == "other"
+    assert api._run_config(run, None, {}) == run
+
+
+def test_versions_are_shown_aliased_and_removed(tmp_path: Path, tiny: Version) -> None:
+    root = tmp_path / "weights"
+    shutil.copytree(tiny.root, root)
+    assert quill.alias("tiny:v1", "champion", registry=root).reference == "tiny:v1"
+    facts = quill.show("tiny:champion", registry=root)
+    assert (facts["reference"], facts["state"], facts["aliases"]) == ("tiny:v1", "ok", ["champion"])
+    assert facts["config"]["model"]["n_layer"] == 1
+    assert "tiny:v1" in facts._repr_html_()
+    with pytest.raises(quill.errors.RefusedError):
+        quill.rm("tiny", registry=root)
+    shutil.rmtree(root)
+    shutil.copytree(tiny.root, root)
+    assert quill.rm("tiny", "gone", missing_ok=True, dry_run=True, registry=root) == ["tiny:v1"]
+    assert quill.rm("tiny", registry=root) == ["tiny:v1"]
+    assert quill.models(registry=root) == []
+
+
+def test_what_a_notebook_shows_is_short_and_escaped(tiny_registry: Registry) -> None:
+    model = quill.load("tiny", registry=tiny_registry.root, device="cpu")
+    assert repr(model).startswith("<tiny:v1: ")
+    assert repr(model).endswith("modern x 1, context 16, char tokenizer, cpu>")
+    models = quill.models(registry=tiny_registry.root)
+    assert "<td>tiny:v1</td>" in models._repr_html_()
+    assert "tiny:v1" in models[0]._repr_html_()
+    assert Samples(["a<b\n", "c"])._repr_html_() == "<pre>a&lt;b\n</pre><hr><pre>c</pre>"
+    assert notebook.table(("a",), [("<b>",), (None,)]).count("<td></td>") == 1
+    assert "<b>" not in notebook.table(("a",), [("<b>",)])
+
+
+class Bar:
+    """A stand-in for tqdm's bar."""
+
+    made: ClassVar[list[Bar]] = []
+
+    def __init__(self, total: int, initial: int, unit: str) -> None:
+        self.total, self.n, self.closed = total, initial, False
+        Bar.made.append(self)
+
+    def set_postfix(self, **values: Any) -> None:
+        self.shown = values
+
+    def update(self, steps: int) -> None:
+        self.n += steps
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("with_bar", [True, False])
+def test_a_notebook_sees_the_progress_of_a_run_and_a_script_does_not(
+    tmp_path: Path, tiny_text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    with_bar: bool,
+) -> None:  # fmt: skip
+    (tmp_path / "tide.txt").write_text(tiny_text)
+    small: Any = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2, "max_iters": 3}
+    small |= {"eval_interval": 2, "device": "cpu", "dtype": "float32", "compile": "off"}
+    seen: list[Any] = []
+
+    def train(name: str, **options: Any) -> None:
+        source = str(tmp_path / "tide.txt")
+        quill.train(
+            source, name=name, registry=tmp_path / "weights", observer=seen.append, **options, **small
+        )
+
+    train("a")
+    assert capsys.readouterr() == ("", "")
+    assert [type(e).__name__ for e in seen].count("Stepped") == 3
+    Bar.made.clear()
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    tqdm = ModuleType("tqdm.auto")
+    tqdm.tqdm = Bar  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tqdm", ModuleType("tqdm") if with_bar else None)
+    monkeypatch.setitem(sys.modules, "tqdm.auto", tqdm if with_bar else None)
+    train("b")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "step 2: val loss" in err
+    assert [(b.total, b.n, b.closed) for b in Bar.made] == ([(3, 3, True)] if with_bar else [])
+    train("c", progress=False)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_what_is_wrong_is_said_as_everywhere(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +43,6 @@ _FACE = {
 }
 _RUN = f"Run{SETTINGS}"
 _SAMPLE_TOKENS = 200
-_NOT_IN_NAMES = re.compile(r"[^a-z0-9._-]+")
 _PLAN = (
     Column("parameters", lambda p: f"{p['parameters']:,} ({count(p['parameters'])})"),
     Column(
@@ -221,22 +219,9 @@ def read_config(session: Session, file: Path | None, name: str | None, what: str
         overrides["data.source"] = what
     run = reading.load(file, overrides) if file else reading.parse({}, overrides, origin="the arguments")
     if run.name is None:
-        run = run.model_copy(update={"name": _name_after(run.data.source)})
+        run = run.model_copy(update={"name": reading.name_after(run.data.source)})
     check_name(str(run.name))
     return run
-
-
-def _name_after(source: str | list[str]) -> str:
-    """A model's name from its text: "Moby Dick.txt" gives moby-dick."""
-    if isinstance(source, str) and source != "-" and not set("*?[") & set(source):
-        path = Path(source)
-        stem = path.name
-        if path.is_file():
-            stem = Path(stem.removesuffix(".gz").removesuffix(".zst")).stem
-        cleaned = _NOT_IN_NAMES.sub("-", stem.lower()).strip("-._")[:64]
-        if cleaned:
-            return cleaned
-    raise InputError("the model has no name", why="it cannot be derived from the data", hint="name=my-model")
 
 
 def _what_next(output: Output, version: Folder, *, fresh: bool, device: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from quill.config.settings import SCHEMA_VERSION, SECTIONS, RunConfig, Section
 from quill.errors import InputError, QuillError, newer, shorten
 
 S = TypeVar("S", bound=Section)
+
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9._-]+")
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -107,6 +110,23 @@ def check(
         if others > 0:
             why += f" ({others} more invalid setting{'s' if others > 1 else ''})"
         raise error(what, why=why, hint=hint) from None
+
+
+def name_after(source: str | list[str]) -> str:
+    """A model's name from its text: "Moby Dick.txt" gives moby-dick.
+
+    Raises:
+        InputError: No name follows from it.
+    """
+    if isinstance(source, str) and source != "-" and not set("*?[") & set(source):
+        path = Path(source)
+        stem = path.name
+        if path.is_file():
+            stem = Path(stem.removesuffix(".gz").removesuffix(".zst")).stem
+        cleaned = _NOT_IN_NAMES.sub("-", stem.lower()).strip("-._")[:64]
+        if cleaned:
+            return cleaned
+    raise InputError("the model has no name", why="it cannot be derived from the data", hint="name=my-model")
 
 
 def environment() -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from html import escape
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
+from quill.config.keywords import SampleSettings, documented
 from quill.config.reading import check
 from quill.config.settings import SampleConfig
 from quill.config.shape import Shape
@@ -18,9 +20,17 @@ from quill.generation.sampling import Sampler
 from quill.generation.stopping import StopStrings
 from quill.model.gpt import GPT
 from quill.tokenizers.base import StreamDecoder, Tokenizer
+from quill.units import count
 
 # Memory for samples generated side by side; more of them are generated in groups.
 _GROUP_BYTES = 512 << 20
+
+
+class Samples(list[str]):
+    """Generated texts; a notebook shows each of them with its line breaks."""
+
+    def _repr_html_(self) -> str:
+        return "<hr>".join(f"<pre>{escape(text)}</pre>" for text in self)
 
 
 class Generator:
@@ -34,25 +44,41 @@ class Generator:
             generator after training further.
         tokenizer: The model's own.
         notice: Called with what a user should know, such as that the prompt was cut.
+        name: The model's name, for display.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, notice: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        notice: Callable[[str], None] | None = None,
+        *,
+        name: str = "",
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.name = name
         self._notice = notice
         self._ready: dict[bool, GPT] = {}
+
+    def __repr__(self) -> str:
+        parameters = count(sum(p.numel() for p in self.model.parameters()))
+        shape = self.model.shape
+        facts = f"{parameters} parameters, {shape.block} x {shape.n_layer}, context {shape.block_size}"
+        return f"<{self.name or 'model'}: {facts}, {self.tokenizer.kind} tokenizer, {self.device}>"
 
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
         return self.model.wte.weight.device
 
+    @documented({"": SampleConfig})
     def stream(
         self,
         prompt: str = "",
         config: SampleConfig | None = None,
         unknown: Literal["error", "skip"] = "error",
-        **settings: Any,
+        **settings: Unpack[SampleSettings],
     ) -> Iterator[str]:
         """Generate one sample, chunk by chunk.
 
@@ -62,7 +88,7 @@ class Generator:
             prompt: Text to continue; not repeated in the sample.
             config: How to sample; num_samples is ignored.
             unknown: What to do with characters of the prompt that have no token.
-            **settings: Settings of SampleConfig, such as temperature=0.5, in place of the config's.
+            **settings: Fields of SampleConfig, such as temperature=0.5; they win over `config`.
 
         Yields:
             Chunks of whole characters, none empty.
@@ -71,30 +97,31 @@ class Generator:
             InputError: A setting is invalid, or a character of the prompt has no token.
             DivergedError: The model's weights contain NaN or infinity.
         """
-        config = _configure(config, settings)
+        config = _settled(config, settings)
         row = _Row(self.tokenizer, config.stop)
         decoder, logits, idx = self._read(prompt, config, unknown)
         sampler = Sampler(config, [0], idx, self.tokenizer.vocab_size)
-        for count in range(config.max_new_tokens):
+        for drawn in range(config.max_new_tokens):
             chosen = sampler(logits)
             chunk = row.feed(int(chosen))
             if chunk:
                 yield chunk
             if row.done:
                 return
-            if count + 1 < config.max_new_tokens:
+            if drawn + 1 < config.max_new_tokens:
                 logits = decoder.feed(chosen)
         chunk = row.flush()
         if chunk:
             yield chunk
 
+    @documented({"": SampleConfig})
     def generate(
         self,
         prompt: str = "",
         config: SampleConfig | None = None,
         unknown: Literal["error", "skip"] = "error",
-        **settings: Any,
-    ) -> list[str]:
+        **settings: Unpack[SampleSettings],
+    ) -> Samples:
         """Generate num_samples samples, side by side as far as memory allows.
 
         Sample i depends on the seed and i, not on num_samples, except for rounding: a row of a batch may
@@ -104,7 +131,7 @@ class Generator:
             prompt: Text to continue; not repeated in the samples.
             config: How to sample.
             unknown: What to do with characters of the prompt that have no token.
-            **settings: Settings of SampleConfig, such as temperature=0.5, in place of the config's.
+            **settings: Fields of SampleConfig, such as temperature=0.5; they win over `config`.
 
         Returns:
             The samples, without the stop string or end-of-text token that ended them.
@@ -113,7 +140,7 @@ class Generator:
             InputError: A setting is invalid, or a character of the prompt has no token.
             DivergedError: The model's weights contain NaN or infinity.
         """
-        config = _configure(config, settings)
+        config = _settled(config, settings)
         rows = [_Row(self.tokenizer, config.stop) for _ in range(config.num_samples)]
         decoder, logits, idx = self._read(prompt, config, unknown)
         if config.max_new_tokens:
@@ -126,7 +153,7 @@ class Generator:
                 _draw(forked, logits.expand(len(group), -1), sampler, group, config.max_new_tokens)
         for row in rows:
             row.flush()
-        return [row.text for row in rows]
+        return Samples(row.text for row in rows)
 
     def _read(
         self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]
@@ -149,12 +176,6 @@ class Generator:
             return self.tokenizer.encode("\n")[-1]
         except InputError:
             return self.tokenizer.eot_id or 0
-
-
-def _configure(config: SampleConfig | None, settings: dict[str, Any]) -> SampleConfig:
-    if config is not None and not settings:
-        return config
-    return check(SampleConfig, {**(config.model_dump() if config else {}), **settings}, origin="generate()")
 
 
 def generate(
@@ -210,6 +231,13 @@ def generate(
     return torch.cat(drawn, 1)
 
 
+def _settled(config: SampleConfig | None, settings: SampleSettings) -> SampleConfig:
+    if config is not None and not settings:
+        return config
+    given = {**(config.model_dump() if config else {}), **settings}
+    return check(SampleConfig, given, origin="the arguments")
+
+
 def rows_at_once(shape: Shape) -> int:
     """Number of samples to generate side by side, from the memory that each takes."""
     cached = 2 * shape.n_layer * shape.n_kv_head * shape.head_size
@@ -220,11 +248,11 @@ def rows_at_once(shape: Shape) -> int:
 
 def _draw(decoder: Decoder, logits: Tensor, sampler: Sampler, rows: Sequence[_Row], limit: int) -> None:
     """Sample side by side until every row has ended."""
-    for count in range(limit):
+    for drawn in range(limit):
         chosen = sampler(logits)
         for row, token in zip(rows, chosen[:, 0].tolist(), strict=True):
             row.feed(token)
-        if all(row.done for row in rows) or count + 1 == limit:
+        if all(row.done for row in rows) or drawn + 1 == limit:
             return
         logits = decoder.feed(chosen)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from html import escape
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,14 @@ class Folder:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.reference!r})"
+
+    def _repr_html_(self) -> str:
+        known = {"model": self.reference, "state": self.state, "path": self.path, **self.facts}
+        shown = ("model", "state", "path", "parameters", "best_val_loss", "steps", "created")
+        rows = (
+            f"<tr><th>{k}</th><td>{escape(str(known[k]))}</td></tr>" for k in shown if known[k] is not None
+        )
+        return f"<table>{''.join(rows)}</table>"
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other) == vars(self)
