@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from quill.checkpoint.load import Checkpoint
     from quill.config.settings import ModelConfig
+    from quill.config.shape import Shape
     from quill.tokenizers.base import Tokenizer
 
 
@@ -114,8 +115,11 @@ class Format:
         """Whether models can be imported from it."""
         return type(self).read is not Format.read
 
-    def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
-        """Why the format cannot represent a model exactly, as a clause; None if it can."""
+    def refusal(self, shape: Shape, tokenizer: Tokenizer) -> str | None:
+        """Why the format cannot represent a model exactly, as a clause; None if it can.
+
+        A format has one table per block, and refuses a block that it has no table for.
+        """
         return None
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:

@@ -148,7 +148,7 @@ def _format(format_name: str, *, verify: bool) -> base.Format:
 def _load(kind: base.Format, version: Version) -> Checkpoint:
     """The model, if the format supports it."""
     loaded = load_checkpoint(version)
-    if why := kind.refusal(loaded.config.model, loaded.tokenizer):
+    if why := kind.refusal(loaded.model.shape, loaded.tokenizer):
         able = _able(loaded)
         raise InputError(
             f"{kind.name} does not support {version.reference}: {why}",
@@ -172,7 +172,7 @@ def _dtype(kind: base.Format, dtype: str | None) -> str:
 def _able(loaded: Checkpoint) -> list[str]:
     """The formats that support a model."""
     kinds = (base.load(name) for name in base.names())
-    return [k.name for k in kinds if k.writes and not k.refusal(loaded.config.model, loaded.tokenizer)]
+    return [k.name for k in kinds if k.writes and not k.refusal(loaded.model.shape, loaded.tokenizer)]
 
 
 def _refuse_other(made: Path, target: Path) -> None:

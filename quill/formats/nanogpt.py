@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from quill.checkpoint.load import Checkpoint
     from quill.config.settings import TrainConfig
+    from quill.config.shape import Shape
     from quill.tokenizers.base import Tokenizer
 
 FILE, META = "ckpt.pt", "meta.pkl"
@@ -50,9 +51,8 @@ class NanoGPT(Format):
     suffix: ClassVar[str] = "-nanogpt"
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
 
-    def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
+    def refusal(self, shape: Shape, tokenizer: Tokenizer) -> str | None:
         """Why nanoGPT cannot represent a model, as a clause; None if it can."""
-        shape = config.shape(tokenizer.vocab_size)
         if shape.block not in _MODULES:
             return f"nanoGPT has no block {shape.block}, only {', '.join(_MODULES)}"
         if shape.n_layer == 0:

@@ -26,7 +26,7 @@ TEXT = "The 3 seas are calm, said old Ahab"
 
 def refused(name: str, version) -> str | None:
     loaded = load_checkpoint(version)
-    return base.load(name).refusal(loaded.config.model, loaded.tokenizer)
+    return base.load(name).refusal(loaded.model.shape, loaded.tokenizer)
 
 
 def fitting(name: str, publish):

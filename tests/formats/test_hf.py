@@ -612,8 +612,8 @@ def test_what_quill_does_not_compute_is_refused(config, changed, why, char, tmp_
 
 def test_bigrams_of_many_tokens_are_refused_before_anything_is_written(char):
     config = ModelConfig(n_layer=0, vocab_size=50257)
-    assert "4,096" in str(HF.refusal(config, char))
-    assert HF.refusal(config.model_copy(update={"vocab_size": 65}), char) is None
+    assert "4,096" in str(HF.refusal(config.shape(), char))
+    assert HF.refusal(config.model_copy(update={"vocab_size": 65}).shape(), char) is None
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read the peak of memory from")

@@ -465,7 +465,7 @@ def test_gpt2s_tokens_are_written_without_a_vocabulary(tmp_path, ranks, monkeypa
     from quill.tokenizers.gpt2 import Gpt2Tokenizer
 
     made = in_memory(Gpt2Tokenizer.train([]), n_embd=2, n_layer=1, vocab_size=50400)
-    assert FORMAT.refusal(made.config.model, made.tokenizer) is None
+    assert FORMAT.refusal(made.model.shape, made.tokenizer) is None
     FORMAT.write(made, tmp_path / "out", "float32")
     assert os.listdir(tmp_path / "out") == ["ckpt.pt"]
     back = FORMAT.read(tmp_path / "out", NOTHING)
@@ -490,7 +490,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 def test_what_nanogpt_has_not_is_refused_by_name(name):
     settings = {"block": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6} | REFUSED[name]
     config = reading.check(ModelConfig, settings, origin="a test")
-    why = FORMAT.refusal(config, CharTokenizer(CHARACTERS))
+    why = FORMAT.refusal(config.shape(len(CHARACTERS)), CharTokenizer(CHARACTERS))
     assert why
     assert name.partition("_")[0] in why
 
@@ -500,5 +500,5 @@ def test_other_tokenizers_are_refused_and_the_usual_scale_is_none():
 
     settings = {"block": "gpt2", "n_head": 2, "n_embd": 8, "attention_scale": 0.5}
     config = reading.check(ModelConfig, settings, origin="a test")
-    assert FORMAT.refusal(config, CharTokenizer(CHARACTERS)) is None
-    assert "word" in (FORMAT.refusal(config, WordTokenizer.train(["some words"])) or "")
+    assert FORMAT.refusal(config.shape(len(CHARACTERS)), CharTokenizer(CHARACTERS)) is None
+    assert "word" in (FORMAT.refusal(config.shape(9), WordTokenizer.train(["some words"])) or "")

@@ -410,7 +410,7 @@ def test_the_scale_of_akash_is_exported_with_his_mask(tmp_path):
 )
 def test_what_quillgpt_lacks_is_exported_as_equal_tensors(tmp_path, shape):
     made = in_memory(**shape)
-    assert FORMAT.refusal(made.config.model, made.tokenizer) is None
+    assert FORMAT.refusal(made.model.shape, made.tokenizer) is None
     notes = FORMAT.write(made, tmp_path / "out", "float32")
     assert len(notes) > 1
     weights = torch.load(tmp_path / "out" / "held.pt")
@@ -447,7 +447,7 @@ def test_a_setting_that_quillgpt_lacks_is_refused_by_name(name):
     if name != "modern":
         settings |= {"block": "gpt2", "activation": "relu", "qkv_bias": False}
     config = reading.check(ModelConfig, settings | REFUSED[name], origin="a test")
-    why = FORMAT.refusal(config, CharTokenizer(CHARACTERS))
+    why = FORMAT.refusal(config.shape(len(CHARACTERS)), CharTokenizer(CHARACTERS))
     assert why
     assert name in why
 
@@ -456,4 +456,4 @@ def test_other_tokenizers_are_refused():
     from quill.tokenizers.word import WordTokenizer
 
     made = in_memory()
-    assert "word" in (FORMAT.refusal(made.config.model, WordTokenizer.train(["some words"])) or "")
+    assert "word" in (FORMAT.refusal(made.model.shape, WordTokenizer.train(["some words"])) or "")

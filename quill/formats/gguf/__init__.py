@@ -42,9 +42,9 @@ class Gguf(base.Format):
     log_probabilities: ClassVar[bool] = True
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 5e-3, "float16": 1e-2, "q8_0": 0.15}
 
-    def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
+    def refusal(self, shape: Shape, tokenizer: Tokenizer) -> str | None:
         """Why llama.cpp cannot run a model, as a clause; None if it can."""
-        return model.refusal(config.shape(tokenizer.vocab_size)) or tokenizers.refusal(tokenizer)
+        return model.refusal(shape) or tokenizers.refusal(tokenizer)
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
         """Write a model and its tokenizer."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from quill.checkpoint.load import Checkpoint
-    from quill.config.settings import ModelConfig
+    from quill.config.shape import Shape
     from quill.tokenizers.base import Tokenizer
 
 _CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
@@ -42,9 +42,9 @@ class HuggingFace(base.Format):
     runtime: ClassVar[str] = "transformers"
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 
-    def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
+    def refusal(self, shape: Shape, tokenizer: Tokenizer) -> str | None:
         """Why transformers cannot load a model or its tokenizer, as a clause; None if it can."""
-        return models.refusal(config.shape(tokenizer.vocab_size)) or tokenizer_json.refusal(tokenizer)
+        return models.refusal(shape) or tokenizer_json.refusal(tokenizer)
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
         """Write a model and its tokenizer."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from quill.checkpoint.load import Checkpoint
-    from quill.config.settings import ModelConfig
+    from quill.config.shape import Shape
     from quill.tokenizers.base import Tokenizer
 
 # The graphs' files, and whether each takes the keys and values of earlier tokens.
@@ -42,10 +42,10 @@ class Onnx(base.Format):
     runtime: ClassVar[str] = "onnxruntime"
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 1e-2}
 
-    def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
+    def refusal(self, shape: Shape, tokenizer: Tokenizer) -> str | None:
         """Why there is no graph for a model's block, as a clause; None if there is one."""
-        if config.n_layer and config.block not in BLOCKS:
-            return f"it has graphs for the blocks {' and '.join(BLOCKS)}, not for {config.block}"
+        if shape.n_layer and shape.block not in BLOCKS:
+            return f"it has graphs for the blocks {' and '.join(BLOCKS)}, not for {shape.block}"
         return None
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:

@@ -72,9 +72,8 @@ class QuillGPT(Format):
     suffix: ClassVar[str] = "-quillgpt"
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
 
-    def refusal(self, config: ModelConfig, tokenizer: Tokenizer) -> str | None:
+    def refusal(self, shape: Shape, tokenizer: Tokenizer) -> str | None:
         """Why QuillGPT cannot represent a model, as a clause; None if it can."""
-        shape = config.shape(tokenizer.vocab_size)
         if shape.block not in _INSIDE:
             return f"QuillGPT has no block {shape.block}, only {', '.join(_INSIDE)}"
         if shape.n_layer == 0:
