@@ -70,7 +70,7 @@ def test_what_is_exported_is_imported_with_the_same_logits(name, shape, publish,
     difference = (ours.model.predict(idx)[..., :rows] - theirs.model.predict(idx)[..., :rows]).abs().max()
     assert float(difference) < 1e-4
     assert theirs.tokenizer.encode(TEXT) == ours.tokenizer.encode(TEXT)
-    assert theirs.manifest["parent"]["digest"] == importing.fingerprint(made.path)
+    assert back.manifest["parent"]["digest"] == importing.fingerprint(made.path)
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
