@@ -14,27 +14,31 @@ from quill.units import size
 
 if TYPE_CHECKING:
     from quill.cli.output import Output
-    from quill.registry.remove import Removal
 
 _SHOWN = 6
 
 
-def removal(output: Output, removals: Sequence[Removal]) -> None:
-    """Ask on the terminal whether to remove versions; anything but yes ends the command.
+def removal(output: Output, names: Sequence[str], total: int) -> None:
+    """Ask on the terminal whether to remove something; anything but yes ends the command.
+
+    Args:
+        output: Where to ask.
+        names: What would be removed.
+        total: The bytes that would be freed.
 
     Raises:
         InputError: There is no terminal to ask on.
     """
-    which = ", ".join(r.what for r in removals[:_SHOWN])
-    if len(removals) > _SHOWN:
-        which += f" and {len(removals) - _SHOWN} more"
+    which = ", ".join(names[:_SHOWN])
+    if len(names) > _SHOWN:
+        which += f" and {len(names) - _SHOWN} more"
     if output.err is None or not is_terminal(output.err) or not is_terminal(sys.stdin):
         raise InputError(
             f"removing {which} requires a confirmation",
             why="not running in a terminal",
             hint="yes=True",
         )
-    output.err.write(f"remove {safe_line(which)} ({size(sum(r.bytes for r in removals))})? [y/N] ")
+    output.err.write(f"remove {safe_line(which)} ({size(total)})? [y/N] ")
     output.err.flush()
     answer = sys.stdin.readline()
     if not answer.endswith("\n"):

@@ -17,9 +17,10 @@ from quill.units import count, duration, size
 
 # Fields of a config that are not settings of the run.
 _ASIDE = frozenset({"$schema", "schema_version", "name"})
+_LOSS = "val loss"
 _FIGURES = (
     Column("state", lambda m: "" if m["state"] == "ok" else m["state"]),
-    Column("val loss", lambda m: _facts.loss(m["val_loss"])),
+    Column(_LOSS, lambda m: _facts.loss(m["val_loss"])),
     Column("parameters", lambda m: _facts.number(m["parameters"])),
     Column("steps", lambda m: _facts.number(m["steps"])),
     Column("best step", lambda m: _facts.number(m["best_step"])),
@@ -32,6 +33,12 @@ _FIGURES = (
     Column("device", lambda m: _value(m["device"])),
     Column("created", lambda m: _value(m["created"])),
 )
+
+
+# Up to this many models are compared in columns; more are rows.
+_SIDE_BY_SIDE = 3
+# Differences of any two models that a row has no room for.
+_NOT_TOLD = {"created", "text sha256"}
 
 
 @options.command(
@@ -65,7 +72,10 @@ def command(
         lines = [_line(c.title, [c.text(row) for row in rows]) for c in _FIGURES]
         lines += [_line(name, [_value(v) or "unset" for v in values]) for name, values in settings.items()]
         shown = [line for line in lines if any(line["values"])]
-        output.show("quill.compare/1", shown, _columns(rows, best), key="what")
+        if len(rows) <= _SIDE_BY_SIDE:
+            output.show("quill.compare/1", shown, _side_by_side(rows, best), key="what")
+        else:
+            output.show("quill.compare/1", rows, _one_below_another(rows, shown, best), key="reference")
     else:
         output.show(
             "quill.compare/1",
@@ -87,22 +97,46 @@ def _line(what: str, values: list[str]) -> dict[str, Any]:
     return {"what": what, "values": values, "differ": len(set(values)) > 1}
 
 
-def _columns(rows: list[dict[str, Any]], best: str | None) -> list[Column]:
-    """A column for each model; values that differ are marked."""
+def _side_by_side(rows: list[dict[str, Any]], best: str | None) -> list[Column]:
+    """A column for each model; what differs stands out, and the best loss has a star."""
 
     def cell(i: int) -> Column:
+        won = rows[i]["reference"] == best
+
         def text(line: Any) -> str:
-            star = " *" if line["what"] == "val loss" and rows[i]["reference"] == best else ""
-            return str(line["values"][i]) + star
+            return str(line["values"][i]) + (" *" if won and line["what"] == _LOSS else "")
 
         def style(line: Any) -> Style:
-            if line["what"] == "val loss" and rows[i]["reference"] == best:
-                return "good"
-            return "" if line["differ"] else "dim"
+            return "good" if won and line["what"] == _LOSS else "" if line["differ"] else "dim"
 
         return Column(rows[i]["reference"], text, style=style)
 
     return [Column("WHAT", lambda line: line["what"]), *(cell(i) for i in range(len(rows)))]
+
+
+def _one_below_another(
+    rows: list[dict[str, Any]], lines: list[dict[str, Any]], best: str | None
+) -> list[Column]:
+    """A row for each model, and a column for everything that differs between them."""
+    place = {row["reference"]: i for i, row in enumerate(rows)}
+
+    def column(line: dict[str, Any], drop: int) -> Column:
+        def text(row: Any) -> str:
+            won = row["reference"] == best and line["what"] == _LOSS
+            return str(line["values"][place[row["reference"]]]) + (" *" if won else "")
+
+        def style(row: Any) -> Style:
+            return "good" if row["reference"] == best and line["what"] == _LOSS else ""
+
+        return Column(line["what"].rpartition(".")[2].upper(), text, drop=drop, style=style)
+
+    differing = [line for line in lines if line["differ"] and line["what"] not in _NOT_TOLD]
+    # Settings tell more than figures that follow from them: those are dropped first.
+    differing.sort(key=lambda line: (line["what"] != _LOSS, "." not in line["what"]))
+    return [
+        Column("MODEL", lambda row: row["reference"]),
+        *(column(line, drop) for drop, line in enumerate(differing)),
+    ]
 
 
 def _best(rows: list[dict[str, Any]]) -> str | None:

@@ -76,7 +76,7 @@ def command(
         done = gc.Result(plan.removals, plan.skipped, plan.failed)
     else:
         if plan.versions and not yes:
-            _confirm.removal(output, plan.versions)
+            _confirm.removal(output, [r.what for r in plan.versions], sum(r.bytes for r in plan.versions))
         done = plan.execute()
     output.show(
         "quill.gc/1",

@@ -1,4 +1,4 @@
-"""List models."""
+"""List models, or datasets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from quill.cli import _facts, options
+from quill.cli import _datasets, _facts, options
 from quill.cli._completion import completing, models
 from quill.cli._tables import Column, Style
 from quill.cli.options import Session
@@ -41,6 +41,7 @@ _COLUMNS = (
     examples="""
     quill list
     quill list 'shake*' --all-versions --sort loss
+    quill list data:
     """
 )
 def command(
@@ -49,8 +50,8 @@ def command(
         str | None,
         Argument(
             metavar="GLOB",
-            help="Only names that match, as in 'shake*' (default: all).",
-            autocompletion=models(versions=False, aliases=False, drafts=True),
+            help="Only names that match, as in 'shake*' (default: all models); data: lists the datasets.",
+            autocompletion=models(versions=False, aliases=False, drafts=True, datasets=True),
         ),
     ] = None,
     all_versions: Annotated[
@@ -69,6 +70,9 @@ def command(
 
     Prints the registry that it read to stderr.
     """
+    if glob is not None and glob.startswith(_datasets.PREFIX):
+        _datasets.show_all(session, glob.removeprefix(_datasets.PREFIX))
+        return
     registry, output = session.registry(), session.output
     rows = []
     for model in registry.models(glob, all_versions=all_versions):

@@ -1,4 +1,4 @@
-"""List models (same as list)."""
+"""List models, or datasets (same as list)."""
 
 from __future__ import annotations
 

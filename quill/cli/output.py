@@ -210,8 +210,19 @@ class Output:
         # A run may outlive its terminal: losing stderr must not stop it.
         if self._err is not None:
             with suppress(OSError, ValueError):
-                self._err.write((message if raw else safe(message)) + "\n")
+                self._err.write((message if raw else self._folded(safe(message))) + "\n")
                 self._err.flush()
+
+    def _folded(self, text: str) -> str:
+        """Fold prose at words on a terminal; lines with a command stay whole, so that it can be copied."""
+        width = canvas_of(self._err, self.env).width
+        if width is None:
+            return text
+        lines = text.split("\n")
+        return "\n".join(
+            line if _COMMANDS[0] in line or line.startswith(" ") else "\n".join(_tables.wrap(line, width))
+            for line in lines
+        )
 
 
 def safe(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Remove versions of models."""
+"""Remove versions of models, or datasets."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typer import Argument, Option
 
 from quill.cli import _confirm, options
 from quill.cli._completion import models
+from quill.cli._datasets import PREFIX
 from quill.cli._tables import Column
 from quill.cli.options import Session
+from quill.errors import NotFoundError
 from quill.units import size
 
 _COLUMNS = (
@@ -32,8 +34,8 @@ def command(
         list[str],
         Argument(
             metavar="REF",
-            help="Versions such as name:v2, or the name of a model with a single version.",
-            autocompletion=models(drafts=True),
+            help="Versions such as name:v2, names of models with a single version, or data:NAME.",
+            autocompletion=models(drafts=True, datasets=True),
         ),
     ],
     all_versions: Annotated[
@@ -47,26 +49,43 @@ def command(
         bool, Option("--missing-ok", help="Do not fail if a reference does not exist.")
     ] = False,
 ) -> None:
-    """Remove versions of models, including damaged and unfinished ones.
+    """Remove versions of models, including damaged and unfinished ones, or datasets.
 
     Version numbers are never reused. A version with an alias is refused (exit code 4), and one that is being
     trained too (75). Prints the removed references.
     """
+    from quill.data import remove as datasets
     from quill.registry import remove
 
-    output = session.output
-    plan = remove.plan(session.registry(), references, all_versions=all_versions, missing_ok=missing_ok)
-    for ref in plan.missing:
+    output, root = session.output, session.datasets()
+    plan = remove.plan(
+        session.registry(),
+        [r for r in references if not r.startswith(PREFIX)],
+        all_versions=all_versions,
+        missing_ok=missing_ok,
+    )
+    missing, prepared = list(plan.missing), []
+    for ref in dict.fromkeys(r for r in references if r.startswith(PREFIX)):
+        try:
+            prepared.append(datasets.find(root, ref.removeprefix(PREFIX)))
+        except NotFoundError:
+            if not missing_ok:
+                raise
+            missing.append(ref)
+    for ref in missing:
         output.detail(f"'{ref}' does not exist")
-    removed = plan.removals
+    sizes = {r.what: r.bytes for r in plan.removals} | {t.reference: t.size for t in prepared}
+    removed = list(sizes)
     if removed and not dry_run:
         if not yes:
-            _confirm.removal(output, removed)
-        removed = plan.execute()
-    total = sum(r.bytes for r in removed)
+            _confirm.removal(output, removed, sum(sizes.values()))
+        removed = [r.what for r in plan.execute()]
+        removed += [t.reference for t in datasets.remove(root, prepared)]
+    rows = [{"reference": reference, "bytes": sizes[reference]} for reference in removed]
+    total = sum(sizes[reference] for reference in removed)
     output.show(
         "quill.rm/1",
-        [{"reference": r.what, "bytes": r.bytes} for r in removed],
+        rows,
         (_PLANNED if dry_run else _COLUMNS) if output.terminal else (),
         key="reference",
         within="removed",

@@ -1,4 +1,4 @@
-"""Show everything known about a model."""
+"""Show everything known about a model or dataset."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from quill import strictjson
-from quill.cli import _facts, options
+from quill.cli import _datasets, _facts, options
 from quill.cli._completion import models
 from quill.cli._tables import Column
 from quill.cli.list import style
@@ -95,6 +95,7 @@ _RUN = (
     quill show shakespeare
     quill show shakespeare:v2 --metrics
     quill show shakespeare --lineage --json
+    quill show data:shakespeare
     """
 )
 def command(
@@ -103,8 +104,8 @@ def command(
         str,
         Argument(
             metavar="REF",
-            help="Model or unfinished run: name, name:v2 or ./folder.",
-            autocompletion=models(drafts=True),
+            help="Model or unfinished run: name, name:v2 or ./folder; or data:NAME.",
+            autocompletion=models(drafts=True, datasets=True),
         ),
     ],
     config: Annotated[bool, Option("--config", help="Print only the config, as it ran.")] = False,
@@ -119,7 +120,7 @@ def command(
     ] = False,
     path: Annotated[bool, Option("--path", help="Print only the path of its folder.")] = False,
 ) -> None:
-    """Show everything known about a model or an unfinished run.
+    """Show everything known about a model, an unfinished run or a dataset.
 
     A name without a version means its latest version, or its unfinished run if it has no version.
     """
@@ -127,6 +128,11 @@ def command(
     chosen += ["--plot"] if plot else ["--metrics"] if metrics else []
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(chosen)} are mutually exclusive", why="each prints one thing")
+    if reference.startswith(_datasets.PREFIX):
+        if chosen:
+            raise InputError(f"{chosen[0]} requires a model", why=f"'{reference}' is a dataset")
+        _datasets.show_one(session, reference.removeprefix(_datasets.PREFIX))
+        return
     if plot or metrics:
         from quill.cli import _curves
     if plot:

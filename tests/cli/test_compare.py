@@ -71,6 +71,29 @@ def test_a_model_differs_from_itself_in_nothing(pair, capsys):
     assert (code, out) == (0, "")
 
 
+def test_more_models_are_rows_with_what_differs_in_columns(pair, capsys):
+    code, out, _ = run(capsys, "compare", "a", "b", "a", "b", "a")
+    assert code == 0
+    header, *rows = out.splitlines()
+    assert header.split() == ["MODEL", "VAL", "LOSS", "N_LAYER", "STEPS", "SIZE"]
+    assert [row.split()[:-2] for row in rows[:2]] == [
+        ["a:v1", "1.4697", "2", "2,000"],
+        ["b:v1", "1.2500", "*", "3", "1,000"],
+    ]
+    assert len(rows) == 5
+    document = json.loads(run(capsys, "compare", "a", "b", "a", "b", "--json")[1])
+    assert document["settings"] == [{"setting": "model.n_layer", "values": [2, 3, 2, 3]}]
+    assert document["best"] == "b:v1"
+
+
+def test_no_model_wins_with_equal_losses_or_on_different_texts(pair, publish, capsys):
+    publish("c", data=DATA | {"sha256": "56" * 32}, best_val_loss=1.0)
+    publish("d", data=DATA)
+    for names in (["a", "c"], ["a", "d"]):
+        assert json.loads(run(capsys, "compare", *names, "--json")[1])["best"] is None
+        assert " *" not in run(capsys, "compare", *names)[1]
+
+
 def test_losses_of_different_texts_are_not_left_uncommented(pair, publish, capsys):
     publish("c", data=DATA | {"sha256": "56" * 32})
     assert "quill eval a:v1 c:v1 --data" in run(capsys, "compare", "a", "c")[2]

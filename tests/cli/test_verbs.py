@@ -92,7 +92,7 @@ class TestMv:
             (["a:v1", "c"], 2, "quill cp a:v1 c && quill rm a:v1"),
             (["a", "c:v1"], 2, "quill mv a c"),
             (["alph", "c"], 3, "quill mv alpha c"),
-            (["a", "A"], 2, "such as 'a'"),
+            (["a", "A"], 2, "use 'a'"),
         ],
     )
     def test_what_is_refused_says_what_to_do_instead(self, publish, capsys, arguments, code, hint):

@@ -130,7 +130,7 @@ def test_f30_f49_last_nights_run_is_still_at_it(nightly):
     code, sent = mail(run(nightly))
     # Out of time it has saved its state, and there is no model to sample yet.
     assert code == 3
-    assert "notes:v1 was begun and is not finished" in sent
+    assert "notes:v1 is an unfinished run" in sent
     assert (nightly / "trained.txt").read_text() == ""
     assert max(p.name for p in (nightly / "weights" / "notes" / "v1" / "state").glob("step-*")) > saved
 
