@@ -50,7 +50,7 @@ def command(session: Session) -> None:
     findings = [*_versions(), _device(), *_folder("registry", registry.root, registry.why)]
     findings += _locks(session)
     findings += _models(session)
-    findings += _folder("datasets", session.datasets(), "")
+    findings += [*_folder("data root", session.datasets(), ""), *_datasets(session)]
     findings += _leftovers(session)
     findings.append(_encoding())
     wrong = [f for f in findings if f[1] == "wrong"]
@@ -153,6 +153,17 @@ def _models(session: Session) -> list[Finding]:
         if which := [reference for of, reference in runs if of == state]:
             found.append((state, "ok", ", ".join(which)))
     return found
+
+
+def _datasets(session: Session) -> list[Finding]:
+    """The datasets, and which of them are damaged as far as sizes and manifests tell."""
+    from quill.data import store
+
+    entries = store.entries(session.datasets())
+    damaged = [store.PREFIX + e.name for e in entries if e.damage]
+    if damaged:
+        return [("datasets", "warning", f"{len(entries)}, damaged: {', '.join(damaged)}")]
+    return [("datasets", "ok", str(len(entries)))]
 
 
 def _leftovers(session: Session) -> list[Finding]:

@@ -12,6 +12,7 @@ from quill.cli import _datasets, _facts, options
 from quill.cli._completion import completing, models
 from quill.cli._tables import Column, Style
 from quill.cli.options import Session
+from quill.errors import InputError
 from quill.units import count, size
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _COLUMNS = (
     examples="""
     quill list
     quill list 'shake*' --all-versions --sort loss
-    quill list data:
+    quill list --data
     """
 )
 def command(
@@ -50,10 +51,11 @@ def command(
         str | None,
         Argument(
             metavar="GLOB",
-            help="Only names that match, as in 'shake*' (default: all models); data: lists the datasets.",
+            help="Only names that match, as in 'shake*' (default: all); data:GLOB lists datasets.",
             autocompletion=models(versions=False, aliases=False, drafts=True, datasets=True),
         ),
     ] = None,
+    data: Annotated[bool, Option("--data", help="List datasets instead of models.")] = False,
     all_versions: Annotated[
         bool, Option("--all-versions", "-a", help="Include all versions, not just the latest.")
     ] = False,
@@ -70,8 +72,10 @@ def command(
 
     Prints the registry that it read to stderr.
     """
-    if glob is not None and glob.startswith(_datasets.PREFIX):
-        _datasets.show_all(session, glob.removeprefix(_datasets.PREFIX))
+    if data or (glob is not None and glob.startswith(_datasets.PREFIX)):
+        if all_versions:
+            raise InputError("--all-versions requires models", why="datasets have no versions")
+        _datasets.show_all(session, (glob or "").removeprefix(_datasets.PREFIX), sort)
         return
     registry, output = session.registry(), session.output
     rows = []

@@ -11,7 +11,6 @@ from quill.cli._completion import models
 from quill.cli._datasets import PREFIX
 from quill.cli._tables import Column
 from quill.cli.options import Session
-from quill.errors import NotFoundError
 from quill.units import size
 
 _COLUMNS = (
@@ -51,36 +50,34 @@ def command(
 ) -> None:
     """Remove versions of models, including damaged and unfinished ones, or datasets.
 
-    Version numbers are never reused. A version with an alias is refused (exit code 4), and one that is being
-    trained too (75). Prints the removed references.
+    Version numbers are never reused. A version with an alias is refused (exit code 4), and so are versions
+    that are being trained and datasets in use (75). Prints the removed references.
     """
     from quill.data import remove as datasets
     from quill.registry import remove
 
-    output, root = session.output, session.datasets()
+    output = session.output
     plan = remove.plan(
         session.registry(),
         [r for r in references if not r.startswith(PREFIX)],
         all_versions=all_versions,
         missing_ok=missing_ok,
     )
-    missing, prepared = list(plan.missing), []
-    for ref in dict.fromkeys(r for r in references if r.startswith(PREFIX)):
-        try:
-            prepared.append(datasets.find(root, ref.removeprefix(PREFIX)))
-        except NotFoundError:
-            if not missing_ok:
-                raise
-            missing.append(ref)
-    for ref in missing:
+    prepared = datasets.plan(
+        session.datasets(),
+        [r.removeprefix(PREFIX) for r in references if r.startswith(PREFIX)],
+        missing_ok=missing_ok,
+    )
+    for ref in [*plan.missing, *prepared.missing]:
         output.detail(f"'{ref}' does not exist")
-    sizes = {r.what: r.bytes for r in plan.removals} | {t.reference: t.size for t in prepared}
+    sizes = {r.what: r.bytes for r in plan.removals} | {r.what: r.bytes for r in prepared.removals}
     removed = list(sizes)
     if removed and not dry_run:
         if not yes:
             _confirm.removal(output, removed, sum(sizes.values()))
-        removed = [r.what for r in plan.execute()]
-        removed += [t.reference for t in datasets.remove(root, prepared)]
+        # Datasets first: a training that uses one of them also holds its model.
+        gone = [r.what for r in prepared.execute()]
+        removed = [*(r.what for r in plan.execute()), *gone]
     rows = [{"reference": reference, "bytes": sizes[reference]} for reference in removed]
     total = sum(sizes[reference] for reference in removed)
     output.show(

@@ -129,9 +129,9 @@ def command(
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(chosen)} are mutually exclusive", why="each prints one thing")
     if reference.startswith(_datasets.PREFIX):
-        if chosen:
+        if chosen and not path:
             raise InputError(f"{chosen[0]} requires a model", why=f"'{reference}' is a dataset")
-        _datasets.show_one(session, reference.removeprefix(_datasets.PREFIX))
+        _datasets.show_one(session, reference.removeprefix(_datasets.PREFIX), path=path)
         return
     if plot or metrics:
         from quill.cli import _curves

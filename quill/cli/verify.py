@@ -1,4 +1,4 @@
-"""Verify every file of the registry against its manifest."""
+"""Verify the files of models and datasets against their manifests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typer import Argument
 
 from quill.cli import _facts, options
 from quill.cli._completion import models
+from quill.cli._datasets import PREFIX
 from quill.cli._tables import Column, Style
 from quill.cli.options import Session
 from quill.errors import CorruptError
@@ -16,12 +17,14 @@ from quill.units import size
 
 if TYPE_CHECKING:
     from quill.checkpoint.verify import Result
+    from quill.data.verify import Result as DatasetResult
 
 
 @options.command(
     examples="""
     quill verify
     quill verify shakespeare:v2 -v
+    quill verify data:shakespeare
     """,
     topic="registry",
 )
@@ -31,24 +34,29 @@ def command(
         list[str] | None,
         Argument(
             metavar="REF",
-            help="Versions, or names for all of their versions (default: everything).",
-            autocompletion=models(drafts=True),
+            help="Versions, names for all of their versions, or data:name (default: everything).",
+            autocompletion=models(drafts=True, datasets=True),
         ),
     ] = None,
 ) -> None:
-    """Verify every file of the registry against its manifest.
+    """Verify every file of the registry and of the datasets against its manifest.
 
-    Checks sizes and sha256; that config, tokenizer and weights can be read and fit together; and that all
-    weights are finite. Unfinished runs are checked too. -v prints a line for each file. Exits with code 5
-    if anything is damaged.
+    Checks sizes and sha256; that config, tokenizer and weights can be read and fit together; that all
+    weights are finite, and all ids of a dataset in its vocabulary. Unfinished runs are checked too. -v
+    prints a line for each file. Exits with code 5 if anything is damaged.
     """
     from quill.checkpoint.verify import count_bytes, find_targets, verify_target
+    from quill.data import verify as verify_data
 
-    output, registry = session.output, session.registry()
-    targets = find_targets(registry, references or ())
-    total = sum(count_bytes(t) for t in targets)
+    output = session.output
+    references = references or []
+    names = [r.removeprefix(PREFIX) for r in references if r.startswith(PREFIX)]
+    models = [r for r in references if not r.startswith(PREFIX)]
+    targets = find_targets(session.registry(), models) if models or not references else []
+    datasets = verify_data.find(session.datasets(), names) if names or not references else []
+    total = sum(map(count_bytes, targets)) + sum(map(verify_data.count_bytes, datasets))
     done = 0
-    found: list[Result] = []
+    found: list[Result | verify_data.Result] = []
     with output.progress(size) as report:
 
         def on_bytes(count: int) -> None:
@@ -61,6 +69,7 @@ def command(
             # The aliases of a model are listed only if they are damaged.
             if result is not None and (result.kind != "model" or result.errors):
                 found.append(result)
+        found += [verify_data.verify(path, on_bytes) for path in datasets]
     wrong = [v for v in found if v.errors]
     rows = [_row(v) for v in found]
     if output.verbose and output.form == "human":
@@ -91,7 +100,7 @@ def command(
         raise typer.Exit(CorruptError.exit_code if CorruptError.exit_code in codes else max(codes))
 
 
-def _row(result: Result) -> dict[str, Any]:
+def _row(result: Result | DatasetResult) -> dict[str, Any]:
     def fault(error: Any) -> dict[str, str]:
         return {"error": str(error), "why": str(error.why or error.what)} if error else {}
 

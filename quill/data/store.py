@@ -146,6 +146,11 @@ class Dataset:
         return int(self.manifest["tokenizer"]["vocab_size"])
 
     @property
+    def created(self) -> str:
+        """When it was prepared, in UTC, ISO 8601."""
+        return str(self.manifest.get("created") or "")
+
+    @property
     def size(self) -> int:
         """Bytes of its files, without the manifest."""
         return sum(int(facts["bytes"]) for facts in self.manifest["files"].values())
@@ -222,10 +227,29 @@ class Dataset:
             if on_bytes:
                 on_bytes("verifying", done, self.size)
 
+        for name in self.manifest["files"]:
+            self.verify_file(name, advance, again=again)
+
+    def verify_file(
+        self, name: str, on_bytes: Callable[[int], None] = lambda n: None, *, again: bool = True
+    ) -> None:
+        """Verify one file.
+
+        Args:
+            name: Its name in the manifest.
+            on_bytes: Called with the number of bytes after each read.
+            again: As for `verify`.
+
+        Raises:
+            CorruptError: It does not match its sha256.
+            ResourceError: It cannot be read.
+        """
         for split in SPLITS:
-            self._verified(split, advance, again=again).close()
-        self._read_tokenizer()
-        advance(int(self.manifest["files"][TOKENIZER]["bytes"]))
+            if name == f"{split}.bin":
+                self._verified(split, on_bytes, again=again).close()
+        if name == TOKENIZER:
+            self._read_tokenizer()
+            on_bytes(int(self.manifest["files"][name]["bytes"]))
 
     def prepare_command(
         self, *, name: str = "", settings: Mapping[str, Any] | None = None, force: bool = False

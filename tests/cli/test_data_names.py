@@ -32,7 +32,7 @@ def test_datasets_are_listed(prepared, capsys):
     code, out, err = run(capsys, "list", "data:")
     assert (code, err) == (0, f"{prepared}\n")
     header, *rows = out.splitlines()
-    assert header.split() == ["DATASET", "TOKENIZER", "VOCABULARY", "TRAIN", "VAL", "SIZE", "STATE"]
+    assert header.split() == ["DATASET", "TOKENIZER", "VOCABULARY", "TRAIN", "VAL", "SIZE", "WHEN", "STATE"]
     assert [row.split()[0] for row in rows] == ["data:log", "data:sea", "data:torn"]
     assert "char" in rows[0]
     assert rows[0].endswith("  ok")

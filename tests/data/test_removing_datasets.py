@@ -40,20 +40,30 @@ def another_process(code: str, *arguments: str) -> Iterator[None]:
 
 def test_a_dataset_is_removed(dataset: Dataset, data: Path, settled: None) -> None:
     dataset.verify()
-    target = remove.find(data, "sea")
-    assert target.reference == "data:sea"
-    assert target.size >= dataset.size
-    assert remove.remove(data, [target]) == [target]
+    plan = remove.plan(data, ["sea", "sea"])
+    [removal] = plan.removals
+    assert removal.what == "data:sea"
+    assert removal.bytes >= dataset.size
+    assert plan.execute() == [removal]
     assert not dataset.path.exists()
     assert not store.record_of(dataset.path).exists()
     assert os.listdir(data / ".trash") == []
-    assert remove.remove(data, [target]) == []
+    assert plan.execute() == []
+
+
+def test_a_missing_dataset_may_be_skipped(dataset: Dataset, data: Path) -> None:
+    with pytest.raises(NotFoundError, match="'see'") as e:
+        remove.plan(data, ["sea", "see"])
+    assert e.value.close == ("data:sea",)
+    plan = remove.plan(data, ["sea", "see"], missing_ok=True)
+    assert plan.missing == ["data:see"]
+    assert len(plan.removals) == 1
 
 
 def test_a_damaged_dataset_is_removed(dataset: Dataset, data: Path) -> None:
     (dataset.path / "train.bin").unlink()
     (dataset.path / "manifest.json").write_text("{")
-    assert remove.remove(data, [remove.find(data, "sea")])
+    assert remove.plan(data, ["sea"]).execute()
     assert not dataset.path.exists()
 
 
@@ -61,24 +71,24 @@ def test_other_folders_are_not_found(data: Path) -> None:
     (data / "photos").mkdir(parents=True)
     for name in ("photos", "nonesuch", ".trash"):
         with pytest.raises((NotFoundError, InputError)):
-            remove.find(data, name)
+            remove.plan(data, [name])
 
 
 def test_a_link_is_removed_but_not_followed(dataset: Dataset, data: Path, tmp_path: Path) -> None:
     outside = Path(shutil.move(dataset.path, tmp_path / "outside"))
     (data / "sea").symlink_to(outside)
-    target = remove.find(data, "sea")
-    assert target.size == 0
-    remove.remove(data, [target])
+    plan = remove.plan(data, ["sea"])
+    assert plan.removals[0].bytes == 0
+    plan.execute()
     assert not (data / "sea").is_symlink()
     Dataset.open(outside).verify()
 
 
 def test_shared_files_stay_with_the_other_dataset(dataset: Dataset, data: Path, config: Config) -> None:
     other = prepare(config(dataset.manifest["source"]["given"]), data, name="other")
-    target = remove.find(data, "sea")
-    assert target.size < dataset.size
-    remove.remove(data, [target])
+    plan = remove.plan(data, ["sea"])
+    assert plan.removals[0].bytes < dataset.size
+    plan.execute()
     other.verify()
 
 
@@ -96,13 +106,13 @@ class TestInUse:
         self, dataset: Dataset, data: Path, write: Write, config: Config
     ) -> None:
         prepare(config(write("land.txt", "no water here, none at all. " * 20)), data)
-        targets = [remove.find(data, "land"), remove.find(data, "sea")]
+        plan = remove.plan(data, ["land", "sea"])
         with another_process(self.CODE, str(dataset.path)):
             with pytest.raises(LockedError, match="'sea' is in use") as e:
-                remove.remove(data, targets)
+                plan.execute()
             assert e.value.exit_code == 75
             assert [d.name for d in store.datasets(data)] == ["land", "sea"]
-        assert remove.remove(data, targets) == targets
+        assert plan.execute() == plan.removals
 
     def test_a_dataset_that_is_prepared_again_is_in_use(
         self, dataset: Dataset, data: Path, config: Config, monkeypatch: pytest.MonkeyPatch
@@ -111,7 +121,7 @@ class TestInUse:
 
         def observe(event: Any) -> None:
             try:
-                remove.remove(data, [remove.find(data, "sea")])
+                remove.plan(data, ["sea"]).execute()
             except LockedError as e:
                 refused.append(e)
 
@@ -123,9 +133,9 @@ class TestInUse:
         opened = Dataset.open(dataset.path)
         assert len(opened.train)
         with pytest.raises(LockedError):
-            remove.remove(data, [remove.find(data, "sea")])
+            remove.plan(data, ["sea"]).execute()
         del opened
-        assert remove.remove(data, [remove.find(data, "sea")])
+        assert remove.plan(data, ["sea"]).execute()
 
     def test_a_missing_folder_has_no_lock(self, data: Path) -> None:
         with locks.shared(data / "nonesuch"), locks.alone(data / "nonesuch"):

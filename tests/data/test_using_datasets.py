@@ -131,3 +131,128 @@ def test_a_file_that_shrinks_while_training_ends_the_run(run: Run, write: Any, m
     code, _, err = train(run, "--data", "sea", "--name", "m", steps=200)
     assert code == 5
     assert "became shorter while it was in use" in err
+
+
+# Listing, showing, verifying and removing
+
+
+@pytest.fixture
+def two(run: Run, write: Any, text: str) -> Run:
+    """Two datasets: `sea` by characters and `land` by words."""
+    write("sea.txt", text)
+    write("land.txt", "No water here, none at all.\n" * 30)
+    assert run("prepare", "sea.txt")[0] == 0
+    assert run("prepare", "land.txt", "--tokenizer", "word")[0] == 0
+    return run
+
+
+def test_list_shows_datasets(two: Run, text: str, tmp_path: Path) -> None:
+    code, out, err = two("list", "--data")
+    assert code == 0
+    header, land, sea = out.splitlines()
+    assert header.split() == ["DATASET", "TOKENIZER", "VOCABULARY", "TRAIN", "VAL", "SIZE", "WHEN", "STATE"]
+    assert land.split()[0] == "data:land"
+    assert " word " in land
+    assert sea.split()[0] == "data:sea"
+    assert " char " in sea
+    assert str(tmp_path / "data") in err
+    document = json.loads(two("list", "--data", "--json")[1])
+    assert document["schema"] == "quill.datasets/1"
+    assert [d["reference"] for d in document["datasets"]] == ["data:land", "data:sea"]
+    found = document["datasets"][1]
+    assert found["train_tokens"] + found["val_tokens"] == len(text)
+    assert found["bytes"] == sum(f.stat().st_size for f in Path("data/sea").iterdir()) - (
+        Path("data/sea/manifest.json").stat().st_size
+    )
+    assert two("list", "--data", "-q")[1] == "data:land\ndata:sea\n"
+    assert two("list", "--data", "s*", "-q")[1] == two("list", "--data", "data:s*", "-q")[1] == "data:sea\n"
+    assert two("list", "--data", "--sort", "size", "-q")[1].splitlines()[0] == "data:sea"
+    assert two("list", "--data", "--sort", "loss")[0] == 2
+    assert two("list", "--data", "--all-versions")[0] == 2
+    assert two("list", "-q")[1] == ""
+
+
+def test_list_shows_damaged_datasets(two: Run) -> None:
+    Path("data/land/train.bin").write_bytes(b"")
+    code, out, _ = two("list", "--data")
+    assert code == 0
+    assert "damaged: train.bin has 0 bytes" in out
+    [land, sea] = json.loads(two("list", "--data", "--json")[1])["datasets"]
+    assert (land["state"], sea["state"]) == ("damaged", "ok")
+    assert "data:land" in two("doctor")[1]
+
+
+def test_list_without_datasets_says_so(run: Run) -> None:
+    code, out, err = run("list", "--data")
+    assert (code, out) == (0, "")
+    assert "quill prepare" in err
+    assert json.loads(run("list", "--data", "--json")[1])["datasets"] == []
+
+
+def test_show_describes_a_dataset(two: Run, text: str, tmp_path: Path) -> None:
+    import hashlib
+
+    code, out, _ = two("show", "data:sea")
+    assert code == 0
+    for expected in ("data:sea", "char, vocabulary of", "sea.txt", hashlib.sha256(text.encode()).hexdigest()):
+        assert expected in out
+    assert all(line in out for line in text.splitlines()[:5])
+    document = json.loads(two("show", "data:sea", "--json")[1])
+    assert document["alphabet"] == "".join(sorted(set(text)))
+    assert document["starts"] == text.splitlines()[:5]
+    assert json.loads(two("show", "data:land", "--json")[1])["alphabet"] is None
+    assert two("show", "data:sea", "-q")[1] == "data:sea\n"
+    assert two("show", "data:sea", "--path")[1] == f"{tmp_path / 'data' / 'sea'}\n"
+    assert two("show", "data:sea", "--config")[0] == 2
+    code, _, err = two("show", "data:see")
+    assert code == 3
+    assert "quill show data:sea" in err
+    assert two("show", "data:../sea")[0] == 2
+
+
+def test_verify_covers_datasets(two: Run) -> None:
+    code, out, _ = two("verify")
+    assert code == 0
+    assert "data:land" in out
+    assert "data:sea" in out
+    assert [r["kind"] for r in json.loads(two("verify", "--json")[1])["verified"]] == ["dataset"] * 2
+    file = Path("data/sea/val.bin")
+    file.write_bytes(bytes(file.stat().st_size))
+    code, out, err = two("verify")
+    assert code == 5
+    assert "val.bin does not match its sha256" in out
+    assert "quill prepare sea.txt --name sea --force" in err
+    assert two("verify", "data:land")[0] == 0
+    assert two("verify", "data:sea", "-q")[:2] == (5, "data:sea\n")
+    assert two("verify", "data:see")[0] == 3
+    Path("data/land/manifest.json").write_text("{")
+    assert two("verify", "data:land")[0] == 5
+
+
+def test_rm_removes_datasets_after_a_confirmation(two: Run) -> None:
+    code, _, err = two("rm", "data:sea")
+    assert code == 2
+    assert "quill rm data:sea --yes" in err
+    assert two("rm", "data:sea", "--dry-run")[:2] == (0, "data:sea\n")
+    assert Path("data/sea").exists()
+    assert two("rm", "data:sea", "data:nonesuch", "-y")[0] == 3
+    assert Path("data/sea").exists()
+    assert two("rm", "data:sea", "data:nonesuch", "-y", "--missing-ok")[:2] == (0, "data:sea\n")
+    assert two("list", "--data", "-q")[1] == "data:land\n"
+
+
+def test_rm_removes_models_and_datasets_together(two: Run) -> None:
+    assert train(two, "--data", "sea", "--name", "m")[0] == 0
+    assert two("rm", "m", "data:land", "-y")[1].split() == ["m:v1", "data:land"]
+    assert not Path("weights/m/v1").exists()
+
+
+def test_rm_refuses_a_dataset_in_use(two: Run) -> None:
+    from quill.data.store import Dataset
+
+    opened = Dataset.open(Path("data/sea"))
+    assert len(opened.train)
+    code, _, err = two("rm", "data:land", "data:sea", "-y")
+    assert code == 75
+    assert "dataset 'sea' is in use" in err
+    assert two("list", "--data", "-q")[1] == "data:land\ndata:sea\n"
