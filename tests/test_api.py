@@ -30,7 +30,7 @@ def test_importing_quill_loads_neither_torch_nor_pydantic() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_what_it_offers_is_there_and_nothing_else() -> None:
+def test_its_attributes_are_the_api() -> None:
     assert dir(quill) == sorted(quill.__all__)
     for name in quill.__all__:
         assert getattr(quill, name) is not None, name
@@ -121,7 +121,7 @@ def test_a_model_is_measured_on_its_own_data_as_on_the_command_line(
     assert quill.evaluate("tiny", "3 bells日", unknown="skip", registry=tiny_registry.root).tokens == 6
 
 
-def test_predict_gives_every_position_or_the_last(tiny_registry: Registry) -> None:
+def test_predict_returns_every_position_or_the_last(tiny_registry: Registry) -> None:
     import torch
 
     model = quill.load("tiny", registry=tiny_registry.root)
@@ -256,7 +256,7 @@ def test_a_notebook_sees_the_progress_of_a_run_and_a_script_does_not(
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_is_wrong_is_said_as_everywhere(tmp_path: Path) -> None:
+def test_errors_are_those_of_the_library(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         quill.load("nobody", registry=tmp_path)
     with pytest.raises(InputError, match="lerning_rate"):

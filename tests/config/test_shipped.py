@@ -1,4 +1,4 @@
-"""The configs that ship: they read, name themselves, and build without allocating a weight."""
+"""The shipped configs: they are valid, named after their files, and build without allocating weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_it_builds_on_meta_and_is_named_after_its_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_it_points_at_the_schema_beside_it(path: Path) -> None:
+def test_it_refers_to_the_schema_next_to_it(path: Path) -> None:
     assert reading.load(path).schema_ == "./schema.json"
     assert (path.parent / "schema.json").exists()
 
@@ -37,7 +37,7 @@ def test_it_points_at_the_schema_beside_it(path: Path) -> None:
         ("bigram", 65 * 65),
     ],
 )
-def test_parameter_counts_of_the_lineage(name: str, parameters: int) -> None:
+def test_parameter_counts_of_shipped_configs(name: str, parameters: int) -> None:
     model = reading.load(ROOT / f"configs/{name}.json").model
     assert n_params(model.shape(VOCABULARY.get(name, 65))) == parameters
 

@@ -40,7 +40,7 @@ def plot_of(text: str) -> list[str]:
     return [re.split("[│┤]", line, maxsplit=1)[1] for line in text.splitlines() if re.search("[│┤]", line)]
 
 
-def test_lines_that_a_crash_tore_and_what_is_no_loss_are_left_out():
+def test_torn_lines_and_values_that_are_not_losses_are_skipped():
     raw = (
         b'{"step": 2, "loss": 2.5}',
         b'{"step": 1, "loss": 3.0, "learning_rate": 0.1}',
@@ -61,7 +61,7 @@ def test_lines_that_a_crash_tore_and_what_is_no_loss_are_left_out():
     assert not curves.curves(curves.parse(b"" + b"[" * 100_000))
 
 
-def test_of_two_lines_for_a_step_the_later_counts():
+def test_the_later_of_two_lines_for_a_step_counts():
     found = curves.curves(lines(loss=[(1, 3.0), (2, 2.0), (1, 4.0)]))
     assert found.train == (Point(1, 4.0), Point(2, 2.0))
 
@@ -80,7 +80,7 @@ def test_the_best_is_the_first_of_the_lowest():
     assert curves.curves(lines(loss=[(1, 0.5)])).best is None
 
 
-def test_smoothing_takes_the_noise_and_leaves_trend_and_ends():
+def test_smoothing_removes_noise_and_keeps_the_trend_and_the_ends():
     found = Curves(noisy(), ())
     smooth = [p.loss for p in found.smooth()[50:-50]]
     assert max(abs(loss - 2.0) for loss in smooth) < 0.2
@@ -93,7 +93,7 @@ def test_smoothing_takes_the_noise_and_leaves_trend_and_ends():
     assert (ends[0].loss, ends[-1].loss) == pytest.approx((slope[0].loss, slope[-1].loss))
 
 
-def test_one_spike_is_no_hill():
+def test_a_single_spike_does_not_lift_the_curve():
     spike = (*noisy()[:500], Point(500, 1e9), *noisy()[501:])
     assert max(p.loss for p in Curves(spike, ()).smooth()) < 2.5
 
@@ -172,7 +172,7 @@ def test_many_evaluations_can_be_told_apart():
     assert "oo" not in chart.draw(Curves((), val))
 
 
-def test_paint_colours_the_curves_and_changes_no_character():
+def test_paint_colours_the_curves_without_changing_a_character():
     found = Curves(noisy(), (Point(100, 2.0), Point(500, 1.9)))
     roles = set()
 

@@ -69,7 +69,9 @@ def test_the_result_does_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.parametrize(("vocab_size", "bytes_each", "bits"), [(4, 1, 2.0), (256, 1, 8.0), (256, 4, 2.0)])
-def test_a_guess_costs_the_logarithm_of_the_vocabulary(vocab_size: int, bytes_each: int, bits: float) -> None:
+def test_a_uniform_guess_costs_the_logarithm_of_the_vocabulary(
+    vocab_size: int, bytes_each: int, bits: float
+) -> None:
     tokens = some_tokens(40, vocab_size)
     got = evaluate(guessing(vocab_size), tokens, n_bytes=39 * bytes_each)
     assert got.loss == pytest.approx(math.log(vocab_size), abs=1e-6)
@@ -77,7 +79,7 @@ def test_a_guess_costs_the_logarithm_of_the_vocabulary(vocab_size: int, bytes_ea
     assert got.bits_per_byte == pytest.approx(bits, abs=1e-5)
 
 
-def test_an_estimate_is_repeatable_and_near() -> None:
+def test_an_estimate_is_repeatable_and_close() -> None:
     model, tokens = make_model(), some_tokens(3000)
     whole = evaluate(model, tokens, n_bytes=2999)
     a = evaluate(model, tokens, n_bytes=2999, iters=20, batch_size=4, seed=1)
@@ -108,7 +110,7 @@ def test_the_mode_is_kept_when_measuring_fails() -> None:
     assert model.training
 
 
-def test_logits_of_a_large_vocabulary_are_made_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_of_a_large_vocabulary_are_computed_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = make_model(), some_tokens(200)
     wanted = evaluate(model, tokens, n_bytes=199)
     head, rows = model.head, []
@@ -125,7 +127,7 @@ def test_logits_of_a_large_vocabulary_are_made_by_parts(monkeypatch: pytest.Monk
     assert got.loss == pytest.approx(wanted.loss, abs=1e-6)
 
 
-def test_a_perplexity_beyond_all_floats_is_infinite() -> None:
+def test_an_overflowing_perplexity_is_infinite() -> None:
     model = guessing(2)
     with torch.no_grad():
         model.wte.weight[:, 0] = 5000.0
@@ -135,7 +137,7 @@ def test_a_perplexity_beyond_all_floats_is_infinite() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_f5_weights_that_are_not_finite(bad: float) -> None:
+def test_f5_non_finite_weights_are_refused(bad: float) -> None:
     model = make_model()
     with torch.no_grad():
         model.wte.weight[3] = bad
@@ -145,7 +147,7 @@ def test_f5_weights_that_are_not_finite(bad: float) -> None:
 
 
 @pytest.mark.parametrize(("n", "iters"), [(0, None), (1, None), (16, 3)])
-def test_f16_too_little_text(n: int, iters: int | None) -> None:
+def test_f16_too_little_text_is_refused(n: int, iters: int | None) -> None:
     with pytest.raises(InputError, match=f"{n} token") as e:
         evaluate(make_model(), some_tokens(n), n_bytes=n, iters=iters)
     assert e.value.exit_code == 2
@@ -159,7 +161,7 @@ def test_text_is_measured_from_its_second_token() -> None:
     assert got.bits_per_byte == pytest.approx(4 * math.log2(5) / 7, abs=1e-5)
 
 
-def test_f22_text_with_characters_without_a_token() -> None:
+def test_f22_text_with_unknown_characters_is_refused_or_skipped() -> None:
     tokenizer = base.load("char").train(["aé€ \n"])
     with pytest.raises(InputError, match="Z"):
         evaluate_text(guessing(5), tokenizer, "é€Za\né")
@@ -167,7 +169,7 @@ def test_f22_text_with_characters_without_a_token() -> None:
     assert skipped == evaluate_text(guessing(5), tokenizer, "é€a\né")
 
 
-def test_f16_text_of_one_token() -> None:
+def test_f16_text_of_one_token_is_refused() -> None:
     tokenizer = base.load("char").train(["ab"])
     for text in ("", "a"):
         with pytest.raises(InputError, match="token"):

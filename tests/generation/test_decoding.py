@@ -65,7 +65,7 @@ def test_a_first_text_beyond_the_context_fills_it(make_model: MakeModel) -> None
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_forked_rows_go_on_as_each_alone(make_model: MakeModel, block: str) -> None:
+def test_forked_rows_decode_like_single_ones(make_model: MakeModel, block: str) -> None:
     model = for_decoding(make_model(block=block))
     prompt, following = torch.randint(0, 29, (1, 6)), torch.randint(0, 29, (3, 30))
     stem = Decoder(model)
@@ -83,7 +83,7 @@ def test_forked_rows_go_on_as_each_alone(make_model: MakeModel, block: str) -> N
 
 
 @pytest.mark.parametrize("copied", [True, False])
-def test_the_model_given_is_left_alone(make_model: MakeModel, copied: bool) -> None:
+def test_the_original_model_is_unchanged(make_model: MakeModel, copied: bool) -> None:
     model = make_model(dropout=0.5).train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     modules = list(model.modules())

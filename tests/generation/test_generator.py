@@ -54,7 +54,7 @@ def test_a_seed_gives_one_text_streamed_or_whole(
     assert list(again.stream("ab", config)) == pieces
 
 
-def test_a_sample_does_not_depend_on_how_many_are_drawn(
+def test_a_sample_does_not_depend_on_the_number_of_samples(
     make_model: MakeModel, characters: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawing = Generator(make_model(), characters)
@@ -67,7 +67,7 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn(
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_greedy_text_is_what_the_uncached_model_says(
+def test_greedy_text_is_that_of_the_uncached_model(
     make_model: MakeModel, characters: Tokenizer, block: str
 ) -> None:
     model = make_model(block=block)
@@ -88,7 +88,9 @@ def test_dropout_is_off_and_the_mode_is_kept(make_model: MakeModel, characters: 
     assert model.training
 
 
-def test_a_stream_leaves_its_reader_in_its_own_mode(make_model: MakeModel, characters: Tokenizer) -> None:
+def test_streaming_leaves_the_caller_out_of_inference_mode(
+    make_model: MakeModel, characters: Tokenizer
+) -> None:
     threads = torch.get_num_threads()
     for _ in Generator(make_model(), characters).stream("a", SampleConfig(max_new_tokens=40)):
         assert not torch.is_inference_mode_enabled()
@@ -97,7 +99,7 @@ def test_a_stream_leaves_its_reader_in_its_own_mode(make_model: MakeModel, chara
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_f5_weights_that_are_not_finite(make_model: MakeModel, characters: Tokenizer, bad: float) -> None:
+def test_f5_non_finite_weights_are_refused(make_model: MakeModel, characters: Tokenizer, bad: float) -> None:
     model = make_model()
     with torch.no_grad():
         model.wte.weight[:, 3] = bad
@@ -108,7 +110,9 @@ def test_f5_weights_that_are_not_finite(make_model: MakeModel, characters: Token
         assert e.value.exit_code == 6
 
 
-def test_f22_characters_without_a_token(make_model: MakeModel, characters: Tokenizer) -> None:
+def test_f22_characters_without_a_token_are_refused_or_skipped(
+    make_model: MakeModel, characters: Tokenizer
+) -> None:
     drawing = Generator(make_model(), characters)
     with pytest.raises(InputError, match=r"É.*Z") as e:
         drawing.generate("aÉZ", greedy())
@@ -120,7 +124,7 @@ def test_f22_characters_without_a_token(make_model: MakeModel, characters: Token
     assert "".join(drawing.stream("aÉbZ", greedy(max_new_tokens=5), unknown="skip")) == wanted[0]
 
 
-def test_f23_an_empty_prompt_starts_after_a_line(make_model: MakeModel, characters: Tokenizer) -> None:
+def test_f23_an_empty_prompt_starts_after_a_newline(make_model: MakeModel, characters: Tokenizer) -> None:
     drawing = Generator(make_model(), characters)
     wanted = drawing.generate("\n", greedy(max_new_tokens=20))
     assert drawing.generate("", greedy(max_new_tokens=20)) == wanted
@@ -128,13 +132,13 @@ def test_f23_an_empty_prompt_starts_after_a_line(make_model: MakeModel, characte
     assert "".join(drawing.stream("", greedy(max_new_tokens=20))) == wanted[0]
 
 
-def test_f23_an_empty_prompt_of_a_vocabulary_without_lines(make_model: MakeModel) -> None:
+def test_f23_an_empty_prompt_of_a_vocabulary_without_newlines(make_model: MakeModel) -> None:
     letters = base.load("char").train(["abcdefgh"])
     drawing = Generator(make_model(vocab_size=8), letters)
     assert drawing.generate("", greedy(max_new_tokens=9)) == drawing.generate("a", greedy(max_new_tokens=9))
 
 
-def test_f23_a_prompt_beyond_the_context_keeps_its_end_and_says_so(
+def test_f23_a_prompt_beyond_the_context_is_cut_with_a_notice(
     make_model: MakeModel, characters: Tokenizer
 ) -> None:
     notices: list[str] = []
@@ -149,35 +153,45 @@ def test_f23_a_prompt_beyond_the_context_keeps_its_end_and_says_so(
     assert "16" in notices[0]
 
 
-def test_f24_no_new_tokens_is_no_text(make_model: MakeModel, characters: Tokenizer) -> None:
+@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 5.0, "seed": 2}, {"top_k": 40}])
+def test_rows_of_the_embedding_without_a_token_are_never_drawn(
+    make_model: MakeModel, characters: Tokenizer, settings: dict[str, Any]
+) -> None:
+    model = make_model(vocab_size=64, tie_embeddings=False)
+    with torch.no_grad():
+        # Without the tokenizer's limit, nearly every draw would be one of these.
+        model.lm_head.weight[characters.vocab_size :] *= 100
+    texts = Generator(model, characters).generate("abc", num_samples=4, max_new_tokens=40, **settings)
+    assert [len(text) for text in texts] == [40] * 4
+
+
+def test_f24_zero_new_tokens_give_no_text(make_model: MakeModel, characters: Tokenizer) -> None:
     drawing = Generator(make_model(), characters)
     assert list(drawing.stream("a", SampleConfig(max_new_tokens=0))) == []
     assert drawing.generate("a", SampleConfig(max_new_tokens=0, num_samples=3)) == ["", "", ""]
 
 
-def test_f25_characters_come_whole(reciting: Reciting, by_bytes: Tokenizer) -> None:
+def test_f25_chunks_are_whole_characters(reciting: Reciting, by_bytes: Tokenizer) -> None:
     text = "aé€😀z"
     drawing = Generator(reciting(recite(text)), by_bytes)
     assert list(drawing.stream("a", greedy())) == ["é", "€", "😀", "z"]
     assert drawing.generate("a", greedy(num_samples=2)) == [text[1:]] * 2
 
 
-def test_f25_a_character_that_is_never_finished_shows_at_the_end_alone(
-    reciting: Reciting, by_bytes: Tokenizer
-) -> None:
+def test_f25_an_incomplete_character_appears_only_at_the_end(reciting: Reciting, by_bytes: Tokenizer) -> None:
     drawing = Generator(reciting([*b"ab", 0xF0, 0x9F, 256]), by_bytes)
     assert list(drawing.stream("a", greedy())) == ["b", "\ufffd"]
     assert list(drawing.stream("a", greedy(max_new_tokens=2))) == ["b", "\ufffd"]
     assert drawing.generate("a", greedy()) == ["b\ufffd"]
 
 
-def test_the_end_of_text_ends_a_sample(reciting: Reciting, by_bytes: Tokenizer) -> None:
+def test_the_end_of_text_token_ends_a_sample(reciting: Reciting, by_bytes: Tokenizer) -> None:
     drawing = Generator(reciting(recite("abcd", (256, ord("x")))), by_bytes)
     assert list(drawing.stream("a", greedy())) == ["b", "c", "d"]
     assert drawing.generate("a", greedy(num_samples=2)) == ["bcd", "bcd"]
 
 
-def test_samples_end_each_by_itself(reciting: Reciting, by_bytes: Tokenizer) -> None:
+def test_samples_end_independently(reciting: Reciting, by_bytes: Tokenizer) -> None:
     model = reciting(recite("bcdefg"))
     with torch.no_grad():
         model.wte.weight[ord("a"), [ord("b"), ord("f")]] = 1000.0
@@ -216,7 +230,7 @@ def test_an_empty_stop_string_is_refused(make_model: MakeModel, characters: Toke
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("new_tokens", [5, 50])
-def test_generate_goes_on_from_ids(make_model: MakeModel, block: str, new_tokens: int) -> None:
+def test_generate_continues_ids(make_model: MakeModel, block: str, new_tokens: int) -> None:
     model = make_model(block=block).train()
     idx = torch.randint(0, 29, (3, 4))
     out = generate(model, idx, new_tokens, 0.8, 5, seed=1)
@@ -236,16 +250,18 @@ def test_generate_is_greedy_at_temperature_0(make_model: MakeModel) -> None:
         assert torch.equal(out[:, t], model.predict(out[:, :t], targets=False).argmax(-1))
 
 
-def test_generate_refuses_settings_without_meaning(make_model: MakeModel) -> None:
+def test_generate_refuses_invalid_settings(make_model: MakeModel) -> None:
     with pytest.raises(InputError, match="temperature"):
         generate(make_model(), torch.zeros(1, 1, dtype=torch.long), 5, temperature=-1.0)
 
 
 def test_samples_side_by_side_fit_in_memory() -> None:
-    tiny = ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=9)
-    gpt2 = ModelConfig(block="gpt2", n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257)
-    vast = ModelConfig(n_layer=100, n_head=100, n_embd=12800, block_size=2**20, vocab_size=9)
+    tiny = ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=9).shape()
+    gpt2 = ModelConfig(
+        block="gpt2", n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257
+    ).shape()
+    vast = ModelConfig(n_layer=100, n_head=100, n_embd=12800, block_size=2**20, vocab_size=9).shape()
     assert rows_at_once(tiny) == 256
     assert 4 <= rows_at_once(gpt2) <= 8
     assert rows_at_once(vast) == 1
-    assert rows_at_once(ModelConfig(n_layer=0, vocab_size=9)) == 256
+    assert rows_at_once(ModelConfig(n_layer=0, vocab_size=9).shape()) == 256

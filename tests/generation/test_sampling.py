@@ -69,12 +69,12 @@ def test_top_p_that_equal_logits_meet_exactly_keeps_no_more(n: int) -> None:
         assert len(kept(sampling.keep_top_p(torch.zeros(1, n).double(), size / n))[0]) == size
 
 
-def test_top_p_treats_each_row_by_itself() -> None:
+def test_top_p_treats_rows_independently() -> None:
     rows = torch.tensor([[0.9, 0.05, 0.05], [0.3, 0.3, 0.4]]).log()
     assert [len(row) for row in kept(sampling.keep_top_p(rows, 0.8))] == [1, 3]
 
 
-def test_top_p_reaches_beyond_the_few_it_looks_at_first() -> None:
+def test_top_p_looks_beyond_the_likeliest_tokens_if_necessary() -> None:
     few = sampling._NUCLEUS
     flat, peaked = torch.zeros(8 * few), torch.zeros(8 * few)
     peaked[5] = 100.0
@@ -87,11 +87,11 @@ def test_top_p_reaches_beyond_the_few_it_looks_at_first() -> None:
 @pytest.mark.parametrize(
     ("p", "ids"), [(0.0, [0, 1, 2, 3]), (0.2, [0, 1, 3]), (0.5, [1, 3]), (0.7, [1]), (1.0, [1])]
 )
-def test_min_p_drops_what_is_far_less_likely_than_the_likeliest(p: float, ids: list[int]) -> None:
+def test_min_p_excludes_tokens_far_below_the_likeliest(p: float, ids: list[int]) -> None:
     assert kept(sampling.keep_min_p(LOGITS, p)) == [ids]
 
 
-def test_repetition_penalty_lowers_what_was_seen_on_both_sides_of_zero() -> None:
+def test_the_repetition_penalty_lowers_positive_and_negative_logits() -> None:
     logits = torch.tensor([[2.0, -2.0, 3.0, -3.0]])
     seen = torch.tensor([[True, True, False, False]])
     assert sampling.penalize_repetition(logits, seen, 2.0).tolist() == [[1.0, -4.0, 3.0, -3.0]]
@@ -112,7 +112,7 @@ def test_f24_the_smallest_temperatures_leave_only_the_largest(temperature: float
     assert probabilities.tolist() == [[0.5, 0.0, 0.5, 0.0]]
 
 
-def test_filters_apply_in_the_order_of_the_field() -> None:
+def test_filters_apply_in_order() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
     # Of the two that top-k leaves the first has 0.57 of what is left: top-p counts what is left.
     assert kept(sampling.restrict(logits, SampleConfig(temperature=1.0, top_k=2, top_p=0.5))) == [[0]]
@@ -137,7 +137,7 @@ def test_a_draw_inverts_the_distribution() -> None:
     st.one_of(st.just(0.0), st.just(1 - 2**-53), st.floats(0, 1, exclude_max=True)),
 )
 @settings(max_examples=200, deadline=None)
-def test_what_may_not_be_drawn_never_is(row: list[float], number: float) -> None:
+def test_excluded_tokens_are_never_drawn(row: list[float], number: float) -> None:
     chosen = int(sampling.draw(torch.tensor([row]), u(number)))
     assert row[chosen] > -INF
 
@@ -175,7 +175,7 @@ def test_a_seed_repeats_and_each_sample_has_its_own_numbers() -> None:
     }
 
 
-def test_without_a_seed_every_draw_is_new() -> None:
+def test_without_a_seed_every_draw_differs() -> None:
     config = SampleConfig(temperature=1.0)
     assert sequence(config, [0]) != sequence(config, [0])
 
@@ -195,7 +195,7 @@ def test_padding_of_the_vocabulary_is_never_drawn() -> None:
     assert {int(sampler(logits)) for _ in range(200)} == set(range(10))
 
 
-def test_repetition_counts_the_prompt_and_what_was_drawn() -> None:
+def test_repetition_counts_the_prompt_and_the_new_tokens() -> None:
     logits = torch.tensor([[4.0, 3.9, 3.8, 3.7]])
     config = SampleConfig(temperature=0.0, repetition_penalty=1.5)
     sampler = Sampler(config, [0], torch.tensor([[0, 0, 2]]), 4)
@@ -216,7 +216,7 @@ def test_repetition_counts_the_prompt_and_what_was_drawn() -> None:
         {"max_new_tokens": -1},
     ],
 )
-def test_f24_settings_without_meaning_are_refused(settings: dict[str, Any]) -> None:
+def test_f24_invalid_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError) as e:
         check(SampleConfig, settings, origin="flags")
     assert e.value.exit_code == 2

@@ -31,7 +31,7 @@ def run(pieces: list[str], stops: list[str]) -> tuple[list[str], bool]:
         (["sea"], ["s"], ["", ""]),
     ],
 )
-def test_pieces(pieces: list[str], stops: list[str], wanted: list[str]) -> None:
+def test_chunks_before_and_after_a_stop(pieces: list[str], stops: list[str], wanted: list[str]) -> None:
     assert run(pieces, stops)[0] == wanted
 
 
@@ -40,7 +40,7 @@ text = st.text("abc", max_size=20)
 
 @given(st.lists(text, max_size=8), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
 @settings(deadline=None)
-def test_what_comes_out_is_the_text_before_the_first_stop(pieces: list[str], stops: list[str]) -> None:
+def test_the_output_is_the_text_before_the_first_stop(pieces: list[str], stops: list[str]) -> None:
     whole = "".join(pieces)
     ends = [(whole.find(s) + len(s), whole.find(s)) for s in stops if s in whole]
     for cut in (pieces, list(whole), [whole]):
@@ -51,7 +51,7 @@ def test_what_comes_out_is_the_text_before_the_first_stop(pieces: list[str], sto
 
 @given(text, st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3))
 @settings(deadline=None)
-def test_exactly_what_could_begin_a_stop_is_held_back(whole: str, stops: list[str]) -> None:
+def test_exactly_what_may_start_a_stop_is_held_back(whole: str, stops: list[str]) -> None:
     filter, shown = StopStrings(stops), ""
     for n, character in enumerate(whole, 1):
         shown += filter.feed(character)

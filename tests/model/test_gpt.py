@@ -43,7 +43,7 @@ def test_grouped_heads_of_another_size_are_cached_alike(
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_a_repeated_cache_goes_on_as_each_sequence_would(make_model: MakeModel, block: str) -> None:
+def test_a_repeated_cache_continues_each_sequence(make_model: MakeModel, block: str) -> None:
     model = make_model(block=block)
     idx = torch.randint(0, 29, (1, 5))
     following = torch.randint(0, 29, (3, 2))
@@ -70,7 +70,7 @@ def test_a_cleared_cache_is_an_empty_one(make_model: MakeModel, block: str) -> N
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("t", [1, 7, 15])
-def test_a_token_changes_no_logits_before_it(make_model: MakeModel, block: str, t: int) -> None:
+def test_a_token_does_not_change_logits_before_it(make_model: MakeModel, block: str, t: int) -> None:
     model = make_model(block=block)
     idx = torch.randint(0, 29, (2, 16))
     other = idx.clone()
@@ -110,7 +110,7 @@ def test_predict_takes_the_last_tokens_that_fit_and_no_dropout(make_model: MakeM
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_dropout_acts_in_training_alone(make_model: MakeModel, block: str) -> None:
+def test_dropout_applies_only_in_training(make_model: MakeModel, block: str) -> None:
     model = make_model(block=block, dropout=0.5)
     idx = torch.randint(0, 29, (2, 16))
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_dropout_acts_in_training_alone(make_model: MakeModel, block: str) -> No
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_training_goes_on_after_a_prediction(make_model: MakeModel, block: str) -> None:
+def test_training_continues_after_a_prediction(make_model: MakeModel, block: str) -> None:
     model = make_model(block=block).train()
     idx = torch.randint(0, 29, (2, 9))
     model.predict(idx)
@@ -129,7 +129,7 @@ def test_training_goes_on_after_a_prediction(make_model: MakeModel, block: str) 
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_one_batch_is_learnt_by_heart(block: str) -> None:
+def test_a_model_overfits_one_batch(block: str) -> None:
     config = ModelConfig(block=block, n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=29)
     model = GPT(config.shape())
     torch.manual_seed(0)
@@ -159,7 +159,7 @@ def by_definition(activation: str, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "relu2"])
 @pytest.mark.parametrize("T", [1, 5])
-def test_activations_are_what_they_are_called(make_model: MakeModel, activation: str, T: int) -> None:
+def test_activations_match_their_definitions(make_model: MakeModel, activation: str, T: int) -> None:
     x = torch.randn(2, T, 32)
     for block, first, last in (("gpt2", "c_fc", "c_proj"), ("modern", "up_proj", "down_proj")):
         mlp = make_model(block=block, activation=activation).h[0].mlp
@@ -190,7 +190,7 @@ def test_hidden_and_head_are_forward(make_model: MakeModel) -> None:
         assert torch.equal(model.head(model.hidden(idx)), model(idx))
 
 
-def test_without_layers_a_model_is_a_table_of_what_follows(make_model: MakeModel) -> None:
+def test_without_layers_a_model_is_a_bigram_table(make_model: MakeModel) -> None:
     model = make_model(n_layer=0)
     idx = torch.tensor([[3, 1, 3]])
     table = model.state_dict()
@@ -208,7 +208,7 @@ def test_a_checkpoint_is_the_weights_and_nothing_else(make_model: MakeModel, blo
     assert ("lm_head.weight" in state) is not tied
 
 
-def test_a_vocabulary_is_needed() -> None:
+def test_a_shape_requires_a_vocabulary() -> None:
     with pytest.raises(InputError, match="vocab_size") as e:
         GPT(ModelConfig().shape())
     assert e.value.exit_code == 2
@@ -255,7 +255,7 @@ FLAT = {"batch_size": 32, "block_size": 256, "dropout": 0.3}
         ({"model": {"n_layer": 0, "vocab_size": 65}}, 65 * 65),
     ],
 )
-def test_parameter_counts_of_the_lineages(settings: dict[str, object], count: int) -> None:
+def test_parameter_counts_of_published_models(settings: dict[str, object], count: int) -> None:
     assert n_params(reading.parse(settings).model.shape()) == count
 
 
