@@ -65,6 +65,9 @@ _COMMANDS = {
     "env": "doctor",
     "diagnose": "doctor",
     "autocomplete": "completion",
+    "man": "help",
+    "docs": "help",
+    "version": "--version",
 }
 # Flags of other tools, by their meaning here.
 _FLAGS = {
@@ -168,7 +171,7 @@ def no_such_command(name: str, known: Sequence[str], rest: Sequence[str] = ()) -
     """
     what = f"no command {shorten(name)}"
     meant = _COMMANDS.get(name.lower(), "")
-    if meant and meant.split()[0] in known:
+    if meant.startswith("-") or meant.split(" ")[0] in known:
         typed = shlex.join([PROGRAM, *meant.split(), *rest])
         return InputError(what, why=f"quill calls it '{meant}'", hint=typed)
     close = get_close_matches(name, known, 3)

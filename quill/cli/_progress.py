@@ -12,13 +12,13 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 @contextmanager
 def bar(stream: TextIO | None) -> Iterator[Callable[[str, float, float | None], None]]:
-    """Draw a bar from the first report on, that goes when the work is done.
+    """Draw a progress bar from the first report to the end of the work.
 
     Args:
         stream: A terminal.
 
     Yields:
-        What moves it: called with the stage, what is done, and the total where it is known.
+        A function that reports the stage, how much of it is done, and the total if it is known.
     """
     console = Console(file=stream, markup=False, highlight=False, emoji=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -30,7 +30,7 @@ def bar(stream: TextIO | None) -> Iterator[Callable[[str, float, float | None], 
         nonlocal at
         drawn.start()
         if stage != at:
-            # A stage of its own has a speed of its own.
+            # Each stage has its own speed.
             drawn.reset(task, description=stage, total=total)
             at = stage
         drawn.update(task, completed=done, total=total)

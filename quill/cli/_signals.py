@@ -1,4 +1,4 @@
-"""What a command does on INT, TERM and HUP: it leaves nothing half made, and a run is saved first."""
+"""How commands end on INT, TERM and HUP: they clean up, and a run is saved first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SIGNALS = tuple(n for name in ("SIGINT", "SIGTERM", "SIGHUP") if (n := getattr(
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal came where there is nothing to save; it ends a command as Ctrl-C does."""
+    """A signal arrived while there was nothing to save; it ends a command as Ctrl-C does."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -23,10 +23,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals:
-    """The first INT, TERM or HUP asks a run to save and stop; the second ends the process at once.
+    """The first INT, TERM or HUP makes a run save and stop; the second ends the process at once.
 
-    Before the first step there is nothing to save, and the first one ends it too. A signal that is ignored
-    already, as HUP is under nohup, stays so.
+    Before the first step there is nothing to save, and the first signal ends the process too. A signal that
+    is already ignored, as HUP is under nohup, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Signals:
             try:
                 self._before[number] = signal.signal(number, self._receive)
             except ValueError:
-                # Only the main thread may listen; whoever called from another does so itself.
+                # Only the main thread can handle signals.
                 break
         return self
 
@@ -50,7 +50,7 @@ class Signals:
             signal.signal(number, handler)
 
     def notice(self, event: Event) -> None:
-        """Follow a run's events: from its first step on there is something to save."""
+        """Follow a run's events: after its first step there is something to save."""
         from quill.training.events import Started
 
         self._stepping = self._stepping or isinstance(event, Started)
@@ -69,7 +69,7 @@ class Signals:
 
 
 def end_in_order() -> None:
-    """Have the first TERM or HUP end a command as Ctrl-C does, so that it tidies up; the second is final."""
+    """Let the first TERM or HUP end a command as Ctrl-C does, with cleanup; the second is final."""
     for number in _SIGNALS:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _raise)

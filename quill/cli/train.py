@@ -12,6 +12,7 @@ from typer import Argument, Option
 from quill import strictjson
 from quill.cli import options
 from quill.cli._completion import completing, datasets, models
+from quill.cli._datasets import PREFIX
 from quill.cli._help import SETTINGS
 from quill.cli._signals import Signals
 from quill.cli._tables import Column
@@ -217,6 +218,8 @@ def read_config(session: Session, file: Path | None, name: str | None, what: str
         if "data.source" in overrides:
             raise InputError(f"'{what}' and --data are mutually exclusive", why="both name the text")
         overrides["data.source"] = what
+    if isinstance(overrides.get("data.source"), str):
+        overrides["data.source"] = overrides["data.source"].removeprefix(PREFIX)
     run = reading.load(file, overrides) if file else reading.parse({}, overrides, origin="the arguments")
     if run.name is None:
         run = run.model_copy(update={"name": reading.name_after(run.data.source)})

@@ -186,6 +186,18 @@ def test_every_failure_has_its_exit_code_and_no_traceback(failure, code, monkeyp
     assert len(err.splitlines()) <= 3
 
 
+def test_an_interrupted_run_is_a_note_and_no_error(monkeypatch, capsys):
+    fail_with(
+        errors.InterruptedRun("m:v1 was interrupted at step 9", signum=2, hint="repeat to resume"),
+        monkeypatch,
+    )
+    assert main(["train"]) == 130
+    assert capsys.readouterr() == ("", "m:v1 was interrupted at step 9; repeat to resume\n")
+    fail_with(KeyboardInterrupt(), monkeypatch)
+    assert main(["train"]) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
 def test_f40_out_of_memory_names_a_smaller_batch(monkeypatch, capsys):
     fail_with(MemoryError(), monkeypatch)
     assert main(["train"]) == 7
@@ -309,6 +321,7 @@ def test_flags_of_every_command_may_come_before_it(before, tmp_path, monkeypatch
         ("download hf:gpt2", "quill import hf:gpt2"),
         ("convert m --format gguf", "quill export m --format gguf"),
         ("lst", "quill list"),
+        ("version", "quill --version"),
     ],
 )
 def test_words_of_other_tools_lead_to_the_command(typed, hint, capsys):
@@ -335,7 +348,7 @@ def test_every_word_of_other_tools_leads_to_something_that_exists():
     import typer
 
     for meant in _errors._COMMANDS.values():
-        assert meant.split()[0] in COMMANDS
+        assert meant.split()[0] in [*COMMANDS, "--version"]
     group = typer.main.get_command(app.build(COMMANDS))
     known = {
         o

@@ -107,7 +107,7 @@ def test_examples_of_the_help_parse(screen, example):
 
 
 ROOT = Path(__file__).resolve().parents[2]
-# What stands for the values that an f-string fills in.
+# Stands for the values that an f-string fills in.
 FILLED = "1"
 
 
@@ -116,7 +116,7 @@ def _texts(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.JoinedStr):
-        yield "".join(str(v.value) if isinstance(v, ast.Constant) else FILLED for v in node.values)
+        yield "".join(str(v.value) if isinstance(v, ast.Constant) else _filled(v) for v in node.values)
     elif isinstance(node, ast.IfExp):
         yield from _texts(node.body)
         yield from _texts(node.orelse)
@@ -127,6 +127,13 @@ def _texts(node: ast.AST) -> Iterator[str]:
         for left in _texts(node.left):
             for right in _texts(node.right):
                 yield left + right
+
+
+def _filled(value: ast.expr) -> str:
+    """A value to stand for an interpolated expression: a path may have a space, unless it is quoted."""
+    source = ast.unparse(value)
+    is_path = re.search(r"\b(path|file|folder|link)\b[^.]*$", source)
+    return "a b" if is_path and "quote(" not in source else FILLED
 
 
 def _hints() -> list[tuple[str, str]]:

@@ -183,6 +183,8 @@ def test_the_argument_of_train_is_a_text_or_a_config(tmp_path, monkeypatch):
     run = read_config(session, None, None, "run.json")
     assert (run.name, run.data.source) == ("run", "a")
     assert read_config(session, None, None).name == "harpoon"
+    run = read_config(session, None, None, "data:sea")
+    assert (run.name, run.data.source) == ("sea", "sea")
     # A config and a text: the text replaces that of the config.
     run = read_config(session, tmp_path / "run.json", None, "notes.txt")
     assert (run.name, run.data.source) == ("run", "notes.txt")

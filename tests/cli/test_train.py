@@ -258,8 +258,8 @@ def test_the_live_display_shows_chart_loss_rate_speed_and_time(monkeypatch):
     ):
         assert words in shown, words
     screen = [line for line in on_screen(shown) if line]
-    assert [line.split(":")[0] for line in screen[1:]] == ["step 50", "m"]
-    assert screen[0].startswith("m:v1")
+    assert screen[0].startswith("m:v1: training")
+    assert [line.split(":")[0] for line in screen[2:]] == ["step 50", "m"]
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(80, 24), (120, 40), (40, 15), (20, 10), (300, 100)])
