@@ -33,8 +33,9 @@ for _name in ("SIGHUP", "SIGTERM"):
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the registry of whoever runs the tests nor their terminal's wishes reach a test."""
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither the user's registry and cache nor the terminal's settings reach a test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     for name in list(os.environ):
         if name.startswith("QUILL_") or name in (
             "NO_COLOR",

@@ -62,7 +62,7 @@ class Lines:
             if now - self._last >= LINE_INTERVAL:
                 self._last = now
                 self._output.say(describe(event))
-        elif isinstance(event, events.Saved):
+        elif isinstance(event, events.Saved | events.Stage):
             self._output.detail(describe(event))
         else:
             self._output.say(describe(event))
@@ -109,7 +109,10 @@ class Live:
             self._val.add(event.step, event.val_loss)
             self._best = event if event.best else self._best
         self._lift()
-        self._lines(event)
+        if isinstance(event, events.Stage):
+            self._output.say(describe(event))
+        else:
+            self._lines(event)
 
     def _show(self, event: events.Stepped, left: float | None) -> None:
         if self._panel is None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @options.command(
     {"": DataConfig},
-    skip={"source"},
+    skip={"source", "unknown"},
     examples="""
     quill prepare notes.txt --name notes
     quill prepare 'texts/*.md' --tokenizer bpe --vocab-size 4096

@@ -106,8 +106,15 @@ def command(
     ] = False,
     max_minutes: Annotated[
         float | None,
-        Option(metavar="NUMBER", help="Save and stop after N minutes; rerun to resume (default: no limit)."),
+        Option(metavar="NUMBER", help="Train for at most N minutes; the learning rate decays in that time."),
     ] = None,
+    publish: Annotated[
+        bool,
+        Option(
+            "--publish/--no-publish",
+            help="At the time limit, publish the model, or save and pause until rerun.",
+        ),
+    ] = True,
     wait: Annotated[
         float,
         Option(
@@ -149,7 +156,7 @@ def command(
         return
     with Signals() as signals:
         from quill.cli import _training_display
-        from quill.training.run import train
+        from quill.training.events import Stage
 
         def history(reference: str) -> Curves:
             from quill.evaluation import curves
@@ -165,6 +172,9 @@ def command(
                 signals.notice(event)
                 observer(event)
 
+            observer(Stage("loading torch", 0.0))
+            from quill.training.run import train
+
             outcome = train(
                 run,
                 registry,
@@ -172,6 +182,7 @@ def command(
                 resume=resume,
                 new_version=new_version,
                 max_seconds=_seconds(max_minutes),
+                publish=publish,
                 wait=wait,
                 keep=keep,
                 observer=observe,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from quill import discovery
@@ -74,6 +74,11 @@ class DataConfig(Section):
     )
     vocabulary: list[str] | None = setting(
         None, "Characters of a char tokenizer in id order; defaults to the characters of the text, sorted."
+    )
+    unknown: Literal["add", "skip", "error"] | None = setting(
+        None,
+        "Characters missing from the vocabulary of the model to start from: add, skip or error; defaults "
+        "to add.",
     )
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.1, "Fraction of the text, taken from its end, to hold out for validation."
@@ -167,10 +172,17 @@ class ModelConfig(Section):
     def _known_block(cls, value: str) -> str:
         return _registered(blocks.PACKAGE, value)
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill_in(cls, data: Any) -> Any:
-        """Derive unset sizes, so that what is stored is what ran."""
+    def _fill_in(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Derive unset sizes, so that what is stored is what ran; model_fields_set stays what was given."""
+        made = handler(cls._filled(data))
+        if isinstance(data, dict):
+            made.model_fields_set.intersection_update(k for k, v in data.items() if v is not None)
+        return made
+
+    @classmethod
+    def _filled(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         data = {k: v for k, v in data.items() if v is not None}

@@ -73,6 +73,31 @@ class Reading:
         self.bytes[split] += len(data)
 
 
+class Skipping:
+    """Chunks without some characters.
+
+    Args:
+        chunks: The stream.
+        characters: The characters to leave out.
+
+    Attributes:
+        bytes: UTF-8 bytes left out so far.
+        characters: Characters left out so far.
+    """
+
+    def __init__(self, chunks: Iterable[Chunk], characters: str) -> None:
+        self._chunks = chunks
+        self._table = dict.fromkeys(map(ord, characters))
+        self.bytes = self.characters = 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in self._chunks:
+            kept = Chunk(fragment.translate(self._table) for fragment in chunk)
+            self.bytes += len(chunk.utf8()) - len(kept.utf8())
+            self.characters += sum(map(len, chunk)) - sum(map(len, kept))
+            yield kept
+
+
 def tasks(
     chunks: Iterable[Chunk], boundary: Callable[[str], int], *, joined: bool, size: int = TASK
 ) -> Iterator[Task]:

@@ -24,6 +24,8 @@ _SETTINGS = ("tokenizer", "vocab_size", "vocabulary", "val_fraction", "encoding"
 _KEYED = ("tokenizer", "vocab_size", "vocabulary", "val_fraction")
 # Fingerprint of a tokenizer that was trained on another text.
 _GIVEN = "tokenizer_sha256"
+# Recorded if characters were skipped.
+_UNKNOWN = "unknown"
 
 
 def settings_of(config: DataConfig, tokenizer: base.Tokenizer | None) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def settings_of(config: DataConfig, tokenizer: base.Tokenizer | None) -> dict[st
 
 def key_of(settings: Mapping[str, Any], survey: Survey) -> str:
     """Return the key of the dataset made from a text with these settings."""
-    keyed = {k: settings[k] for k in (*_KEYED, _GIVEN) if k in settings}
+    keyed = {k: settings[k] for k in (*_KEYED, _GIVEN, _UNKNOWN) if k in settings}
     made_of = {"schema": SCHEMA_VERSION, "text": survey.sha256, "layout": survey.layout, **keyed}
     return hashlib.sha256(strictjson.canonical(made_of)).hexdigest()
 

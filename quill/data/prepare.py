@@ -12,14 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from quill import __version__, fsio, naming, strictjson
 from quill.config.settings import DataConfig
 from quill.data import encode, locks, matching, shards, sources, store, survey
 from quill.data.named_sources import NAMED, OnBytes
 from quill.data.store import MANIFEST, TOKENIZER, Dataset
-from quill.errors import CorruptError, InputError, NotFoundError, RefusedError
+from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, shorten
 from quill.tokenizers import base
 
 
@@ -88,7 +88,9 @@ def prepare(
         text_field=config.text_field,
         on_bytes=_reporter(observer),
     ) as text:
-        preparation = _Preparation(text, settings, root, workers, observer, tokenizer)
+        preparation = _Preparation(
+            text, settings, root, workers, observer, tokenizer, config.unknown or "error"
+        )
         with locks.shared(root / (name or text.label)):
             return preparation.run(name, force=force)
 
@@ -160,6 +162,7 @@ class _Preparation:
         workers: int | None,
         observer: Observer | None,
         tokenizer: base.Tokenizer | None,
+        unknown: Literal["add", "skip", "error"],
     ) -> None:
         self.text = text
         self.settings = settings
@@ -168,6 +171,8 @@ class _Preparation:
         self.observer = observer
         self.tokenizer = tokenizer
         self.kind = base.load(settings["tokenizer"])
+        self.unknown = unknown
+        self.skipped = ""
 
     def run(self, name: str | None, *, force: bool) -> Dataset:
         """Find the dataset, or make it under the first name that is free."""
@@ -177,6 +182,7 @@ class _Preparation:
         same = next((d for d in known if self._is_stamped(d, stamp) and self._is_intact(d)), None)
         if same is None:
             surveyed = self._survey()
+            self._handle_unknown(surveyed)
             key = matching.key_of(self.settings, surveyed)
             same = next((d for d in known if d.key == key and self._is_intact(d)), None)
         else:
@@ -224,10 +230,12 @@ class _Preparation:
         reading = encode.Reading(self.text, at, "encoding")
         files: dict[str, dict[str, Any]] = {}
         splits: dict[str, dict[str, int]] = {}
+        skipped: dict[str, tuple[int, int]] = {}
         for split, chunks in (("train", reading.first()), ("val", reading.second())):
+            kept = encode.Skipping(chunks, self.skipped) if self.skipped else chunks
             try:
                 written = shards.write(
-                    staged / f"{split}.bin", encode.encode(chunks, tokenizer, workers=self.workers)
+                    staged / f"{split}.bin", encode.encode(kept, tokenizer, workers=self.workers)
                 )
             except InputError:
                 # The survey accepted this text, so what fails now is another text.
@@ -235,10 +243,16 @@ class _Preparation:
                 raise
             files[f"{split}.bin"] = {"bytes": written.bytes, "sha256": written.sha256}
             splits[split] = {"tokens": written.tokens}
+            skipped[split] = (kept.bytes, kept.characters) if isinstance(kept, encode.Skipping) else (0, 0)
         if reading.sha256 != surveyed.sha256:
             raise sources.changed(self.text.names[0])
-        splits["train"] |= {"bytes": reading.bytes[0], "characters": at}
-        splits["val"] |= {"bytes": reading.bytes[1], "characters": surveyed.characters - at}
+        characters = (at, surveyed.characters - at)
+        for i, split in enumerate(splits):
+            bytes_less, characters_less = skipped[split]
+            splits[split] |= {
+                "bytes": reading.bytes[i] - bytes_less,
+                "characters": characters[i] - characters_less,
+            }
         raw = strictjson.encode(tokenizer.to_dict())
         sha256 = fsio.create(staged / TOKENIZER, [raw])
         files[TOKENIZER] = {"bytes": len(raw), "sha256": sha256}
@@ -304,6 +318,26 @@ class _Preparation:
             "and a model learns from at least two different characters",
             hint="name a longer text",
         )
+
+    def _handle_unknown(self, surveyed: survey.Survey) -> None:
+        """Add the text's new characters to a given vocabulary, or leave them out, as the settings say."""
+        vocabulary = self.settings["vocabulary"]
+        if vocabulary is None or self.unknown == "error":
+            return
+        new = sorted(set(surveyed.alphabet).difference(vocabulary))
+        if not new:
+            return
+        if self.unknown == "add":
+            self.settings = {**self.settings, "vocabulary": [*vocabulary, *new]}
+            self.tokenizer = self.kind.train([], vocabulary=[*vocabulary, *new])
+            done = "added to the vocabulary"
+        else:
+            self.settings = {**self.settings, "unknown": "skip"}
+            self.skipped = "".join(new)
+            done = "skipped"
+        if self.observer:
+            characters = "1 new character is" if len(new) == 1 else f"{len(new):,} new characters are"
+            self.observer(Notice(f"{characters} {done}: {shorten(''.join(new))}"))
 
     def _cut(self, characters: int) -> int:
         """Characters of the training split, as nanoGPT counts them: int(n * 0.9)."""

@@ -42,6 +42,7 @@ class Status(TypedDict):
     data_key: str | None
     parent: Source | None
     facts: dict[str, Any] | None
+    extends: Source | None
 
 
 _STATUS: Mapping[str, type] = {
@@ -54,6 +55,7 @@ _STATUS: Mapping[str, type] = {
     "data_key": str,
     "parent": dict,
     "facts": dict,
+    "extends": dict,
 }
 
 

@@ -77,6 +77,7 @@ class Manifest(TypedDict):
     config_sha256: str | None
     data: Data | None
     parent: Source | None
+    extends: Source | None
     copied_from: Source | None
     imported: Imported | None
     seeds: dict[str, int] | None
@@ -85,6 +86,7 @@ class Manifest(TypedDict):
     compiled: bool | None
     parameters: int | None
     steps: int | None
+    ended: str | None
     best_step: int | None
     best_val_loss: float | None
     bits_per_byte: float | None
@@ -110,6 +112,7 @@ _FIELDS: Fields = {
         "tokenizer_sha256": str,
     },
     "parent": _SOURCE,
+    "extends": _SOURCE,
     "copied_from": _SOURCE,
     "imported": {"format": str, "notes": list},
     "seeds": {"train": int},
@@ -118,6 +121,7 @@ _FIELDS: Fields = {
     "compiled": bool,
     "parameters": int,
     "steps": int,
+    "ended": str,
     "best_step": int,
     "best_val_loss": float,
     "bits_per_byte": float,

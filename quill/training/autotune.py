@@ -1,17 +1,23 @@
-"""Choosing a run's precision and compilation by measurement."""
+"""Choosing a run's precision and compilation by measurement, once per computer and configuration."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from quill import fsio, strictjson
 from quill.config.settings import RunConfig, TrainConfig
-from quill.errors import InputError
+from quill.errors import InputError, QuillError
 from quill.model.gpt import GPT
 from quill.training.device import Device
 from quill.training.trainer import Trainer
@@ -21,12 +27,25 @@ if TYPE_CHECKING:
 
 # Compiling takes about a minute, so a run must be long enough to win it back.
 _COMPILE_PAYS_AFTER_SECONDS = 600.0
+# A pass over a whole batch may take minutes and gigabytes, so a share of its sequences is timed.
+_TRIAL_FLOPS = 1e11
+# One choice is timed for no longer than this.
+_TRIAL_SECONDS = 1.0
+_FILE = "autotune.json"
 
 
 def choose(
-    model: GPT, config: RunConfig, dataset: Dataset, device: str, earlier: dict[str, Any] | None
+    model: GPT,
+    config: RunConfig,
+    dataset: Dataset,
+    device: str,
+    earlier: dict[str, Any] | None = None,
+    stage: Callable[[str], None] = lambda name: None,
 ) -> Device:
-    """Choose precision and compilation by timing the run's own first step.
+    """Choose precision and compilation by timing a share of the run's first step.
+
+    The choice is remembered in the user's cache directory, so that the same command on the same computer
+    computes the same numbers.
 
     Args:
         model: On the device; its weights do not change.
@@ -34,47 +53,30 @@ def choose(
         dataset: Its data.
         device: Where it runs.
         earlier: The choice of the interrupted run, kept so that it resumes bit for bit.
+        stage: Receives the name of each measurement before it starts.
     """
     c = config.train
     if earlier is not None and earlier["device"].partition(":")[0] == device.partition(":")[0]:
         return Device(device, earlier["dtype"], earlier["compiled"])
-
-    def trial(using: Device) -> Callable[[str], None]:
-        trainers: dict[str, Trainer] = {}
-
-        def step(dtype: str) -> None:
-            chosen = Device(device, dtype, using.compiled)
-            trainer = trainers.setdefault(dtype, Trainer(model, c, dataset.train, chosen))
-            model.train()
-            trainer.gradients()
-            model.zero_grad(set_to_none=True)
-            chosen.synchronize()
-
-        return step
-
     dtypes = candidates(device, c)
-    wants_timing = len(dtypes) > 1 or (c.compile == "auto" and can_compile(device))
-    dtype, seconds = dtypes[0], 0.0
-    if wants_timing:
-        dtype, seconds = fastest(dtypes, trial(Device(device, dtypes[0], False)))
-    plain = Device(device, dtype, False)
-    if c.compile == "off" or (c.compile == "auto" and not can_compile(device)):
-        return plain
-    if c.compile == "auto" and seconds * c.max_iters < _COMPILE_PAYS_AFTER_SECONDS:
-        return plain
-    compiled = Device(device, dtype, True)
-    try:
-        _, with_compiler = fastest([dtype], trial(compiled))
-    except Exception as e:  # torch's compiler fails in as many ways as there are toolchains
-        if c.compile == "on":
-            raise InputError(
-                "torch.compile does not work here",
-                why=str(e).splitlines()[0][:200],
-                hint="set train.compile=off",
-            ) from e
-        torch.compiler.reset()
-        return plain
-    return compiled if c.compile == "on" or with_compiler < 0.9 * seconds else plain
+    may_compile = c.compile == "on" or (c.compile == "auto" and can_compile(device))
+    if len(dtypes) == 1 and not may_compile:
+        return Device(device, dtypes[0], False)
+    key = _key(config, device)
+    with suppress(KeyError, TypeError):
+        known = _remembered()[key]
+        return Device(device, known["dtype"], known["compiled"])
+    chosen = _measured(model, config, dataset, device, dtypes, may_compile, stage)
+    _remember(key, chosen)
+    return chosen
+
+
+def share_of(model: GPT, config: TrainConfig) -> TrainConfig:
+    """The settings of a step over as few of a batch's sequences as can be timed."""
+    parameters = sum(p.numel() for p in model.parameters())
+    per_sequence = 6 * parameters * model.shape.block_size
+    rows = min(config.batch_size, max(1, int(_TRIAL_FLOPS / max(per_sequence, 1))))
+    return config.model_copy(update={"batch_size": rows, "gradient_accumulation_steps": 1})
 
 
 def candidates(device: str, config: TrainConfig) -> list[str]:
@@ -110,12 +112,13 @@ def fastest(choices: list[str], step: Callable[[str], None], repeats: int = 3) -
     best, best_seconds = choices[0], float("inf")
     for choice in choices:
         step(choice)
-        seconds = float("inf")
+        seconds, begun = float("inf"), time.perf_counter()
         for _ in range(repeats):
             start = time.perf_counter()
             step(choice)
-            seconds = min(seconds, time.perf_counter() - start)
-            if seconds > 1:
+            now = time.perf_counter()
+            seconds = min(seconds, now - start)
+            if now - begun > _TRIAL_SECONDS:
                 break
         if seconds < best_seconds * (1.0 if best_seconds == float("inf") else 0.9):
             best, best_seconds = choice, seconds
@@ -131,3 +134,91 @@ def can_compile(device: str) -> bool:
 
         return find_spec("triton") is not None
     return device == "cpu" and any(shutil.which(c) for c in ("g++", "clang++"))
+
+
+def cache_file() -> Path:
+    """Where the choices are remembered."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("quill", appauthor=False)) / _FILE
+
+
+def _measured(
+    model: GPT,
+    config: RunConfig,
+    dataset: Dataset,
+    device: str,
+    dtypes: list[str],
+    may_compile: bool,
+    stage: Callable[[str], None],
+) -> Device:
+    c = config.train
+    share = share_of(model, c)
+
+    def trial(settings: TrainConfig, compiled: bool) -> Callable[[str], None]:
+        trainers: dict[str, Trainer] = {}
+
+        def step(dtype: str) -> None:
+            using = Device(device, dtype, compiled)
+            trainer = trainers.setdefault(dtype, Trainer(model, settings, dataset.train, using))
+            model.train()
+            trainer.gradients()
+            model.zero_grad(set_to_none=True)
+            using.synchronize()
+
+        return step
+
+    stage(f"measuring {' and '.join(dtypes)}")
+    dtype, seconds = fastest(dtypes, trial(share, False))
+    plain = Device(device, dtype, False)
+    passes = c.batch_size / share.batch_size * c.gradient_accumulation_steps
+    if not may_compile or (
+        c.compile == "auto" and seconds * passes * c.max_iters < _COMPILE_PAYS_AFTER_SECONDS
+    ):
+        return plain
+    stage("compiling, about a minute")
+    # Compiled code is made for one shape, which has to be the run's own.
+    whole = c.model_copy(update={"gradient_accumulation_steps": 1})
+    try:
+        _, compiled_seconds = fastest([dtype], trial(whole, True))
+    except Exception as e:  # torch's compiler fails in as many ways as there are toolchains
+        if c.compile == "on":
+            raise InputError(
+                "torch.compile does not work here",
+                why=str(e).splitlines()[0][:200],
+                hint="set train.compile=off",
+            ) from e
+        torch.compiler.reset()
+        return plain
+    gains = compiled_seconds < 0.9 * seconds * c.batch_size / share.batch_size
+    return Device(device, dtype, True) if c.compile == "on" or gains else plain
+
+
+def _key(config: RunConfig, device: str) -> str:
+    """A hash of everything that the choice depends on."""
+    c = config.train
+    settings = ("batch_size", "gradient_accumulation_steps", "max_iters", "dtype", "compile")
+    facts = {
+        "model": config.model.model_dump(),
+        "train": {name: getattr(c, name) for name in settings},
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "computer": [platform.node(), platform.machine(), os.cpu_count(), torch.get_num_threads()],
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(strictjson.canonical(facts)).hexdigest()
+
+
+def _remembered() -> dict[str, Any]:
+    """All choices by key; none if the cache is missing or damaged."""
+    with suppress(OSError, QuillError):
+        found = strictjson.read(cache_file())
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _remember(key: str, choice: Device) -> None:
+    """Write a choice down; if that fails, the next run measures again."""
+    with suppress(OSError, QuillError):
+        path, value = cache_file(), {"dtype": choice.dtype, "compiled": choice.compiled}
+        fsio.make_dir(path.parent)
+        fsio.write_json(path, {**_remembered(), key: value})

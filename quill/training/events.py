@@ -10,6 +10,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Something that takes a while before the first step has begun; `seconds` since the call began."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Started:
     """The first step is about to run; `step` is above 0 when the run is resumed."""
 
@@ -66,7 +74,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The model is published; `reason` is why the run ended."""
+    """The model is published; `reason` is why the run ended, `path` its folder, `next` a command to try."""
 
     reference: str
     step: int
@@ -74,6 +82,8 @@ class Finished:
     best_step: int
     seconds: float
     reason: str
+    path: str = ""
+    next: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ class Notice:
     message: str
 
 
-Event = Started | Stepped | Evaluated | Saved | Finished | Notice
+Event = Stage | Started | Stepped | Evaluated | Saved | Finished | Notice
 Observer = Callable[[Event], None]
 
 

@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill.checkpoint.load import read_config, read_tokenizer
-from quill.config.settings import DataConfig, RunConfig
+from quill.config.settings import DataConfig, RunConfig, TrainConfig
 from quill.data import prepare
 from quill.data.batches import check_length
 from quill.errors import InputError, NotFoundError
 from quill.formats import importing
 from quill.registry.folder import Folder
 from quill.registry.store import Registry
+from quill.training import finetune
 
 if TYPE_CHECKING:
     from quill.data.store import Dataset
     from quill.tokenizers.base import Tokenizer
 
+_DERIVED = ("learning_rate", "muon_learning_rate")
+_DEFAULTS = {name: field.default for name, field in TrainConfig.model_fields.items()}
+# Fine-tuning at the rates of a first training forgets what the parent knows.
+_FINE_TUNING_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A run's settings and data, which fit each other.
+
+    Attributes:
+        config: The settled config: every setting has the value it runs with.
+        dataset: The prepared data.
+        derived: Settings that were not given and follow from others, by dotted path.
+        notes: What the user should know about them, a sentence each.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    derived: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def adopt(self, ran: RunConfig) -> RunConfig:
+        """The config with the derived settings that an earlier call of this run has chosen."""
+        names = [path.removeprefix("train.") for path in self.derived]
+        chosen = {name: getattr(ran.train, name) for name in names}
+        return self.config.model_copy(update={"train": self.config.train.model_copy(update=chosen)})
+
 
 def settle(
     config: RunConfig, data_root: Path, parent: Folder | None, on_data: prepare.Observer | None = None
-) -> tuple[RunConfig, Dataset]:
+) -> Inputs:
     """Prepare the dataset and complete the settings that depend on it.
 
     Args:
@@ -31,9 +61,6 @@ def settle(
         parent: The model to start from, which gives shape and tokenizer.
         on_data: Receives the progress of preparing the data.
 
-    Returns:
-        The settled config, with vocabulary size and tokenizer, and the dataset.
-
     Raises:
         InputError: The data is too short for the context, or does not fit the parent.
     """
@@ -41,7 +68,7 @@ def settle(
     known = None
     if parent is not None:
         known = read_tokenizer(parent)
-        model = read_config(parent).model.model_copy(update={"dropout": model.dropout})
+        model = finetune.shape(model, read_config(parent).model, parent.reference)
         if data.tokenizer not in (None, known.kind):
             raise InputError(
                 f"'data.tokenizer' = '{data.tokenizer}' is not the tokenizer of {parent.reference}",
@@ -51,9 +78,13 @@ def settle(
         data = _with_tokenizer_of(data, known)
     dataset = prepare.ensure(data, data_root, on_data, tokenizer=known)
     tokens = dataset.tokenizer.vocab_size
-    if model.vocab_size is None or parent is not None:
-        model = model.model_copy(update={"vocab_size": model.vocab_size or tokens})
-    if model.vocab_size is not None and model.vocab_size < tokens:
+    if parent is not None:
+        model = model.model_copy(update={"vocab_size": max(model.vocab_size or 0, tokens)})
+        if data.vocabulary is not None:
+            data = data.model_copy(update={"vocabulary": list(dataset.tokenizer.to_dict()["vocabulary"])})
+    elif model.vocab_size is None:
+        model = model.model_copy(update={"vocab_size": tokens})
+    elif model.vocab_size < tokens:
         raise InputError(
             f"'model.vocab_size' = {model.vocab_size} is too small",
             why=f"the tokenizer of '{dataset.name}' has {tokens:,} tokens",
@@ -63,7 +94,30 @@ def settle(
     if dataset.settings["val_fraction"]:
         check_length(dataset.count("val"), model.block_size, "validation", dataset=dataset.name)
     data = data.model_copy(update={"tokenizer": dataset.tokenizer.kind})
-    return config.model_copy(update={"data": data, "model": model}), dataset
+    train, notes = rates(config.train)
+    derived = frozenset(f"train.{name}" for name in _DERIVED if not _is_given(config.train, name))
+    settled = config.model_copy(update={"data": data, "model": model, "train": train})
+    return Inputs(settled, dataset, derived, notes)
+
+
+def rates(train: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Derive the learning rates that were not given: lower for fine-tuning, Muon's in proportion to AdamW's.
+
+    Returns:
+        The settings, and a sentence for each derived rate that is not the default.
+    """
+    chosen: dict[str, float] = {}
+    notes = []
+    rate = train.learning_rate
+    lower = _FINE_TUNING_SHARE * _DEFAULTS["learning_rate"]
+    if train.init_from and not _is_given(train, "learning_rate") and train.min_lr <= lower:
+        rate = chosen["learning_rate"] = lower
+        notes.append(f"fine-tuning at a learning rate of {lower:g}, a tenth of the default for a new model")
+    ratio = rate / _DEFAULTS["learning_rate"]
+    if train.optimizer == "muon" and ratio != 1 and not _is_given(train, "muon_learning_rate"):
+        muon = chosen["muon_learning_rate"] = min(100.0, ratio * _DEFAULTS["muon_learning_rate"])
+        notes.append(f"Muon's learning rate is {muon:g}, in proportion to learning_rate")
+    return train.model_copy(update=chosen), tuple(notes)
 
 
 def parent_of(
@@ -96,9 +150,14 @@ def parent_of(
         return draft
 
 
+def _is_given(train: TrainConfig, name: str) -> bool:
+    return name in train.model_fields_set
+
+
 def _with_tokenizer_of(data: DataConfig, known: Tokenizer) -> DataConfig:
     """Data settings that encode a text with the parent's tokenizer."""
     own: dict[str, Any] = {"tokenizer": known.kind, "vocab_size": None, "vocabulary": None}
     if known.learns == "characters":
         own["vocabulary"] = list(known.to_dict()["vocabulary"])
+        own["unknown"] = data.unknown or "add"
     return data.model_copy(update=own)

@@ -8,7 +8,8 @@ from typing import Any
 from quill.evaluation.curves import METRICS, read_metrics
 from quill.registry.draft import Draft
 from quill.registry.manifest import LOG
-from quill.training.events import Evaluated, Event, Finished, Notice, Saved, Started, Stepped
+from quill.training.events import Evaluated, Event, Finished, Notice, Saved, Stage, Started, Stepped
+from quill.units import duration
 
 
 class RunLog:
@@ -74,9 +75,12 @@ def describe(event: Event) -> str:
         case Saved():
             return f"step {event.step:,}: resume state saved"
         case Finished():
-            return (
-                f"{event.reference}: {event.reason} after {event.step:,} steps; val loss {event.val_loss:.4f}"
-            )
+            text = f"{event.reference}: {event.reason} after {event.step:,} steps"
+            text += f"; val loss {event.val_loss:.4f} (step {event.best_step:,})"
+            text += f"; saved in {event.path}" if event.path else ""
+            return text + (f"; next: {event.next}" if event.next else "")
+        case Stage():
+            return f"{event.name} ({duration(event.seconds)})" if event.seconds >= 1 else event.name
         case Notice():
             return event.message
     return ""

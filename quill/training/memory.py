@@ -1,26 +1,42 @@
-"""What a run needs in memory, known by arithmetic before anything is allocated."""
+"""What a run needs in memory: refused by arithmetic before anything is allocated, then measured.
+
+Legend: B batch, T context length, C n_embd, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 
 from quill.config.settings import RunConfig
 from quill.errors import InputError
-from quill.model.gpt import n_params
+from quill.model.gpt import GPT, n_params
+from quill.training.device import Device
 from quill.units import size
+
+if TYPE_CHECKING:
+    from quill.data.batches import Tokens
+    from quill.training.trainer import Trainer
 
 # Weights, gradients and AdamW's two momenta, float32 each.
 _BYTES_PER_PARAMETER = 16
+# Random numbers, positions and ids of a window while a batch is drawn.
+_BYTES_PER_WINDOW = 24
+# Beyond this depth, building the modules takes longer than any use of them is worth.
+_MOST_LAYERS = 10_000
+# An estimate of so many batches may not read the validation split more often than this.
+_MANY_BATCHES, _MOST_READINGS = 10_000, 1000
+_ROWS_OF_ESTIMATE = 16
 
 
 def check(config: RunConfig, device: str) -> int:
-    """Refuse a model whose weights and optimizer do not fit.
+    """Refuse a model, or a batch of it, that cannot fit, in milliseconds and without allocating either.
 
     Args:
-        config: The run, with vocab_size set.
+        config: The run; an unset vocab_size counts as two tokens.
         device: Where it would run.
 
     Returns:
@@ -29,7 +45,8 @@ def check(config: RunConfig, device: str) -> int:
     Raises:
         InputError: With the memory it would need and what there is.
     """
-    parameters = n_params(config.model.shape())
+    c, model = config.train, config.model.shape(config.model.vocab_size or 2)
+    parameters = n_params(model)
     needed, present = parameters * _BYTES_PER_PARAMETER, of_device(device)
     if needed > present:
         raise InputError(
@@ -37,7 +54,101 @@ def check(config: RunConfig, device: str) -> int:
             why=f"training it needs {size(needed)} before any activation; {device} has {size(present)}",
             hint="lower model.n_layer, model.n_embd or model.vocab_size",
         )
+    if model.n_layer > _MOST_LAYERS:
+        raise InputError(
+            f"'model.n_layer' = {model.n_layer:,} is too deep",
+            why=f"quill trains models of up to {_MOST_LAYERS:,} blocks",
+            hint="lower model.n_layer",
+        )
+    # A lower bound: the inputs of a block's projections and norms, its hidden layer, and the logits.
+    width = 2 if c.dtype != "float32" else 4
+    per_token = 16 + model.n_layer * (3 * model.n_embd + model.mlp_size) * width + 4 * model.vocab_size
+    batch = c.batch_size * model.block_size * per_token
+    windows = c.batch_size * c.gradient_accumulation_steps * _BYTES_PER_WINDOW
+    require(needed + batch + windows, config, device, "at least ")
     return needed
+
+
+def require(needed: int, config: RunConfig, device: str, bound: str = "about ") -> None:
+    """Refuse a batch that does not fit.
+
+    Args:
+        needed: Bytes of the model and of a step.
+        config: The run.
+        device: Where it would run.
+        bound: What is said before the figure.
+    """
+    present = of_device(device)
+    if needed <= present:
+        return
+    c = config.train
+    name = "batch_size" if c.batch_size > 1 else "gradient_accumulation_steps"
+    if c.batch_size == c.gradient_accumulation_steps == 1:
+        name = ""
+    raise InputError(
+        f"a batch of {c.batch_size:,} sequences of {config.model.block_size:,} tokens does not fit in memory",
+        why=f"training needs {bound}{size(needed)}; {device} has {size(present)}",
+        hint=f"lower train.{name}" if name else "lower model.block_size",
+    )
+
+
+def check_batch(model: GPT, config: RunConfig, train: Tokens, device: Device) -> None:
+    """Refuse a batch that does not fit, after measuring what one sequence and two need.
+
+    Args:
+        model: On the device.
+        config: The run.
+        train: Ids of the training split, (n,).
+        device: Where it runs, in which precision.
+    """
+    from quill.training.trainer import Trainer
+
+    def measured(sequences: int) -> int:
+        settings = config.train.model_copy(
+            update={"batch_size": sequences, "gradient_accumulation_steps": 1, "optimizer": "adamw"}
+        )
+        return activations(Trainer(model, settings, train, Device(device.name, device.dtype, False)))
+
+    one = measured(1)
+    each = measured(2) - one if config.train.batch_size > 1 else 0
+    fixed = _BYTES_PER_PARAMETER * sum(p.numel() for p in model.parameters())
+    require(fixed + one + each * (config.train.batch_size - 1), config, device.name)
+
+
+def check_evaluation(config: RunConfig, val_tokens: int) -> None:
+    """Refuse an evaluation that would read the validation split over and over.
+
+    Args:
+        config: The run.
+        val_tokens: Tokens of the validation split.
+    """
+    n = config.train.eval_iters
+    if n is None or n <= _MANY_BATCHES or not val_tokens:
+        return
+    times = n * _ROWS_OF_ESTIMATE * config.model.block_size // val_tokens
+    if times > _MOST_READINGS:
+        raise InputError(
+            f"'train.eval_iters' = {n:,} is too many",
+            why=f"each evaluation would read the validation split of {val_tokens:,} tokens {times:,} times",
+            hint="leave train.eval_iters unset to read it once",
+        )
+
+
+def activations(trainer: Trainer) -> int:
+    """Bytes that a forward pass of the trainer's batch keeps for the backward pass, measured."""
+    weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        trainer.gradients()
+    trainer.model.zero_grad(set_to_none=True)
+    return sum(seen.values())
 
 
 def of_device(device: str) -> int:

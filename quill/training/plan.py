@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from quill.config.settings import RunConfig
 from quill.data import prepare
 from quill.model.gpt import GPT
@@ -17,9 +15,6 @@ from quill.training import autotune, memory
 from quill.training.device import find_device
 from quill.training.inputs import parent_of, settle
 from quill.training.trainer import Trainer
-
-# A pass of a large model may take minutes, so only a share of its batch is timed.
-_TRIAL_FLOPS = 2e11
 
 
 @dataclass(frozen=True)
@@ -76,19 +71,18 @@ def plan(
         InputError: The settings do not fit the data, the parent or the device.
     """
     parent = parent_of(config, registry)
-    config, dataset = settle(config, data_root, parent, on_data)
+    inputs = settle(config, data_root, parent, on_data)
+    config, dataset = inputs.config, inputs.dataset
     c = config.train
     device = find_device(c.device)
     fixed = memory.check(config, device)
     model = GPT(config.model.shape(), c.seed).to(device)
     parameters = sum(p.numel() for p in model.parameters())
-    flops = 6 * parameters * c.batch_size * config.model.block_size
-    share = min(c.batch_size, max(1, int(c.batch_size * _TRIAL_FLOPS / max(flops, 1))))
-    part = c.model_copy(update={"batch_size": share, "gradient_accumulation_steps": 1})
-    trial = config.model_copy(update={"train": part})
-    chosen = autotune.choose(model, trial, dataset, device, None)
+    part = autotune.share_of(model, c)
+    share = part.batch_size
+    chosen = autotune.choose(model, config, dataset, device)
     trainer = Trainer(model, part, dataset.train, chosen)
-    kept = _bytes_kept(trainer)
+    kept = memory.activations(trainer)
     forward, update = _time_step(trainer)
     passes = c.batch_size / share * c.gradient_accumulation_steps
     seconds = forward * passes + update
@@ -115,23 +109,6 @@ def plan(
         val_tokens=dataset.count("val"),
         epochs=c.max_iters * tokens_per_step(config) / max(dataset.count("train"), 1),
     )
-
-
-def _bytes_kept(trainer: Trainer) -> int:
-    """Bytes of activations that a forward pass keeps for the backward pass."""
-    weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
-    seen: dict[int, int] = {}
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        trainer.gradients()
-    trainer.model.zero_grad(set_to_none=True)
-    return sum(seen.values())
 
 
 def _time_step(trainer: Trainer) -> tuple[float, float]:

@@ -32,6 +32,7 @@ def publish(
     steps: int,
     best_step: int,
     best_loss: float | None,
+    ended: str,
     elapsed: Callable[[], float],
     poll: Callable[[], None],
 ) -> Version:
@@ -45,6 +46,7 @@ def publish(
         steps: Optimizer steps done.
         best_step: The step of the best weights.
         best_loss: Their validation loss as estimated during the run, in nats per token; None without one.
+        ended: Why the run ended: "max_iters", "patience" or "time limit".
         elapsed: Returns the seconds of the run so far.
         poll: Called wherever publishing can be interrupted; what it raises passes through.
 
@@ -55,26 +57,10 @@ def publish(
     """
     best = load_checkpoint(draft, device.name)
     loss = _published_loss(best.model, config, dataset, best_loss, poll)
-    status = draft.status()
-    facts: dict[str, Any] = {
+    facts = describe(config, dataset, draft, device, steps=steps, best_step=best_step, loss=loss)
+    facts |= {
         "parameters": sum(p.numel() for p in best.model.parameters()),
-        "data": {
-            "name": dataset.name,
-            "key": dataset.key,
-            "sha256": dataset.manifest["source"]["sha256"],
-            "tokens": dataset.count("train") + dataset.count("val"),
-            "tokenizer": dataset.tokenizer.kind,
-            "tokenizer_sha256": dataset.tokenizer.fingerprint,
-        },
-        "parent": status["parent"] if status else None,
-        "seeds": {"train": config.train.seed},
-        "device": device.name,
-        "dtype": device.dtype,
-        "compiled": device.compiled,
-        "steps": steps,
-        "best_step": best_step,
-        "best_val_loss": loss,
-        "bits_per_byte": _bits_per_byte(loss, dataset),
+        "ended": ended,
         "seconds": round(elapsed(), 1),
     }
     sample = _sample(Generator(best.model, best.tokenizer), config.train.seed, poll)
@@ -85,6 +71,50 @@ def publish(
     raw = text.encode("utf-8", "replace")
     draft.write_bytes("README.md", raw)
     return draft.publish(**facts)
+
+
+def describe(
+    config: RunConfig,
+    dataset: Dataset,
+    draft: Draft,
+    device: Device,
+    *,
+    steps: int,
+    best_step: int,
+    loss: float | None,
+) -> dict[str, Any]:
+    """What a manifest says of a run, finished or not.
+
+    Args:
+        config: The run as it ran.
+        dataset: Its data.
+        draft: Where it is written.
+        device: Where it ran.
+        steps: Optimizer steps done.
+        best_step: The step of the best weights.
+        loss: Their validation loss in nats per token; None without one.
+    """
+    status = draft.status()
+    return {
+        "data": {
+            "name": dataset.name,
+            "key": dataset.key,
+            "sha256": dataset.manifest["source"]["sha256"],
+            "tokens": dataset.count("train") + dataset.count("val"),
+            "tokenizer": dataset.tokenizer.kind,
+            "tokenizer_sha256": dataset.tokenizer.fingerprint,
+        },
+        "parent": status["parent"] if status else None,
+        "extends": status["extends"] if status else None,
+        "seeds": {"train": config.train.seed},
+        "device": device.name,
+        "dtype": device.dtype,
+        "compiled": device.compiled,
+        "steps": steps,
+        "best_step": best_step,
+        "best_val_loss": loss,
+        "bits_per_byte": _bits_per_byte(loss, dataset),
+    }
 
 
 def _published_loss(

@@ -1,71 +1,89 @@
 """What a repeated command finds under its name: an unfinished run, a finished model, or nothing.
 
 Repeating a command is always safe. An unfinished run with the same settings resumes, a finished one is
-left alone, and a run with other settings is refused.
+left alone, and a run with other settings is refused. A larger max_iters lengthens either of them.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from quill.checkpoint.load import read_config
 from quill.config import reading
 from quill.config.differences import differences
 from quill.config.settings import RunConfig
-from quill.errors import NotFoundError, RefusedError
+from quill.errors import NotFoundError, QuillError, RefusedError
 from quill.registry.draft import Draft
 from quill.registry.folder import Folder
+from quill.registry.manifest import METRICS, Manifest
 from quill.registry.store import Registry
 from quill.registry.version import Version
 
 if TYPE_CHECKING:
-    from quill.data.store import Dataset
+    from quill.training.inputs import Inputs
 
 Resume = Literal["auto", "never", "must"]
 
-# Settings that may differ between two calls of the same run: where it computes, what it logs and keeps, and
-# where the text was read from (the text itself is compared by its key).
+# Settings that may differ between two calls of the same run. They change none of its steps: where it
+# computes, what it logs, keeps and measures, and where the text was read from (the text has a key).
 _FREE = frozenset({
     "name", "$schema", "schema_version", "data.source", "data.encoding", "data.text_field",
     "train.device", "train.dtype", "train.compile", "train.keep_states", "train.log_interval",
+    "train.eval_interval", "train.patience",
 })  # fmt: skip
+_LENGTH = "train.max_iters"
+
+
+class Found(NamedTuple):
+    """What a command finds under its name, and what it should do.
+
+    Attributes:
+        config: The run to carry out: as asked for, but with the rates that the earlier run derived.
+        draft: An unfinished run to resume.
+        done: A finished version that needs no more training.
+        longer: A finished version to train for more steps.
+    """
+
+    config: RunConfig
+    draft: Draft | None = None
+    done: Version | None = None
+    longer: Version | None = None
 
 
 def find(
-    config: RunConfig,
-    dataset: Dataset,
+    inputs: Inputs,
     registry: Registry,
     resume: Resume,
     new_version: bool,
     parent: Folder | None = None,
-) -> Draft | Version | None:
-    """Find the draft to resume or the finished version; discard a draft that is given up.
+) -> Found:
+    """Look for an earlier run under the name; discard a draft that is given up.
 
     Args:
-        config: The run, settled.
-        dataset: Its data.
+        inputs: The settled run and its data.
         registry: Where the name is looked up.
         resume: Resume an unfinished run if there is one (auto), never, or fail without one (must).
-        new_version: Accept a finished version with other settings instead of refusing.
+        new_version: Train another version next to a finished one with other settings instead of refusing.
         parent: The model that the run starts from.
-
-    Returns:
-        None if a new run is to begin.
 
     Raises:
         RefusedError: The name belongs to a run with other settings or data.
         NotFoundError: There is no unfinished run and `resume` is "must".
     """
-    name = config.name or ""
+    name = inputs.config.name or ""
     newest, draft = registry.newest(name), registry.unfinished(name)
     if draft is not None and newest is not None and draft.number < newest.number:
         draft = None  # superseded by a later run; gc removes it
     if draft is not None:
         has_settings = bool(draft.status()) and draft.has("config.json")
-        changed = _changes_of_draft(draft, config, dataset) if has_settings else []
-        if has_settings and not changed and resume != "never":
-            return draft
+        changed: list[str] = []
+        if has_settings:
+            ran = reading.parse(draft.read_object("config.json"), origin=draft.reference)
+            status = draft.status()
+            changed = _changes(ran, inputs, status["data_key"] if status else None)
+            if not changed and resume != "never":
+                return Found(inputs.adopt(ran), draft=draft, longer=_extended(draft, registry))
         if resume == "must" or (changed and resume == "auto" and not new_version):
             raise refuse(draft, changed or ["its settings cannot be read"])
         if not new_version or not has_settings:
@@ -74,13 +92,19 @@ def find(
         raise NotFoundError(
             f"no unfinished run of '{name}'", why='resume="must" requires one', hint='pass resume="auto"'
         )
-    if newest is not None and not newest.damaged:
-        changed = _changes_of_version(newest, config, dataset, parent)
-        if not changed and not (new_version and newest.manifest is None):
-            return newest
-        if not new_version:
-            raise refuse(newest, changed)
-    return None
+    if newest is None or newest.damaged:
+        return Found(inputs.config)
+    ran = read_config(newest)
+    data = newest.facts["data"]
+    changed = _changes(ran, inputs, data["key"] if data else None) + _other_parent(newest, parent)
+    before, after = ran.train.max_iters, inputs.config.train.max_iters
+    if not changed and not new_version and _is_longer(inputs.config, ran, newest.facts):
+        return Found(inputs.adopt(ran), longer=newest)
+    if not changed and after <= before and not (new_version and newest.manifest is None):
+        return Found(inputs.adopt(ran), done=newest)
+    if not new_version:
+        raise refuse(newest, changed or [f"{_LENGTH} {before} -> {after}"])
+    return Found(inputs.config)
 
 
 def refuse(earlier: Folder, changed: list[str]) -> RefusedError:
@@ -99,13 +123,18 @@ def refuse(earlier: Folder, changed: list[str]) -> RefusedError:
     )
 
 
-def begin(config: RunConfig, dataset: Dataset, registry: Registry, parent: Folder | None) -> Draft:
+def begin(
+    config: RunConfig, inputs: Inputs, registry: Registry, parent: Folder | None, longer: Version | None
+) -> Draft:
     """Begin a version: its settings, its tokenizer, and the model it starts from."""
     draft = registry.begin(config.name or "")
     draft.write_json("config.json", config.to_dict())
-    draft.write_json("tokenizer.json", dataset.tokenizer.to_dict())
-    origin = {"reference": parent.reference, "digest": parent.digest} if parent else None
-    draft.update_status(**progress(0), data_key=dataset.key, parent=origin)
+    draft.write_json("tokenizer.json", inputs.dataset.tokenizer.to_dict())
+    facts: dict[str, Any] = {"parent": _origin(parent)}
+    if longer is not None:
+        facts = {"parent": longer.facts["parent"], "extends": _origin(longer)}
+        draft.write_bytes(METRICS, longer.metrics())
+    draft.update_status(**progress(0), data_key=inputs.dataset.key, **facts)
     return draft
 
 
@@ -114,26 +143,50 @@ def progress(step: int) -> dict[str, Any]:
     return {"updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "step": step}
 
 
-def _changes_of_draft(draft: Draft, config: RunConfig, dataset: Dataset) -> list[str]:
-    ran = reading.parse(draft.read_object("config.json"), origin=draft.reference)
-    status = draft.status()
-    return _changes(ran, config, status["data_key"] if status else None, dataset)
+def _origin(version: Folder | None) -> dict[str, Any] | None:
+    return {"reference": version.reference, "digest": version.digest} if version else None
 
 
-def _changes_of_version(
-    version: Version, config: RunConfig, dataset: Dataset, parent: Folder | None
-) -> list[str]:
-    data, before = version.facts["data"], version.facts["parent"]
-    changed = _changes(read_config(version), config, data["key"] if data else None, dataset)
-    if parent is not None and before is not None and before["digest"] not in (None, parent.digest):
-        changed.append(f"the model it starts from: {before['reference']} -> {parent.reference}")
-    return changed
-
-
-def _changes(ran: RunConfig, asked: RunConfig, key: str | None, dataset: Dataset) -> list[str]:
-    """What differs between two runs, as "train.batch_size 32 -> 64"."""
-    found = differences(ran.to_dict(), asked.to_dict(), _FREE)
+def _changes(ran: RunConfig, inputs: Inputs, key: str | None) -> list[str]:
+    """What makes this another run than the earlier one, as "train.batch_size 32 -> 64"."""
+    aside = _FREE | inputs.derived
+    if inputs.config.train.max_iters > ran.train.max_iters:
+        aside |= {_LENGTH}
+    found = differences(ran.to_dict(), inputs.config.to_dict(), aside)
     changed = [f"{name} {before!r} -> {after!r}" for name, (before, after) in found.items()]
-    if key is not None and key != dataset.key:
-        changed.append(f"the text or its preparation: {key[:12]} -> {dataset.key[:12]}")
+    if key is not None and key != inputs.dataset.key:
+        changed.append(f"the text or its preparation: {key[:12]} -> {inputs.dataset.key[:12]}")
     return changed
+
+
+def _other_parent(finished: Version, parent: Folder | None) -> list[str]:
+    """The change of a parent since a model was trained; a model that starts from its own name has none."""
+    before = finished.facts["parent"]
+    if before is None or parent is None or parent.name == finished.name:
+        return []
+    if before["digest"] in (None, parent.digest):
+        return []
+    return [f"the model it starts from: {before['reference']} -> {parent.reference}"]
+
+
+def _is_longer(asked: RunConfig, ran: RunConfig, facts: Manifest) -> bool:
+    """Whether a finished run is asked for more steps, or for those that its patience had spared it."""
+    steps = facts["steps"]
+    if steps is None or not 0 < steps < asked.train.max_iters:
+        return False
+    impatient = facts["ended"] == "patience" and asked.train.patience != ran.train.patience
+    return asked.train.max_iters > ran.train.max_iters or impatient
+
+
+def _extended(draft: Draft, registry: Registry) -> Version | None:
+    """The finished version that an unfinished run lengthens; not needed once the run has a state."""
+    status = draft.status()
+    extends = status["extends"] if status else None
+    if extends is None:
+        return None
+    try:
+        return registry.resolve(str(extends["reference"]))
+    except QuillError:
+        if draft.states():
+            return None
+        raise

@@ -24,7 +24,7 @@ from quill.registry.folder import Folder
 from quill.registry.names import check_name
 from quill.registry.store import Registry
 from quill.registry.version import Version
-from quill.training import autotune, memory
+from quill.training import autotune, finetune, memory
 from quill.training.device import find_device
 from quill.training.events import (
     Evaluated,
@@ -33,19 +33,21 @@ from quill.training.events import (
     Notice,
     Observer,
     Saved,
+    Stage,
     Started,
     Stepped,
     ignore,
 )
-from quill.training.inputs import parent_of, settle
+from quill.training.inputs import Inputs, parent_of, settle
 from quill.training.log import RunLog
 from quill.training.plan import tokens_per_step
-from quill.training.publish import publish
-from quill.training.resume import Resume, begin, find, progress
+from quill.training.publish import describe, publish
+from quill.training.resume import Found, Resume, begin, find, progress
+from quill.training.schedule import Budget
 from quill.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from quill.data.store import Dataset
+    pass
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def train(
     resume: Resume = "auto",
     new_version: bool = False,
     max_seconds: float | None = None,
+    publish: bool = True,
     wait: float = 0.0,
     keep: int | None = None,
     observer: Observer = ignore,
@@ -85,7 +88,9 @@ def train(
         data_root: Where prepared datasets are.
         resume: Resume an unfinished run if there is one (auto), never, or fail without one (must).
         new_version: Train another version next to a finished one with other settings instead of refusing.
-        max_seconds: Save the state and pause after this time.
+        max_seconds: The time for this call. If it does not suffice for max_iters, the learning rate decays to
+            the end of the time instead, and what was reached is published.
+        publish: Publish at the end of the time; False leaves the schedule alone, saves the state and pauses.
         wait: Seconds to wait for another process that is training this name.
         keep: After training, remove all but this many of the newest versions; aliased ones stay.
         observer: Receives the run's events.
@@ -101,28 +106,33 @@ def train(
     """
     if not config.name:
         raise InputError("the run has no name", why="the model is stored under it", hint="set name")
+    check_name(config.name)
+    device = find_device(config.train.device)
+    # What cannot fit is refused before anything is downloaded, prepared or begun.
+    memory.check(config, device)
     parent = parent_of(config, registry, lambda message: observer(Notice(message)))
-    with locks.hold(registry.root, check_name(config.name), wait):
+    with locks.hold(registry.root, config.name, wait):
         clock = time.monotonic()
-        config, dataset = settle(config, data_root, parent, on_data)
-        # Refused before a version is begun, so that nothing is left behind.
-        memory.check(config, find_device(config.train.device))
-        found = find(config, dataset, registry, resume, new_version, parent)
-        if isinstance(found, Version):
-            observer(Notice(f"{found.reference} is already trained"))
-            outcome = Outcome(found.reference, found, "already trained")
+        inputs = settle(config, data_root, parent, on_data)
+        memory.check(inputs.config, device)
+        memory.check_evaluation(inputs.config, inputs.dataset.count("val"))
+        found = find(inputs, registry, resume, new_version, parent)
+        if found.done is not None:
+            observer(Notice(f"{found.done.reference} is already trained"))
+            outcome = Outcome(found.done.reference, found.done, "already trained")
         else:
-            draft = found or begin(config, dataset, registry, parent)
+            draft = found.draft or begin(found.config, inputs, registry, parent, found.longer)
             draft.take()
-            with Run(config, dataset, draft, parent, observer, poll, clock) as run:
+            budget = None if max_seconds is None else Budget(max_seconds, clock, 0.02 * max_seconds)
+            with Run(found, inputs, draft, parent, budget, publish, observer, poll, clock) as run:
                 try:
                     run.start()
-                    while not run.is_done and not run.is_late(max_seconds):
+                    while not run.is_done and not run.is_late:
                         run.step()
                         if run.is_evaluation_due:
                             run.evaluate()
                             run.save()
-                    outcome = run.publish() if run.is_done else run.pause()
+                    outcome = run.publish() if run.is_done or publish else run.pause()
                 except InterruptedRun as e:
                     run.save()
                     raise run.interrupted(e.signum) from None
@@ -136,10 +146,12 @@ class Run:
     """One draft, from its first or next step to its publication.
 
     Args:
-        config: The run, settled.
-        dataset: Its data.
+        found: The settled config, and the version to train for more steps.
+        inputs: The data.
         draft: Where it is written, taken by this process.
         parent: The model it starts from.
+        budget: The time for this call.
+        fit: Whether the schedule follows the budget.
         observer: Receives its events.
         poll: Called wherever work can be interrupted; what it raises passes through.
         clock: The monotonic time at which this call began, in seconds.
@@ -147,25 +159,33 @@ class Run:
 
     def __init__(
         self,
-        config: RunConfig,
-        dataset: Dataset,
+        found: Found,
+        inputs: Inputs,
         draft: Draft,
         parent: Folder | None,
+        budget: Budget | None,
+        fit: bool,
         observer: Observer,
         poll: Callable[[], None],
         clock: float,
     ) -> None:
-        self.config, self.dataset, self.draft, self.parent = config, dataset, draft, parent
+        self.config, self.dataset, self.draft = found.config, inputs.dataset, draft
+        self._parent, self._longer, self._notes = parent, found.longer, list(inputs.notes)
+        self._budget, self._fit = budget, fit
         self._observer, self._poll, self._clock = observer, poll, clock
+        status = draft.status()
+        self._starts_trained = status is not None and bool(status["parent"] or status["extends"])
+        if draft.read_object("config.json") != self.config.to_dict():
+            draft.write_json("config.json", self.config.to_dict())
         self._best_loss: float | None = None
         self._best_step = 0
         self._bad_evaluations = 0
         self._seconds_before = 0.0
         self._evaluated = -1
         self._saved: tuple[int, bool] | None = None
-        self.trainer, self._notes = self._resume()
+        self.trainer = self._resume()
         self._first_step = self.trainer.step
-        self._log = RunLog(draft, config.train.log_interval, self.trainer.step)
+        self._log = RunLog(draft, self.config.train.log_interval, self.trainer.step)
 
     def __enter__(self) -> Self:
         return self
@@ -206,6 +226,8 @@ class Run:
     def step(self) -> None:
         """Take one optimizer step."""
         self._poll()
+        if self._budget is not None and self._fit:
+            self.trainer.horizon = self._budget.horizon(self.trainer.step)
         rate = self.trainer.learning_rate
         loss, norm = self.trainer.advance(self._poll)
         now = time.monotonic()
@@ -221,12 +243,16 @@ class Run:
             )
         )
         self._lap = now
+        if self._budget is not None:
+            self._budget.stepped(self.trainer.step)
 
     @property
     def is_evaluation_due(self) -> bool:
         """Whether an evaluation follows this step and has not happened yet."""
         c, step = self.config.train, self.trainer.step
         due = step > 0 and (step % c.eval_interval == 0 or step == c.max_iters)
+        # A trained model is measured before it is trained on, so that training can only improve it.
+        due = due or (self._starts_trained and step == self.trainer.first)
         return due and self._evaluated != step
 
     @property
@@ -236,11 +262,10 @@ class Run:
         exhausted = c.patience is not None and self._bad_evaluations >= c.patience
         return exhausted or self.trainer.step >= c.max_iters
 
-    def is_late(self, max_seconds: float | None) -> bool:
+    @property
+    def is_late(self) -> bool:
         """Whether the time is up; each call takes at least one step."""
-        if max_seconds is None or self.trainer.step == self._first_step:
-            return False
-        return time.monotonic() - self._clock >= max_seconds
+        return self._budget is not None and self.trainer.step > self._first_step and self._budget.left <= 0
 
     def evaluate(self) -> None:
         """Measure the validation loss and write the weights if they are the best so far."""
@@ -259,7 +284,10 @@ class Run:
             self._bad_evaluations += 1
         self._evaluated = step
         best = self._best_loss if self._best_loss is not None else math.nan
-        self._emit(Evaluated(step, loss, is_best, best, self._best_step, time.monotonic() - start))
+        seconds = time.monotonic() - start
+        self._emit(Evaluated(step, loss, is_best, best, self._best_step, seconds))
+        if self._budget is not None and self._fit:
+            self._budget.evaluated(seconds)
         self._lap = time.monotonic()
 
     def save(self) -> None:
@@ -268,9 +296,9 @@ class Run:
         reached = (step, not self.is_evaluation_due)
         if self._saved == reached:
             return
-        tensors, facts = self.trainer.state()
+        tensors, trained = self.trainer.state()
         info = {
-            "trainer": facts,
+            "trainer": trained,
             "machine": {"device": device.name, "dtype": device.dtype, "compiled": device.compiled},
             "best_val_loss": self._best_loss,
             "best_step": self._best_step,
@@ -279,7 +307,18 @@ class Run:
             "seconds": self._seconds(),
         }
         path = save_state(self.draft, step, tensors, info, self.config.train.keep_states)
-        self.draft.update_status(**progress(step))
+        facts = describe(
+            self.config,
+            self.dataset,
+            self.draft,
+            device,
+            steps=step,
+            best_step=self._best_step,
+            loss=self._best_loss,
+        )
+        facts["parameters"] = sum(p.numel() for p in self.trainer.model.parameters())
+        facts["seconds"] = round(self._seconds(), 1)
+        self.draft.update_status(**progress(step), facts=facts)
         self._saved = reached
         self._emit(Saved(step, str(path)))
         self._lap = time.monotonic()
@@ -292,9 +331,13 @@ class Run:
 
     def publish(self) -> Outcome:
         """Make the best weights a version."""
+        step, c = self.trainer.step, self.config.train
+        ended = "max_iters" if step >= c.max_iters else "patience" if self.is_done else "time limit"
+        if ended == "time limit" and self._evaluated != step:
+            self.evaluate()
+            self.save()
         if not self.draft.has(WEIGHTS):
             self._write_weights()
-        step = self.trainer.step
         version = publish(
             self.config,
             self.dataset,
@@ -303,14 +346,34 @@ class Run:
             steps=step,
             best_step=self._best_step,
             best_loss=self._best_loss,
+            ended=ended,
             elapsed=self._seconds,
             poll=self._poll,
         )
         loss = version.facts["best_val_loss"]
         loss = math.nan if loss is None else loss
-        stopped = step < self.config.train.max_iters
-        reason = f"no better loss in {self.config.train.patience} evaluations" if stopped else "trained"
-        self._emit(Finished(version.reference, step, loss, self._best_step, self._seconds(), reason))
+        is_unchanged = self._best_loss is not None and step > self._best_step == self.trainer.first
+        if self._starts_trained and is_unchanged:
+            origin = version.facts["extends"] or version.facts["parent"]
+            name = origin["reference"] if origin else "the model it started from"
+            self._emit(Notice(f"warning: training did not improve {name}; its own weights are published"))
+        reason = {
+            "max_iters": "trained",
+            "patience": f"no better loss in {c.patience} evaluations",
+            "time limit": "time limit reached",
+        }[ended]
+        self._emit(
+            Finished(
+                version.reference,
+                step,
+                loss,
+                self._best_step,
+                self._seconds(),
+                reason,
+                path=str(version.path),
+                next=f"quill sample {version.name}",
+            )
+        )
         return Outcome(version.reference, version, "trained")
 
     def interrupted(self, signum: int) -> InterruptedRun:
@@ -322,12 +385,13 @@ class Run:
             hint="repeat the command to resume",
         )
 
-    def _resume(self) -> tuple[Trainer, list[str]]:
-        """A trainer at the last saved step, or at the first; and notes about damaged states."""
+    def _resume(self) -> Trainer:
+        """A trainer at the last saved step, or at the first."""
         state = load_state(self.draft)
         if state is None:
-            return self._trainer({}), []
+            return self._trainer({})
         tensors, facts, notes = state
+        self._notes = notes
         trainer = self._trainer(facts)
         trainer.load_state(tensors, facts["trainer"])
         self._best_loss, self._best_step = facts["best_val_loss"], facts["best_step"]
@@ -336,7 +400,7 @@ class Run:
         evaluated = facts.get("evaluated", True)
         self._evaluated = trainer.step if evaluated else -1
         self._saved = (trainer.step, evaluated)
-        return trainer, notes
+        return trainer
 
     def _trainer(self, facts: dict[str, Any]) -> Trainer:
         c = self.config
@@ -347,11 +411,28 @@ class Run:
             4 * sum(p.numel() for p in model.parameters()) * (1 + 3 * c.train.keep_states),
             f"the weights and {c.train.keep_states} resume states",
         )
-        if self.parent is not None and not facts:
-            model.load_state_dict(load_checkpoint(self.parent).model.state_dict())
+        first = 0
+        if self._longer is not None and not facts:
+            model.load_state_dict(load_checkpoint(self._longer).model.state_dict())
+            facts_before = self._longer.facts
+            first, self._seconds_before = facts_before["steps"] or 0, facts_before["seconds"] or 0.0
+            self._notes.append(
+                f"{self.draft.reference} continues {self._longer.reference} at step {first:,} with a fresh "
+                f"optimizer; the learning rate decays until step {c.train.max_iters:,}"
+            )
+        elif self._parent is not None and not facts:
+            parent = load_checkpoint(self._parent)
+            tokens = self.dataset.tokenizer.vocab_size
+            finetune.copy_weights(parent.model, model, parent.tokenizer.vocab_size, tokens)
         model.to(device)
-        chosen = autotune.choose(model, c, self.dataset, device, facts.get("machine"))
-        return Trainer(model, c.train, self.dataset.train, chosen)
+        chosen = autotune.choose(model, c, self.dataset, device, facts.get("machine"), self._stage)
+        memory.check_batch(model, c, self.dataset.train, chosen)
+        trainer = Trainer(model, c.train, self.dataset.train, chosen)
+        trainer.step = trainer.first = first
+        return trainer
+
+    def _stage(self, name: str) -> None:
+        self._observer(Stage(name, time.monotonic() - self._clock))
 
     def _write_weights(self) -> None:
         model, dtype = self.trainer.model, self.config.train.weights_dtype

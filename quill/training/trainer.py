@@ -41,12 +41,15 @@ class Trainer:
 
     Attributes:
         step: Optimizer steps done.
+        first: The step at which a lengthened run began again; 0 otherwise.
+        horizon: The step at which time will be up, if known.
     """
 
     def __init__(self, model: GPT, config: TrainConfig, train: Tokens, device: Device) -> None:
         self.model, self.config, self.train, self.device = model, config, train, device
         self.optimizer = Optimizer(model, config)
-        self.step = 0
+        self.step = self.first = 0
+        self.horizon: int | None = None
         self._scale = _FIRST_SCALE if device.dtype == "float16" else 1.0
         self._good_steps = 0
         self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if device.compiled else model
@@ -54,7 +57,7 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """AdamW's learning rate for the next step."""
-        return self.config.learning_rate * schedule.rate(self.step, self.config)
+        return self.config.learning_rate * self._rate()
 
     def advance(self, poll: Callable[[], None] = lambda: None) -> tuple[float, float]:
         """Take one optimizer step.
@@ -80,7 +83,7 @@ class Trainer:
             self._lower_scale()
         else:
             self._check_finite(value, norm)
-            self.optimizer.step(schedule.rate(self.step, self.config))
+            self.optimizer.step(self._rate())
             self._raise_scale()
         self.step += 1
         return value, norm
@@ -123,7 +126,12 @@ class Trainer:
         """Tensors and facts from which `load_state` restores the run exactly."""
         weights = {f"model/{n}": p.detach() for n, p in self.model.state_dict().items()}
         moments = {f"optimizer/{n}": t for n, t in self.optimizer.state().items()}
-        facts = {"step": self.step, "scale": self._scale, "good_steps": self._good_steps}
+        facts = {
+            "step": self.step,
+            "first": self.first,
+            "scale": self._scale,
+            "good_steps": self._good_steps,
+        }
         return {**weights, **moments}, facts
 
     def load_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -134,13 +142,16 @@ class Trainer:
 
         self.model.load_state_dict(under("model/"))
         self.optimizer.load_state(under("optimizer/"))
-        self.step, self._scale = facts["step"], facts["scale"]
+        self.step, self.first, self._scale = facts["step"], facts.get("first", 0), facts["scale"]
         self._good_steps = facts["good_steps"]
 
     def evaluate(self, val: Tokens, n_bytes: int, poll: Callable[[], None] = lambda: None) -> measure.Figures:
         """The validation loss: the whole split in float32, or eval_iters batches of it."""
         c = self.config
         return measure.evaluate(self.model, val, n_bytes=n_bytes, iters=c.eval_iters, seed=c.seed, poll=poll)
+
+    def _rate(self) -> float:
+        return schedule.rate(self.step, self.config, horizon=self.horizon, first=self.first)
 
     def _clip(self) -> float:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]

@@ -68,12 +68,12 @@ def test_repeating_is_safe(place, capsys):
     out, err = capsys.readouterr()
     assert out == "a:v1\n"
     assert "already trained" in err
-    assert train("--name=a", iters=6) == 4
+    assert train("--name=a", iters=3) == 4
     out, err = capsys.readouterr()
     assert out == ""
-    assert "--max-iters 4 -> 6" in err
+    assert "--max-iters 4 -> 3" in err
     assert "--new-version" in err
-    assert train("--name=a", "--new-version", "-q", iters=6) == 0
+    assert train("--name=a", "--new-version", "-q", iters=3) == 0
     assert capsys.readouterr() == ("a:v2\n", "")
 
 
@@ -82,7 +82,7 @@ def test_json_is_one_event_a_line(place, capsys):
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {e["schema"] for e in found} == {display.SCHEMA}
     kinds = [e["event"] for e in found]
-    assert kinds[0] == "started"
+    assert kinds[:2] == ["stage", "started"]
     assert kinds[-2:] == ["finished", "result"]
     assert [e["step"] for e in found if e["event"] == "stepped"] == [1, 2, 3, 4]
     assert found[-1]["reference"] == "a:v1"
@@ -119,14 +119,24 @@ def test_a_dry_run_tells_size_and_time_and_makes_no_model(place, capsys):
     assert not (place / "weights" / "a").exists()
 
 
-def test_a_time_limit_saves_prints_nothing_and_goes_on(place, capsys):
-    assert train("--name=a", "--max-minutes=1e-9") == 0
+def test_a_time_limit_publishes_what_was_reached(place, capsys):
+    assert train("--name=a", "--max-minutes=1e-9", iters=1000) == 0
+    out, err = capsys.readouterr()
+    assert out == "a:v1\n"
+    assert "time limit reached" in err
+    assert train("--name=a", iters=1000) == 0
+    assert "already trained" in capsys.readouterr().err
+
+
+def test_a_time_limit_without_publishing_saves_prints_nothing_and_resumes(place, capsys):
+    assert train("--name=a", "--max-minutes=1e-9", "--no-publish") == 0
     out, err = capsys.readouterr()
     assert out == ""
     assert "time is up" in err
     assert train("--name=a", "--json") == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert (found[0]["event"], found[0]["step"]) == ("started", 1)
+    assert (found[0]["event"], found[0]["name"]) == ("stage", "loading torch")
+    assert (found[1]["event"], found[1]["step"]) == ("started", 1)
     assert found[-1]["reference"] == "a:v1"
 
 

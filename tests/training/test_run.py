@@ -301,7 +301,7 @@ def test_resuming_is_refused_where_there_is_nothing_to_resume(config: RunConfig,
 
 
 def test_the_time_limit_pauses_with_the_state_saved(config: RunConfig, registry: Registry) -> None:
-    outcome = run(config, registry, max_seconds=0.0)
+    outcome = run(config, registry, max_seconds=0.0, publish=False)
     assert (outcome.reason, outcome.version) == ("paused", None)
     assert run(config, registry).reason == "trained"
 
@@ -502,3 +502,134 @@ def test_a_run_interrupted_under_version_0_1_0_resumes(optimizer: str, text: Pat
         torch.testing.assert_close(value, b[name], rtol=1e-5, atol=1e-5, msg=name)
     lines = [[untimed(x) for x in read_metrics(v.path / "metrics.jsonl")] for v in (resumed, whole)]
     assert [x["step"] for x in lines[0]] == [x["step"] for x in lines[1]]
+
+
+def test_a_time_limit_publishes_a_model_whose_rate_has_decayed(text: Path, registry: Registry) -> None:
+    endless = make(text, train__max_iters=10**8, train__eval_interval=10**8, train__warmup_iters=5)
+    events: list[Event] = []
+    began = time.monotonic()
+    outcome = run(endless, registry, observer=events.append, max_seconds=3.0)
+    assert time.monotonic() - began < 30
+    assert (outcome.reference, outcome.reason) == ("tide:v1", "trained")
+    manifest = registry.resolve("tide").manifest
+    assert manifest is not None
+    steps = [e for e in events if isinstance(e, Stepped)]
+    assert manifest["ended"] == "time limit"
+    assert manifest["steps"] == steps[-1].step > 20
+    assert manifest["best_val_loss"] < 3.0
+    peak = max(e.learning_rate for e in steps)
+    assert peak > 0.5 * endless.train.learning_rate
+    assert steps[-1].learning_rate < 0.1 * peak
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.reason == "time limit reached"
+    assert finished.path.endswith("v1") and finished.next == "quill sample tide"
+    assert run(endless, registry).reason == "already trained"
+
+
+def test_a_time_limit_that_is_not_reached_changes_no_bit(config: RunConfig, tmp_path: Path) -> None:
+    free, limited = Registry(tmp_path / "a" / "weights"), Registry(tmp_path / "b" / "weights")
+    a, b = run(config, free).version, run(config, limited, max_seconds=600.0).version
+    assert a is not None and b is not None
+    assert digests(a.path)["model.safetensors"] == digests(b.path)["model.safetensors"]
+
+
+def test_an_unfinished_run_can_be_lengthened(text: Path, tmp_path: Path) -> None:
+    whole, grown = Registry(tmp_path / "a" / "weights"), Registry(tmp_path / "b" / "weights")
+    long = make(text, train__max_iters=24, train__schedule="constant")
+    run(long, whole)
+    with pytest.raises(InterruptedRun):
+        run(make(text, train__schedule="constant"), grown, stop_after=6)
+    with pytest.raises(RefusedError, match="unfinished"):
+        run(make(text, train__schedule="constant", train__max_iters=8), grown)
+    version = run(long, grown).version
+    assert version is not None and version.manifest is not None
+    assert version.manifest["steps"] == 24
+    assert load_checkpoint(version).config.train.max_iters == 24
+    # With a constant rate nothing is restated, and the run is the same bit for bit.
+    a, b = (digests(r.resolve("tide").path) for r in (whole, grown))
+    assert a["model.safetensors"] == b["model.safetensors"]
+
+
+def test_settings_outside_the_arithmetic_may_change_on_resume(text: Path, registry: Registry) -> None:
+    with pytest.raises(InterruptedRun):
+        run(make(text), registry, stop_after=5)
+    changed = {"eval_interval": 3, "patience": 50, "log_interval": 2, "keep_states": 3}
+    events: list[Event] = []
+    other = make(text, **{f"train__{k}": v for k, v in changed.items()})
+    version = run(other, registry, observer=events.append).version
+    assert version is not None
+    assert [e.step for e in events if isinstance(e, Evaluated)] == [6, 9, 12]
+    train = load_checkpoint(version).config.train
+    assert {k: getattr(train, k) for k in changed} == changed
+
+
+@pytest.mark.parametrize("stop_after", [None, 13, 17])
+def test_a_finished_run_can_be_lengthened(text: Path, registry: Registry, stop_after: int | None) -> None:
+    first = run(make(text), registry).version
+    assert first is not None and first.manifest is not None
+    long = make(text, train__max_iters=24)
+    events: list[Event] = []
+    if stop_after is not None:
+        with pytest.raises(InterruptedRun):
+            run(long, registry, stop_after=stop_after, observer=events.append)
+    version = run(long, registry, observer=events.append).version
+    assert version is not None and version.manifest is not None
+    assert version.reference == "tide:v2"
+    assert version.manifest["steps"] == 24
+    assert version.manifest["extends"] == {"reference": "tide:v1", "digest": first.digest}
+    assert version.manifest["best_val_loss"] <= first.manifest["best_val_loss"]
+    assert [e.step for e in events if isinstance(e, Stepped)] == list(range(13, 25))
+    assert [e.step for e in events if isinstance(e, Evaluated)] == [12, 16, 20, 24]
+    steps = [line["step"] for line in read_metrics(version.path / "metrics.jsonl") if "loss" in line]
+    assert steps == list(range(1, 25)), "the course of the run is whole"
+    assert run(long, registry).reason == "already trained"
+    assert run(make(text, train__max_iters=24), registry).reference == "tide:v2"
+
+
+def test_patience_that_grows_continues_a_run_that_it_ended(text: Path, registry: Registry) -> None:
+    wild = {
+        "train__learning_rate": 3.0, "train__min_lr": 3.0, "train__optimizer": "adamw",
+        "train__eval_interval": 1, "train__max_iters": 20,
+    }  # fmt: skip
+    version = run(make(text, train__patience=2, **wild), registry).version
+    assert version is not None and version.manifest is not None
+    assert version.manifest["ended"] == "patience"
+    again = run(make(text, train__patience=100, **wild), registry).version
+    assert again is not None and again.manifest is not None
+    assert (again.reference, again.manifest["steps"]) == ("tide:v2", 20)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"train__batch_size": 10**9}, "a batch of 1,000,000,000 sequences"),
+        ({"train__gradient_accumulation_steps": 2**31 - 1}, "does not fit in memory"),
+        ({"model__n_layer": 100_000, "model__n_embd": 2, "model__n_head": 1}, "too deep"),
+        ({"train__eval_iters": 2**31 - 1}, "too many"),
+    ],
+)
+def test_f11_what_cannot_run_is_refused_at_once(
+    settings: dict[str, int], what: str, text: Path, registry: Registry
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError, match=what):
+        run(make(text, **settings), registry)
+    assert time.monotonic() - began < 10
+    assert not registry.entries() and not registry.drafts()
+    if "train__eval_iters" not in settings:
+        assert not (registry.root.parent / "data").exists(), "refused before the data is prepared"
+
+
+def test_f11_a_batch_is_measured_before_the_first_step(
+    text: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a computer with just enough memory for the lower bound that arithmetic gives."""
+    monkeypatch.setattr(memory, "of_device", lambda device: 3_000_000)
+    wide = make(text, train__batch_size=64, model__n_layer=3)
+    with pytest.raises(InputError, match="a batch of 64 sequences of 16 tokens does not fit") as caught:
+        run(wide, registry)
+    assert "training needs about" in caught.value.why
+    assert caught.value.hint == "lower train.batch_size"
+    monkeypatch.undo()
+    assert run(wide, registry).reason == "trained"

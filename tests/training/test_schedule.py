@@ -7,7 +7,7 @@ import math
 import pytest
 
 from quill.config.settings import TrainConfig
-from quill.training.schedule import rate
+from quill.training.schedule import Budget, rate
 
 CONFIG = TrainConfig(learning_rate=1e-3, min_lr=1e-4, warmup_iters=10, max_iters=110)
 
@@ -44,3 +44,35 @@ def test_the_fall_may_end_before_the_run() -> None:
 
 def test_a_warmup_longer_than_the_run_is_no_division_by_zero() -> None:
     assert rate(5, CONFIG.model_copy(update={"max_iters": 5, "warmup_iters": 5})) == pytest.approx(0.1)
+
+
+def test_a_time_limit_compresses_the_schedule() -> None:
+    assert rate(35, CONFIG, horizon=60) == pytest.approx(0.55)
+    assert rate(60, CONFIG, horizon=60) == pytest.approx(0.1)
+    assert rate(4, CONFIG, horizon=20) == pytest.approx(1.0), "warmup takes a fifth of what is left at most"
+
+
+def test_a_time_limit_that_is_not_reached_changes_nothing() -> None:
+    for step in range(0, 120, 7):
+        assert rate(step, CONFIG, horizon=110) == rate(step, CONFIG) == rate(step, CONFIG, horizon=5000)
+
+
+def test_a_lengthened_run_warms_up_again_and_joins_the_longer_schedule() -> None:
+    longer = CONFIG.model_copy(update={"max_iters": 220})
+    assert rate(110, longer, first=110) == pytest.approx(rate(110, longer) / 11)
+    assert [rate(s, longer, first=110) for s in (121, 200)] == [rate(s, longer) for s in (121, 200)]
+
+
+def test_the_horizon_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("quill.training.schedule.time.monotonic", lambda: now[0])
+    budget = Budget(seconds=60.0, clock=100.0, reserve=0.0)
+    assert budget.horizon(0) is None
+    now[0] = 110.0  # the first step is slow and does not count
+    budget.stepped(1)
+    now[0] = 120.0
+    assert budget.horizon(11) == 11 + 40
+    now[0] = 140.0
+    assert budget.horizon(21) == 21 + 13
+    budget.evaluated(100.0)
+    assert budget.left == pytest.approx(14.0), "a tenth of the time is kept back at most"
