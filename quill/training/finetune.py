@@ -26,7 +26,8 @@ def shape(asked: ModelConfig, parent: ModelConfig, reference: str) -> ModelConfi
     Raises:
         InputError: A given setting would make another model; a shorter context length is possible.
     """
-    given = {name: getattr(asked, name) for name in asked.model_fields_set - _FREE}
+    names = [n for n in ModelConfig.model_fields if n in asked.model_fields_set - _FREE]
+    given = {name: getattr(asked, name) for name in names}
     crop = given.get("block_size", parent.block_size) <= parent.block_size
     other = {
         name: value

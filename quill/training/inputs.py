@@ -93,14 +93,14 @@ def settle(
     check_length(dataset.count("train"), model.block_size, "train", dataset=dataset.name)
     if dataset.settings["val_fraction"]:
         check_length(dataset.count("val"), model.block_size, "validation", dataset=dataset.name)
-    data = data.model_copy(update={"tokenizer": dataset.tokenizer.kind})
-    train, notes = rates(config.train)
+    data = data.model_copy(update={"tokenizer": dataset.tokenizer.kind, "unknown": config.data.unknown})
+    train, notes = rates(config.train, fine_tuning=parent is not None)
     derived = frozenset(f"train.{name}" for name in _DERIVED if not _is_given(config.train, name))
     settled = config.model_copy(update={"data": data, "model": model, "train": train})
     return Inputs(settled, dataset, derived, notes)
 
 
-def rates(train: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
+def rates(train: TrainConfig, *, fine_tuning: bool) -> tuple[TrainConfig, tuple[str, ...]]:
     """Derive the learning rates that were not given: lower for fine-tuning, Muon's in proportion to AdamW's.
 
     Returns:
@@ -110,7 +110,7 @@ def rates(train: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     notes = []
     rate = train.learning_rate
     lower = _FINE_TUNING_SHARE * _DEFAULTS["learning_rate"]
-    if train.init_from and not _is_given(train, "learning_rate") and train.min_lr <= lower:
+    if fine_tuning and not _is_given(train, "learning_rate") and train.min_lr <= lower:
         rate = chosen["learning_rate"] = lower
         notes.append(f"fine-tuning at a learning rate of {lower:g}, a tenth of the default for a new model")
     ratio = rate / _DEFAULTS["learning_rate"]
@@ -126,7 +126,7 @@ def parent_of(
     """The model that a run starts from, downloaded first if it is on the Hub.
 
     A run with a resume state no longer needs its parent. If that is gone, the draft stands in for it: it has
-    the same shape and tokenizer.
+    the same shape and tokenizer. A run that starts from its own name has no parent the first time.
 
     Args:
         config: The run.
@@ -145,9 +145,13 @@ def parent_of(
         return importing.ensure(config.train.init_from, registry, notice)
     except NotFoundError:
         draft = registry.unfinished(config.name) if config.name else None
-        if draft is None or not draft.states():
+        status = draft.status() if draft is not None and draft.states() else None
+        if status is not None and status["parent"]:
+            return draft
+        if config.train.init_from != config.name:
             raise
-        return draft
+        notice(f"there is no version of {config.name} yet: training starts from random weights")
+        return None
 
 
 def _is_given(train: TrainConfig, name: str) -> bool:

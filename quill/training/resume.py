@@ -16,7 +16,7 @@ from quill.config.settings import RunConfig
 from quill.errors import NotFoundError, QuillError, RefusedError
 from quill.registry.draft import Draft
 from quill.registry.folder import Folder
-from quill.registry.manifest import METRICS, Manifest
+from quill.registry.manifest import METRICS, Data, Manifest
 from quill.registry.store import Registry
 from quill.registry.version import Version
 
@@ -79,9 +79,9 @@ def find(
         has_settings = bool(draft.status()) and draft.has("config.json")
         changed: list[str] = []
         if has_settings:
-            ran = reading.parse(draft.read_object("config.json"), origin=draft.reference)
             status = draft.status()
-            changed = _changes(ran, inputs, status["data_key"] if status else None)
+            ran = reading.parse(draft.read_object("config.json"), origin=draft.reference)
+            changed = _changes(ran, inputs, draft.facts["data"], key=status["data_key"] if status else None)
             if not changed and resume != "never":
                 return Found(inputs.adopt(ran), draft=draft, longer=_extended(draft, registry))
         if resume == "must" or (changed and resume == "auto" and not new_version):
@@ -95,8 +95,7 @@ def find(
     if newest is None or newest.damaged:
         return Found(inputs.config)
     ran = read_config(newest)
-    data = newest.facts["data"]
-    changed = _changes(ran, inputs, data["key"] if data else None) + _other_parent(newest, parent)
+    changed = _changes(ran, inputs, newest.facts["data"]) + _other_parent(newest, parent)
     before, after = ran.train.max_iters, inputs.config.train.max_iters
     if not changed and not new_version and _is_longer(inputs.config, ran, newest.facts):
         return Found(inputs.adopt(ran), longer=newest)
@@ -147,15 +146,23 @@ def _origin(version: Folder | None) -> dict[str, Any] | None:
     return {"reference": version.reference, "digest": version.digest} if version else None
 
 
-def _changes(ran: RunConfig, inputs: Inputs, key: str | None) -> list[str]:
+def _changes(ran: RunConfig, inputs: Inputs, data: Data | None, key: str | None = None) -> list[str]:
     """What makes this another run than the earlier one, as "train.batch_size 32 -> 64"."""
-    aside = _FREE | inputs.derived
+    dataset, aside = inputs.dataset, _FREE | inputs.derived
     if inputs.config.train.max_iters > ran.train.max_iters:
         aside |= {_LENGTH}
+    same_tokens = data is not None and (data["sha256"], data["tokenizer_sha256"]) == (
+        dataset.manifest["source"]["sha256"],
+        dataset.tokenizer.fingerprint,
+    )
+    if same_tokens:
+        # Whether the tokenizer was made from this text or came with the parent makes no difference.
+        aside |= {"data.vocabulary", "data.vocab_size"}
     found = differences(ran.to_dict(), inputs.config.to_dict(), aside)
     changed = [f"{name} {before!r} -> {after!r}" for name, (before, after) in found.items()]
-    if key is not None and key != inputs.dataset.key:
-        changed.append(f"the text or its preparation: {key[:12]} -> {inputs.dataset.key[:12]}")
+    key = key or (data["key"] if data is not None else None)
+    if key is not None and key != dataset.key and not same_tokens:
+        changed.append(f"the text or its preparation: {key[:12]} -> {dataset.key[:12]}")
     return changed
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from trainings import result
 
+from quill.cli.app import main
 from quill.registry.store import Registry
 
 SMALL = (
@@ -125,14 +126,14 @@ def test_f30_f49_last_nights_run_is_still_at_it(nightly):
         # As a restart of the machine ends it.
         os.killpg(first.pid, signal.SIGKILL)
         first.communicate()
-    (nightly / "more").write_text("--max-iters=100000000 --eval-interval=50 --max-minutes=0.01")
+    (nightly / "more").write_text("--max-iters=100000000 --eval-interval=50 --max-minutes=0.02")
     saved = max(p.name for p in (nightly / "weights" / "notes" / "v1" / "state").glob("step-*"))
-    code, sent = mail(run(nightly))
-    # Out of time it has saved its state, and there is no model to sample yet.
-    assert code == 3
-    assert "notes:v1 is an unfinished run" in sent
-    assert (nightly / "trained.txt").read_text() == ""
-    assert max(p.name for p in (nightly / "weights" / "notes" / "v1" / "state").glob("step-*")) > saved
+    assert mail(run(nightly)) == (0, "")
+    # It resumed, and when its time was up it published what it had reached.
+    assert (nightly / "trained.txt").read_text() == "notes:v1\n"
+    [version] = Registry(nightly / "weights").entries(all_versions=True)
+    assert version.facts["ended"] == "time limit"
+    assert (version.facts["steps"] or 0) > int(saved.removeprefix("step-"))
 
 
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "</dev/null >/dev/full 2>&1"])
@@ -144,8 +145,9 @@ def test_f36_a_training_without_streams_outlives_its_terminal(place, streams):
     process = subprocess.Popen(
         ["/bin/sh", "-c", command], cwd=place.folder, env=environment, start_new_session=True
     )
-    wait_for(place.weights / "m" / "v1" / "status.json")
-    os.kill(process.pid, signal.SIGHUP)
+    if "full" not in streams:
+        wait_for(place.weights / "m" / "v1" / "status.json")
+        os.kill(process.pid, signal.SIGHUP)
     code = process.wait(timeout=60)
     if "full" in streams:
         # What it would say has no place to go: it ends, and goes on when it is repeated.
@@ -155,3 +157,38 @@ def test_f36_a_training_without_streams_outlives_its_terminal(place, streams):
     else:
         assert code == 0
     assert result(Registry(place.weights).resolve("m").path) == place.whole
+
+
+def test_ten_nights_of_growing_text_make_ten_versions(tmp_path, monkeypatch, capsys):
+    """The training line of the nightly script, each night from the model of the night before."""
+    monkeypatch.setenv("QUILL_REGISTRY", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    line = ["train", "--data=notes.txt", "--name=notes", "--from=notes", "--new-version", "--keep=7", "-q"]
+    small = [*SMALL.split(), "--max-iters=60", "--device=cpu", "--dtype=float32", "--compile=off"]
+    losses = []
+    for night in range(1, 11):
+        write_notes(tmp_path, night)
+        if night == 6:
+            with (tmp_path / "notes.txt").open("a", encoding="utf-8") as file:
+                file.write("Ännu en natt: ingen måne, bara köld.\n" * 5)
+        assert main([*line, *small]) == 0
+        out, err = capsys.readouterr()
+        assert out == f"notes:v{night}\n"
+        assert ("8 new characters are added" in err) if night == 6 else (err == "")
+        version = Registry(tmp_path / "weights").resolve("notes")
+        assert version.number == night
+        before = version.facts["parent"]
+        assert (before["reference"] if before else None) == (f"notes:v{night - 1}" if night > 1 else None)
+        assert main([*line, *small]) == 0, "the same text again"
+        assert capsys.readouterr() == (f"notes:v{night}\n", "")
+        losses.append(version.facts["best_val_loss"])
+    kept = [v.number for v in Registry(tmp_path / "weights").entries(all_versions=True)]
+    assert kept == list(range(4, 11))
+    assert losses[4] < losses[0], "it was meant to learn from night to night"
+    assert max(losses[1:5]) < losses[0] + 0.1
+    assert max(losses[6:]) < losses[5] + 0.1, "new characters cost one night"
+    (tmp_path / "notes.txt").write_text("x" * 5000)
+    assert main([*line, *small]) == 2, "text that teaches nothing fails loudly"
+    assert "repeats one character" in capsys.readouterr().err
+    (tmp_path / "notes.txt").unlink()
+    assert main([*line, *small]) == 3

@@ -160,7 +160,7 @@ def test_fine_tuning_has_lower_rates_unless_they_are_given(
 def test_rates_that_are_not_given_follow_from_those_that_are(
     given: dict[str, Any], expected: tuple[float, float], sentences: int
 ) -> None:
-    settled, notes = rates(TrainConfig(**given))
+    settled, notes = rates(TrainConfig(**given), fine_tuning="init_from" in given)
     assert (settled.learning_rate, settled.muon_learning_rate) == pytest.approx(expected)
     assert len(notes) == sentences
 
