@@ -8,7 +8,7 @@ translates, and runs the foreign program to compare results.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -177,6 +177,33 @@ class Format:
             InputError: Only the user can supply what is missing, or quill has no such model.
         """
         raise NotImplementedError
+
+
+def without_unused_rows(
+    shape: Shape, weights: Mapping[str, Tensor], rows: int
+) -> tuple[Shape, dict[str, Tensor], tuple[str, ...]]:
+    """Drop the rows of embedding and head beyond the tokenizer's ids, which other programs would draw.
+
+    Args:
+        shape: The model's shape.
+        weights: By quill's names.
+        rows: The tokenizer's size.
+
+    Returns:
+        The smaller model, and a note if it is smaller.
+    """
+    if shape.vocab_size <= rows:
+        return shape, dict(weights), ()
+    made = {n: t[:rows] if n.startswith(("wte.", "lm_head.")) else t for n, t in weights.items()}
+    if shape.n_layer == 0:
+        made["wte.weight"] = made["wte.weight"][:, :rows]
+    note = f"{shape.vocab_size - rows} rows of the embedding without a token were left out"
+    return replace(shape, vocab_size=rows), made, (note,)
+
+
+def unused_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids between a tokenizer's tokens that no token has, and that must never be drawn."""
+    return [i for i in range(tokenizer.vocab_size) if not tokenizer.token_bytes(i)]
 
 
 def names() -> tuple[str, ...]:

@@ -99,15 +99,16 @@ def greedy(version: Version, folder: Path, prompt: str, n: int) -> tuple[str, st
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_transformers_computes_the_same_logits_and_quill_reads_them_back(variant, publish, tmp_path):
     version = publish("gpt2", **{"block": "modern", "bias": False, **VARIANTS[variant]})
-    ours = load_checkpoint(version).model
+    loaded = load_checkpoint(version)
+    ours, rows = loaded.model, loaded.tokenizer.vocab_size
     folder = exporting.export(version, "hf", tmp_path / "out").path
     theirs, back = theirs_of(folder), ours_of(HF.read(folder, NOTHING))
     assert type(theirs).__module__.startswith("transformers.models.")
     for length in (1, 7, 24):
-        idx = torch.randint(ours.shape.vocab_size, (2, length))
+        idx = torch.randint(rows, (2, length))
         with torch.inference_mode():
             logits = theirs(idx).logits
-        wanted = ours.predict(idx)
+        wanted = ours.predict(idx)[..., :rows]
         assert wanted.std() > 0.1
         assert largest(logits, wanted) < 1e-4
         assert largest(back.predict(idx), wanted) < 1e-5
@@ -232,6 +233,67 @@ def test_gpt2s_own_tokenizer_loads_with_its_model(publish, ranks, monkeypatch, t
     assert theirs(text)["input_ids"] == gpt2.encode(text)
     assert theirs.decode(gpt2.encode(text)) == text
     assert HF.read(folder, NOTHING).tokenizer.fingerprint == gpt2.fingerprint
+
+
+@pytest.mark.parametrize("name", ["hf", "onnx"])
+@pytest.mark.parametrize("shape", ["gpt2", "quillgpt", "untied", "bigram"])
+def test_w12_rows_without_a_token_are_not_exported(shape, name, publish, tmp_path):
+    if name == "onnx":
+        pytest.importorskip("onnxruntime")
+    made = exporting.export(publish(shape, vocab_size=96), name, tmp_path / "out", verify=True)
+    rows = load_checkpoint(publish(shape, name="b")).tokenizer.vocab_size
+    assert any(f"{96 - rows} rows of the embedding without a token" in note for note in made.notes)
+    assert json.loads((made.path / "config.json").read_text())["vocab_size"] == rows
+    if name == "hf":
+        assert HF.read(made.path, NOTHING).model.vocab_size == rows
+        assert theirs_of(made.path).get_output_embeddings().weight.shape[0] == rows
+
+
+def test_w12_transformers_draws_no_id_without_a_token(publish, tokenizers, tmp_path, monkeypatch):
+    pytest.importorskip("rustbpe")
+    from quill.tokenizers import base as kinds
+
+    stored = tokenizers["bpe"].to_dict()
+    size = len(stored["ranks"].split())
+    gaps = kinds.read({**stored, "specials": {"<|endoftext|>": size + 60}})
+    monkeypatch.setitem(tokenizers, "gaps", gaps)
+    folder = exporting.export(publish("modern", "gaps", vocab_size=500), "hf", tmp_path / "out").path
+    model, theirs = theirs_of(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    ids = model.generate(
+        **theirs("The", return_tensors="pt"), do_sample=True, max_new_tokens=20, num_return_sequences=64
+    )
+    drawn = set(ids.flatten().tolist())
+    assert len(drawn) > 100
+    assert not drawn & set(range(size, size + 60)) and max(drawn) <= size + 60
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 24])
+@pytest.mark.parametrize("kind", ["char", "word", "bpe"])
+def test_the_card_has_the_hubs_metadata_and_code_that_runs(kind, block_size, publish, tokenizers, tmp_path):
+    if kind not in tokenizers:
+        pytest.skip("rustbpe is not installed")
+    folder = exporting.export(publish("gpt2", kind, block_size=block_size), "hf", tmp_path / "out").path
+    card = (folder / "README.md").read_text()
+    _, front, text = card.split("---\n", 2)
+    assert front.splitlines() == [
+        "library_name: transformers", "license: unknown", "pipeline_tag: text-generation", "tags:", "- quill",
+        "- GPT2LMHeadModel",
+    ]  # fmt: skip
+    code = text.partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert ("drops characters" in text) == (kind == "char") and ("<unk>" in text) == (kind == "word")
+
+
+def test_transformers_drops_characters_that_a_char_tokenizer_does_not_know(publish, tokenizers, tmp_path):
+    folder = exporting.export(publish("gpt2"), "hf", tmp_path / "out").path
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    text = "The ☃ seas\x00 are 日本"
+    assert theirs(text)["input_ids"] == tokenizers["char"].encode(text, unknown="skip")
 
 
 # Folders that transformers saved.

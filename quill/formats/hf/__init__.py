@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from quill.config.shape import Shape
     from quill.tokenizers.base import Tokenizer
 
+# The line of the card that says where the model is.
+FOLDER_LINE = 'name = "."  # this folder'
+_UNKNOWN_CHARACTERS = {
+    "char": "The tokenizer drops characters that are not in its vocabulary; quill refuses them by default.",
+    "word": "A character that is not in the vocabulary becomes `<unk>`.",
+}
 _CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 
 
@@ -50,8 +56,12 @@ class HuggingFace(base.Format):
         """Write a model and its tokenizer."""
         from quill.checkpoint.weights import save_tensors
 
-        tokenizer, config = checkpoint.tokenizer, checkpoint.config.model
-        settings, weights, notes = models.write(checkpoint.model.shape, checkpoint.model.state_dict())
+        model, tokenizer = checkpoint.model, checkpoint.tokenizer
+        shape, weights, smaller = base.without_unused_rows(
+            model.shape, model.state_dict(), tokenizer.vocab_size
+        )
+        settings, weights, notes = models.write(shape, weights)
+        notes = smaller + notes
         end = tokenizer.eot_id
         ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
         fsio.make_dir(path)
@@ -60,9 +70,9 @@ class HuggingFace(base.Format):
         stated = {**settings, **ids, "dtype": dtype, "torch_dtype": dtype}
         documents = {
             _CONFIG: stated,
-            "generation_config.json": {"_from_model_config": True, **ids},
+            "generation_config.json": generation_settings(tokenizer),
             _TOKENIZER: tokenizer_json.write(tokenizer),
-            _TOKENIZER_CONFIG: tokenizer_json.settings(tokenizer, config.block_size),
+            _TOKENIZER_CONFIG: tokenizer_json.settings(tokenizer, shape.block_size),
         }
         for name, document in documents.items():
             fsio.write_json(path / name, document, durable=False)
@@ -127,39 +137,64 @@ def _cast(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     return {name: value.to(kind) for name, value in weights.items()}
 
 
+def generation_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Make the generation_config.json of a tokenizer."""
+    end, unused = tokenizer.eot_id, base.unused_ids(tokenizer)
+    made = {"_from_model_config": True, "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    return {**made, "suppress_tokens": unused} if unused else made
+
+
 def _card(checkpoint: Checkpoint, architecture: str, notes: tuple[str, ...]) -> str:
-    """The folder's README."""
+    """The folder's README, with the metadata that the Hub reads."""
     tokenizer, config = checkpoint.tokenizer, checkpoint.config.model
-    length = max(1, min(200, config.block_size - 16))
+    prompt = _opening(tokenizer, config.block_size)
+    length = min(200, config.block_size + 1 - len(tokenizer.encode(prompt)))
     lines = [
-        "---", "library_name: transformers", "pipeline_tag: text-generation", "---", "",
-        f"# {checkpoint.version.name}", "",
-        f"A model exported from quill as transformers' {architecture}: {config.n_layer} layers, a context of "
-        f"{config.block_size:,} tokens, {tokenizer.vocab_size:,} tokens of the kind {tokenizer.kind}.", "",
+        "---",
+        "library_name: transformers",
+        "license: unknown",
+        "pipeline_tag: text-generation",
+        "tags:",
+        "- quill",
+        f"- {architecture}",
+        "---",
+        "",
+        f"# {checkpoint.version.name}",
+        "",
+        f"A language model exported from quill as transformers' {architecture}: {config.n_layer} layers, "
+        f"context length {config.block_size:,}, {tokenizer.kind} tokenizer with {tokenizer.vocab_size:,} "
+        "tokens.",
+        "",
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
-        'model = AutoModelForCausalLM.from_pretrained(".")',
-        'tokenizer = AutoTokenizer.from_pretrained(".")',
-        f'prompt = tokenizer({_opening(tokenizer)}, return_tensors="pt")',
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        FOLDER_LINE,
+        "model = AutoModelForCausalLM.from_pretrained(name)",
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        f'prompt = tokenizer({json.dumps(prompt)}, return_tensors="pt")',
         f"ids = model.generate(**prompt, do_sample=True, max_new_tokens={length})",
         "print(tokenizer.decode(ids[0]))",
         "```",
-    ]  # fmt: skip
+    ]
+    if unknown := _UNKNOWN_CHARACTERS.get(tokenizer.kind):
+        lines += ["", unknown]
     if tokenizer.eot_id is not None:
         end = tokenizer.token_bytes(tokenizer.eot_id).decode()
-        plain = f"`{end}` in a text is plain text to this tokenizer"
-        lines += ["", f"{plain}; with `split_special_tokens=False` it is the token."]
+        lines += ["", f"`{end}` in a text is plain text, unless you pass `split_special_tokens=False`."]
     if notes:
-        lines += ["", "How the model was written:", "", *(f"- {note}" for note in notes)]
+        lines += ["", "How the model was converted:", "", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 
-def _opening(tokenizer: Tokenizer) -> str:
-    """A Python literal of a text that the tokenizer can encode."""
-    try:
-        return json.dumps("The" if tokenizer.encode("The") else "")
-    except InputError:
-        return json.dumps(tokenizer.decode([0]))
+def _opening(tokenizer: Tokenizer, most: int) -> str:
+    """A text that the tokenizer can encode, of at most so many tokens."""
+    for text in ("The", "a", "\n"):
+        try:
+            if 0 < len(tokenizer.encode(text)) <= most:
+                return text
+        except InputError:
+            continue
+    return next(text for i in range(tokenizer.vocab_size) if tokenizer.encode(text := tokenizer.decode([i])))
 
 
 def _refuse_code(stated: Mapping[str, Any], origin: str) -> None:

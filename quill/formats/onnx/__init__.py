@@ -61,12 +61,15 @@ class Onnx(base.Format):
         import quill
         from quill.formats.onnx.graph import WeightsFile
 
-        model = checkpoint.model
-        refuse_overflow(model.state_dict(), dtype)
+        model, tokenizer = checkpoint.model, checkpoint.tokenizer
+        shape, tensors, notes = base.without_unused_rows(
+            model.shape, model.state_dict(), tokenizer.vocab_size
+        )
+        refuse_overflow(tensors, dtype)
         weights = WeightsFile(WEIGHTS)
         stored: torch.dtype = getattr(torch, dtype)
         graphs = {
-            name: GraphOfGPT(model, weights, stored, cached=cached).build(quill.__version__)
+            name: GraphOfGPT(shape, tensors, weights, stored, cached=cached).build(quill.__version__)
             for name, cached in GRAPHS.items()
         }
         fsio.make_dir(path)
@@ -74,8 +77,9 @@ class Onnx(base.Format):
         fsio.write_chunks(path / WEIGHTS, weights.chunks(), durable=False)
         for name, graph in graphs.items():
             fsio.write_bytes(path / name, graph.SerializeToString(), durable=False)
-        files, notes = _tokenizer_files(checkpoint.tokenizer, checkpoint.config.model.block_size)
-        for name, document in {CONFIG: _config(checkpoint, dtype), **files}.items():
+        files, more = _tokenizer_files(tokenizer, shape.block_size)
+        notes += more
+        for name, document in {CONFIG: _config(checkpoint, shape, dtype), **files}.items():
             fsio.write_json(path / name, document, durable=False)
         if dtype == "float16":
             notes += ("the weights are stored in float16; the graphs compute in float32",)
@@ -104,9 +108,9 @@ class Onnx(base.Format):
         return dict(enumerate(torch.from_numpy(logits[0])))
 
 
-def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+def _config(checkpoint: Checkpoint, s: Shape, dtype: str) -> dict[str, Any]:
     """The settings that a program needs to run the graphs, with transformers' names."""
-    s, tokenizer = checkpoint.model.shape, checkpoint.tokenizer
+    tokenizer = checkpoint.tokenizer
     K, D = s.n_kv_head, s.head_size
     ids = {"dtype": "int64", "shape": ["batch", "length"]}
     logits = {"dtype": "float32", "shape": ["batch", "length", s.vocab_size]}
@@ -143,6 +147,8 @@ def _config(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
         "model_type": model_type,
         "graphs": graphs,
     }
+    if unused := base.unused_ids(tokenizer):
+        config["suppress_tokens"] = unused
     if model_type == "gpt2":
         config |= {"n_layer": s.n_layer, "n_head": s.n_head, "n_embd": s.n_embd, "n_positions": s.block_size}
     return config

@@ -9,6 +9,7 @@ Legend: B batch, T new tokens, S all tokens, C n_embd, H n_head, K n_kv_head, D 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,22 +20,29 @@ from quill.model.rope import Rope
 
 if TYPE_CHECKING:
     from quill.config.shape import Shape
-    from quill.model.gpt import GPT
 
 
 class GraphOfGPT:
     """The operators of one model.
 
     Args:
-        model: The model.
+        shape: The model's shape.
+        weights: By quill's names.
         file: The file for its weights, which graphs of the same model may share.
         dtype: The stored dtype of matrices; vectors, which are small, stay float32.
         cached: Whether the graph takes keys and values of earlier tokens, and returns them with the new ones.
     """
 
-    def __init__(self, model: GPT, file: WeightsFile, dtype: torch.dtype, *, cached: bool) -> None:
-        self.shape: Shape = model.shape
-        self.weights = model.state_dict()
+    def __init__(
+        self,
+        shape: Shape,
+        weights: Mapping[str, torch.Tensor],
+        file: WeightsFile,
+        dtype: torch.dtype,
+        *,
+        cached: bool,
+    ) -> None:
+        self.shape, self.weights = shape, weights
         self.dtype, self.cached = dtype, cached
         self.g = Graph(file)
 

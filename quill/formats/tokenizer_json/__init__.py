@@ -95,12 +95,15 @@ def read(document: Any, origin: str) -> tuple[Tokenizer, tuple[str, ...]]:
     if kind not in ("BPE", "WordLevel"):
         why = f"its model is {shorten(kind)}; quill has character, word and byte-level BPE tokenizers"
         raise fields.unsupported(origin, why)
-    vocabulary, notes = fields.vocabulary(model.get("vocab"), origin), _notes(document, origin)
+    vocabulary = fields.vocabulary(model.get("vocab"), origin)
     if kind == "WordLevel":
-        return char.read(document, vocabulary, origin), notes
-    if isinstance(model.get("unk_token"), str) and not model.get("merges"):
-        return word.read(document, vocabulary, origin), notes
-    return bpe.read(document, vocabulary, origin), notes
+        tokenizer = char.read(document, vocabulary, origin)
+        document = char.without_normalizer(document, vocabulary)
+    elif isinstance(model.get("unk_token"), str) and not model.get("merges"):
+        tokenizer = word.read(document, vocabulary, origin)
+    else:
+        tokenizer = bpe.read(document, vocabulary, origin)
+    return tokenizer, _notes(document, origin)
 
 
 def _notes(document: Mapping[str, Any], origin: str) -> tuple[str, ...]:

@@ -1,12 +1,12 @@
 """quill's char tokenizer as a WordLevel model of the tokenizers library, and back.
 
-Text is split into single characters. The model has no unknown token, so the library refuses a character that
-it does not know, as quill does.
+Text is split into single characters. The model has no unknown token, and the library raises on a character
+that it does not know. So a normalizer removes such characters first, as quill does if told to skip them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from quill.formats.tokenizer_json import fields
@@ -28,8 +28,24 @@ def write(stored: Mapping[str, Any]) -> dict[str, Any]:
         stored: The tokenizer's JSON form.
     """
     vocabulary = {character: i for i, character in enumerate(stored["vocabulary"])}
-    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN}
-    return {"pre_tokenizer": fields.split_step(_ANY), "decoder": {"type": "Fuse"}, "model": model}
+    return {
+        "normalizer": normalizer(vocabulary),
+        "pre_tokenizer": fields.split_step(_ANY),
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},
+    }
+
+
+def normalizer(characters: Iterable[str]) -> dict[str, Any]:
+    """The normalizer that removes all other characters."""
+    unknown = f"[^{fields.character_class(sorted(characters))}]"
+    return {"type": "Replace", "pattern": {"Regex": unknown}, "content": ""}
+
+
+def without_normalizer(document: Mapping[str, Any], characters: Iterable[str]) -> Mapping[str, Any]:
+    """The document without the normalizer that `write` makes; any other stays."""
+    own = document.get("normalizer") == normalizer(characters)
+    return {**document, "normalizer": None} if own else document
 
 
 def read(document: Mapping[str, Any], vocabulary: Mapping[str, int], origin: str) -> Tokenizer:

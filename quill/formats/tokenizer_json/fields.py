@@ -39,6 +39,25 @@ def split_pattern(step: Mapping[str, Any]) -> str | None:
     return found if step.get("type") == "Split" and kept and isinstance(found, str) else None
 
 
+def character_class(characters: Iterable[str]) -> str:
+    """Write the inside of a character class, in ranges.
+
+    Args:
+        characters: In ascending order.
+    """
+    ranges: list[list[int]] = []
+    for point in map(ord, characters):
+        if ranges and point == ranges[-1][1] + 1:
+            ranges[-1][1] = point
+        else:
+            ranges.append([point, point])
+    return "".join(_literal(first) + (f"-{_literal(last)}" if last > first else "") for first, last in ranges)
+
+
+def _literal(point: int) -> str:
+    return f"\\{chr(point)}" if chr(point) in "\\]^-[&~|" else chr(point)
+
+
 def steps(step: Any, key: str) -> list[dict[str, Any]]:
     """The steps of a normalizer, pre-tokenizer or post-processor, as a flat list.
 

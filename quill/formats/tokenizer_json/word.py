@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -62,21 +62,6 @@ def read(document: Mapping[str, Any], vocabulary: Mapping[str, int], origin: str
     return base.read(data, origin=origin)
 
 
-def character_class(belongs: Callable[[str], bool]) -> str:
-    """Write the inside of a character class, in ranges."""
-    found: list[str] = []
-    start = None
-    for point in range(sys.maxunicode + 2):
-        inside = point <= sys.maxunicode and belongs(chr(point))
-        if inside and start is None:
-            start = point
-        elif not inside and start is not None:
-            last = point - 1
-            found.append(_literal(start) + (f"-{_literal(last)}" if last > start else ""))
-            start = None
-    return "".join(found)
-
-
 def _is_letter(character: str) -> bool:
     """Whether Python's `\\w` matches it."""
     return character.isalnum() or character == "_"
@@ -85,15 +70,13 @@ def _is_letter(character: str) -> bool:
 @cache
 def _word_split() -> str:
     """The split of quill's word tokenizer, with every character that Python takes for a letter or a space."""
-    return _words_of(character_class(_is_letter), character_class(str.isspace))
+    characters = [chr(point) for point in range(sys.maxunicode + 1)]
+    letters, blanks = filter(_is_letter, characters), filter(str.isspace, characters)
+    return _words_of(fields.character_class(letters), fields.character_class(blanks))
 
 
 def _words_of(letters: str, blanks: str) -> str:
     return f"[{letters}]+(?:['’][{letters}]+)*|[{blanks}]+|[^{letters}{blanks}]+"
-
-
-def _literal(point: int) -> str:
-    return f"\\{chr(point)}" if chr(point) in "\\]^-[&~|" else chr(point)
 
 
 def _splits_words(pattern: str, characters: Sequence[str]) -> bool:
