@@ -13,7 +13,6 @@ from typing import Any
 from quill import strictjson
 from quill.config.settings import DataConfig
 from quill.data.store import SCHEMA_VERSION, Dataset
-from quill.data.survey import Survey
 from quill.errors import InputError, shorten
 from quill.tokenizers import base
 
@@ -44,10 +43,16 @@ def settings_of(config: DataConfig, tokenizer: base.Tokenizer | None) -> dict[st
     return settings
 
 
-def key_of(settings: Mapping[str, Any], survey: Survey) -> str:
-    """Return the key of the dataset made from a text with these settings."""
+def key_of(settings: Mapping[str, Any], sha256: str, layout: str = "") -> str:
+    """Return the key of the dataset made from a text.
+
+    Args:
+        settings: From `settings_of`.
+        sha256: The text's hash, as in Survey.
+        layout: Hash of where its documents begin, as in Survey.
+    """
     keyed = {k: settings[k] for k in (*_KEYED, _GIVEN, _UNKNOWN) if k in settings}
-    made_of = {"schema": SCHEMA_VERSION, "text": survey.sha256, "layout": survey.layout, **keyed}
+    made_of = {"schema": SCHEMA_VERSION, "text": sha256, "layout": layout, **keyed}
     return hashlib.sha256(strictjson.canonical(made_of)).hexdigest()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,11 @@ NAMED: dict[str, Named] = {
 }
 
 
+def path_of(name: str, root: Path) -> Path:
+    """Return where the download of a named text is stored, or placed by hand."""
+    return root / DOWNLOADS / f"{name}.txt"
+
+
 def fetch(name: str, root: Path, on_bytes: OnBytes | None = None) -> Path:
     """Return the file of a named text, downloading it on first use and checking it each time.
 
@@ -63,13 +69,15 @@ def fetch(name: str, root: Path, on_bytes: OnBytes | None = None) -> Path:
     named = NAMED[name]
     if named.file:
         return named.file
-    path = root / DOWNLOADS / f"{name}.txt"
+    path = path_of(name, root)
     if not path.is_file():
         fsio.make_dir(path.parent)
         fsio.write_bytes(path, _download(name, named, path, on_bytes))
     elif path.stat().st_size != named.size or fsio.sha256(path) != named.sha256:
         raise CorruptError(
-            f"'{path}' is not the text '{name}'", why=f"its sha256 is not {named.sha256}", hint=f"rm '{path}'"
+            f"'{path}' is not the text '{name}'",
+            why=f"its sha256 is not {named.sha256}",
+            hint=f"rm {shlex.quote(str(path))}",
         )
     return path
 
@@ -79,7 +87,7 @@ def _download(name: str, named: Named, path: Path, on_bytes: OnBytes | None) -> 
     from http.client import HTTPException
     from urllib.request import Request, urlopen
 
-    hint = f"curl -o '{path}' {named.url}"
+    hint = f"curl --create-dirs -o {shlex.quote(str(path))} {named.url}"
     data = bytearray()
     try:
         with urlopen(Request(named.url, headers={"User-Agent": "quill"}), timeout=30) as reply:
@@ -91,7 +99,9 @@ def _download(name: str, named: Named, path: Path, on_bytes: OnBytes | None) -> 
     except (OSError, HTTPException) as e:
         reason = getattr(e, "reason", None) or e
         raise ResourceError(
-            f"cannot download '{name}'", why=f"{named.url}: {reason or type(e).__name__}", hint=hint
+            f"'{name}' ({named.about}) is not here and cannot be downloaded",
+            why=f"{named.url}: {reason or type(e).__name__}",
+            hint=hint,
         ) from e
     if len(data) < named.size:
         raise ResourceError(

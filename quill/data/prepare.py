@@ -6,6 +6,7 @@ As nanoGPT does it, the validation split is the end of the text, and each split 
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from quill import __version__, fsio, naming, strictjson
 from quill.config.settings import DataConfig
-from quill.data import encode, locks, matching, shards, sources, store, survey
+from quill.data import encode, locks, matching, named_sources, shards, sources, store, survey
 from quill.data.named_sources import NAMED, OnBytes
 from quill.data.store import MANIFEST, TOKENIZER, Dataset
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, shorten
@@ -81,6 +82,9 @@ def prepare(
     if name is not None:
         naming.check(name, "dataset")
     settings = matching.settings_of(config, tokenizer)
+    for source in [config.source] if isinstance(config.source, str) else config.source:
+        if source in NAMED:
+            _restore(source, root)
     with sources.find(
         config.source,
         root,
@@ -103,7 +107,8 @@ def ensure(
 ) -> Dataset:
     """Return the dataset that a run's settings name, preparing it if it does not exist.
 
-    A source without "/" is a prepared dataset, else a named source, else a file in the working directory.
+    A source without "/" is a prepared dataset, else a named source, else a file in the working directory. For
+    a named source, a dataset of the same text and settings will do under any name.
 
     Args:
         config: The run's data settings.
@@ -140,7 +145,40 @@ def ensure(
             why=f"datasets: {have or 'none'}; named sources: {', '.join(NAMED)}",
             hint="name one of them, or a text file",
         )
+    if source in NAMED and (same := _same_text(source, config, root, observer, tokenizer)):
+        return same
     return prepare(config, root, observer=observer, tokenizer=tokenizer)
+
+
+def _same_text(
+    source: str, config: DataConfig, root: Path, observer: Observer | None, tokenizer: base.Tokenizer | None
+) -> Dataset | None:
+    """Find a dataset that was made of a named text with these settings, wherever the text came from."""
+    key = matching.key_of(matching.settings_of(config, tokenizer), NAMED[source].sha256)
+    for dataset in store.datasets(root):
+        if dataset.key == key:
+            with suppress(CorruptError):
+                dataset.verify(_reporter(observer), again=False)
+                return dataset
+    return None
+
+
+def _restore(source: str, root: Path) -> None:
+    """Write a named text from any dataset of it, to save downloading it."""
+    named = NAMED[source]
+    path = named_sources.path_of(source, root)
+    if named.file or os.path.lexists(path):
+        return
+    for dataset in store.datasets(root):
+        if dataset.manifest["source"]["sha256"] == named.sha256:
+            with suppress(CorruptError):
+                splits = (dataset.train, dataset.val)
+                text = "".join(dataset.tokenizer.decode(ids[:].tolist()) for ids in splits)
+                # Not every tokenizer can spell every text.
+                if hashlib.sha256(text.encode()).hexdigest() == named.sha256:
+                    fsio.make_dir(path.parent)
+                    fsio.write_bytes(path, text.encode())
+                    return
 
 
 def _reporter(observer: Observer | None) -> OnBytes:
@@ -183,7 +221,7 @@ class _Preparation:
         if same is None:
             surveyed = self._survey()
             self._handle_unknown(surveyed)
-            key = matching.key_of(self.settings, surveyed)
+            key = matching.key_of(self.settings, surveyed.sha256, surveyed.layout)
             same = next((d for d in known if d.key == key and self._is_intact(d)), None)
         else:
             key = same.key

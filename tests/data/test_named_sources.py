@@ -1,4 +1,4 @@
-"""Named texts: inside the package, downloaded once, and told plainly when they cannot be had."""
+"""Named texts: inside the package, downloaded once, restored from datasets, or placed by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONTENT = b"To be, or not to be. " * 10_000
 
 
 class Site:
-    """A web server on this machine whose one page may be anything."""
+    """A local web server with one page, which may be anything."""
 
     def __init__(self) -> None:
         self.body = CONTENT
@@ -72,12 +72,12 @@ def test_it_is_downloaded_once(site: Site, data: Path) -> None:
     assert site.requests == 1
 
 
-def test_f50_offline_it_says_where_from_and_where_to(site: Site, data: Path) -> None:
+def test_f50_offline_the_hint_downloads_it_to_its_place(site: Site, data: Path) -> None:
     site.server.server_close()
     error = refusal(data, ResourceError)
     assert error.exit_code == 7
     assert site.url in error.why
-    assert f"curl -o '{data}/.downloads/page.txt' {site.url}" in error.hint
+    assert error.hint == f"curl --create-dirs -o {data}/.downloads/page.txt {site.url}"
 
 
 def test_f50_placed_by_hand_it_is_not_downloaded(site: Site, data: Path) -> None:
@@ -87,30 +87,30 @@ def test_f50_placed_by_hand_it_is_not_downloaded(site: Site, data: Path) -> None
     assert site.requests == 0
 
 
-def test_f50_a_missing_page_is_told(site: Site, data: Path) -> None:
+def test_f50_a_missing_page_is_reported(site: Site, data: Path) -> None:
     site.status = 404
     assert "Not Found" in refusal(data, ResourceError).why
 
 
-def test_another_text_is_not_taken(site: Site, data: Path) -> None:
+def test_another_text_is_refused(site: Site, data: Path) -> None:
     site.body = CONTENT.replace(b"not", b"now")
     error = refusal(data, CorruptError)
     assert "sha256" in error.why
 
 
 @pytest.mark.parametrize("length", [len(CONTENT), 1000])
-def test_a_text_cut_short_is_not_taken(site: Site, data: Path, length: int) -> None:
+def test_a_truncated_text_is_refused(site: Site, data: Path, length: int) -> None:
     site.body, site.length = CONTENT[:1000], length
     error = refusal(data, ResourceError)
     assert error.exit_code == 7
 
 
-def test_a_longer_text_is_not_taken(site: Site, data: Path) -> None:
+def test_a_longer_text_is_refused(site: Site, data: Path) -> None:
     site.body, site.length = CONTENT + b"more" * 100_000, len(CONTENT) + 400_000
     refusal(data, CorruptError)
 
 
-def test_a_wrong_file_placed_by_hand_is_told(site: Site, data: Path) -> None:
+def test_a_wrong_file_placed_by_hand_is_refused(site: Site, data: Path) -> None:
     path = data / ".downloads" / "page.txt"
     path.parent.mkdir(parents=True)
     path.write_bytes(CONTENT.replace(b"not", b"now"))
@@ -120,19 +120,19 @@ def test_a_wrong_file_placed_by_hand_is_told(site: Site, data: Path) -> None:
     assert path.exists()
 
 
-def test_f41_where_nothing_can_be_kept_it_says_so(site: Site, data: Path) -> None:
+def test_f41_a_data_root_that_cannot_be_written_is_reported(site: Site, data: Path) -> None:
     data.write_text("a file, not a folder")
     with pytest.raises(ResourceError):
         named_sources.fetch("page", data)
 
 
-def test_tiny_shakespeare_is_the_one_known_to_all(shakespeare_file: Path) -> None:
+def test_tiny_shakespeare_is_the_well_known_file(shakespeare_file: Path) -> None:
     named_as = NAMED["shakespeare"]
     raw = shakespeare_file.read_bytes()
     assert (len(raw), hashlib.sha256(raw).hexdigest()) == (named_as.size, named_as.sha256)
 
 
-def test_what_ships_with_quill_is_there(write: Callable[..., Path], data: Path) -> None:
+def test_packaged_texts_exist(write: Callable[..., Path], data: Path) -> None:
     for name, entry in NAMED.items():
         assert entry.about
         if entry.file:

@@ -256,3 +256,75 @@ def test_rm_refuses_a_dataset_in_use(two: Run) -> None:
     assert code == 75
     assert "dataset 'sea' is in use" in err
     assert two("list", "--data", "-q")[1] == "data:land\ndata:sea\n"
+
+
+# Named texts without a network
+
+
+@pytest.fixture
+def offline(monkeypatch: Any) -> None:
+    """No network: connections are refused."""
+    for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+@pytest.fixture
+def named(monkeypatch: Any, text: str, offline: None) -> str:
+    """A short text that is known as `shakespeare`."""
+    import hashlib
+
+    from quill.data.named_sources import NAMED, Named
+
+    raw = text.encode()
+    entry = Named("a text", url="https://localhost/x", size=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+    monkeypatch.setitem(NAMED, "shakespeare", entry)
+    return text
+
+
+def test_f50_a_missing_named_text_names_one_command(run: Run, offline: None, tmp_path: Path) -> None:
+    for arguments in (["prepare", "shakespeare"], ["train", "--data", "shakespeare", *SHAPE.split()]):
+        code, _, err = run(*arguments)
+        assert code == 7
+        assert "tiny Shakespeare" in err
+        [hint] = [line for line in err.splitlines() if line.startswith("  try: ")]
+        assert hint.startswith(
+            f"  try: curl --create-dirs -o {tmp_path}/data/.downloads/shakespeare.txt https://"
+        )
+
+
+def test_f50_a_text_placed_by_hand_serves_a_named_text(run: Run, write: Any, named: str) -> None:
+    write("data/.downloads/shakespeare.txt", named)
+    assert train(run, "--data", "shakespeare", "--name", "m")[0] == 0
+
+
+def test_f50_a_dataset_of_the_same_text_serves_a_named_text(run: Run, write: Any, named: str) -> None:
+    write("input.txt", named.replace("\n", "\r\n"))
+    assert run("prepare", "input.txt", "--name", "whatever")[1] == "whatever\n"
+    assert train(run, "--data", "shakespeare", "--name", "shakespeare")[0] == 0
+    assert json.loads(Path("weights/shakespeare/v1/manifest.json").read_text())["data"]["name"] == "whatever"
+    assert run("list", "--data", "-q")[1] == "data:whatever\n"
+    [row] = json.loads(run("eval", "shakespeare", "--json")[1])["models"]
+    assert row["data"] == "whatever/val"
+
+
+@pytest.mark.parametrize("flags", [["--tokenizer", "char", "--val-fraction", "0.3"], ["--tokenizer", "word"]])
+def test_f50_a_dataset_with_other_settings_gives_back_the_text(
+    run: Run, write: Any, named: str, flags: list[str]
+) -> None:
+    write("input.txt", named)
+    assert run("prepare", "input.txt", "--name", "whatever", *flags)[0] == 0
+    Path("input.txt").unlink()
+    assert train(run, "--data", "shakespeare", "--name", "m")[0] == 0
+    assert json.loads(Path("weights/m/v1/manifest.json").read_text())["data"]["name"] == "shakespeare"
+    assert Path("data/.downloads/shakespeare.txt").read_text() == named
+
+
+def test_f50_other_or_damaged_datasets_do_not_serve_a_named_text(run: Run, write: Any, named: str) -> None:
+    write("input.txt", named + "more")
+    assert run("prepare", "input.txt", "--name", "other")[0] == 0
+    write("same.txt", named)
+    assert run("prepare", "same.txt", "--name", "same", "--tokenizer", "word")[0] == 0
+    file = Path("data/same/train.bin")
+    file.write_bytes(bytes(file.stat().st_size))
+    assert train(run, "--data", "shakespeare", "--name", "m")[0] == 7
+    assert not Path("data/.downloads/shakespeare.txt").exists()
