@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from quill import discovery
-
-if TYPE_CHECKING:
-    from quill.config.settings import ModelConfig
 
 PACKAGE = "model.blocks"
 
 
-def _accept(config: ModelConfig) -> str | None:
+def _accept(settings: Mapping[str, Any]) -> str | None:
     return None
 
 
@@ -33,7 +30,7 @@ class BlockFacts:
         activations: Accepted values of `activation`.
         gated: Those of them that add a gate matrix to the MLP.
         settings: What it uses of bias, qkv_bias, head_bias, attention_scale, n_kv_head and rope_theta.
-        refusal: Why it cannot have these settings, or None.
+        refusal: Why it cannot have these model settings, given by name, or None.
     """
 
     summary: str
@@ -42,7 +39,7 @@ class BlockFacts:
     activations: tuple[str, ...]
     gated: tuple[str, ...] = ()
     settings: frozenset[str] = frozenset()
-    refusal: Callable[[ModelConfig], str | None] = _accept
+    refusal: Callable[[Mapping[str, Any]], str | None] = _accept
 
     def mlp_size(self, n_embd: int, activation: str) -> int:
         """Default hidden width of the MLP.

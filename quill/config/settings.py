@@ -234,7 +234,7 @@ class ModelConfig(Section):
                 f"block {self.block} does not support {names}",
                 _other_block(lambda f: unsupported <= f.settings),
             )
-        if why := facts.refusal(self):
+        if why := facts.refusal(dict(self)):
             raise ValueError(why)
         return self
 

@@ -27,7 +27,7 @@ FACTS = BlockFacts(
     defaults={"activation": "relu6", "norm_eps": 1e-4, "rope_theta": 500.0},
     activations=("relu6",),
     settings=frozenset({"bias", "rope_theta"}),
-    refusal=lambda config: "heads must be even in number" if config.n_head % 2 else None,
+    refusal=lambda settings: "heads must be even in number" if settings["n_head"] % 2 else None,
 )
 """
 

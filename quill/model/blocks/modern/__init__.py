@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 from quill.config.blocks import BlockFacts
 
-if TYPE_CHECKING:
-    from quill.config.settings import ModelConfig
 
-
-def _refusal(config: ModelConfig) -> str | None:
-    if config.head_size and config.head_size % 2:
-        return f"rotary positions require an even 'model.head_size', not {config.head_size}"
+def _refusal(settings: Mapping[str, Any]) -> str | None:
+    width = settings["head_size"]
+    if width and width % 2:
+        return f"rotary positions require an even 'model.head_size', not {width}"
     return None
 
 
