@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from quill.formats.exporting import Exported
     from quill.generation.generator import Generator
     from quill.notebook import Comparison, Facts, Models
+    from quill.registry.folder import Folder
     from quill.registry.store import Registry
     from quill.registry.version import Version
     from quill.training.events import Observer
@@ -55,7 +56,7 @@ def load(reference: str, *, registry: StrPath | None = None, device: str = "auto
     from quill.generation.generator import Generator
     from quill.training.device import find_device
 
-    loaded = load_checkpoint(_registry(registry).resolve(reference), find_device(device))
+    loaded = load_checkpoint(_find(_registry(registry), reference), find_device(device))
     return Generator(loaded.model, loaded.tokenizer, name=loaded.version.reference)
 
 
@@ -202,7 +203,7 @@ def evaluate(
     if text is not None and (data is not None or split is not None):
         raise InputError("text and data are mutually exclusive", why="one text is measured at a time")
     store = _registry(registry)
-    loaded = load_checkpoint(store.resolve(reference), find_device(device))
+    loaded = load_checkpoint(_find(store, reference), find_device(device))
     if text is not None:
         tokens, n_bytes = texts.encode(loaded.tokenizer, text, unknown)
     else:
@@ -239,7 +240,7 @@ def export(
     """
     from quill.formats import exporting
 
-    version, target = _registry(registry).resolve(reference), None if out is None else Path(out)
+    version, target = _find(_registry(registry), reference), None if out is None else Path(out)
     return exporting.export(
         version, format, target, dtype=dtype, verify=verify, modelfile=modelfile, force=force
     )
@@ -424,6 +425,13 @@ def _run_config(
     else:
         run = reading.load(Path(config), overrides)
     return run if run.name else run.model_copy(update={"name": reading.name_after(run.data.source)})
+
+
+def _find(registry: Registry, reference: str) -> Folder:
+    """A version, or an unfinished run with weights, which a warning says."""
+    import warnings
+
+    return registry.find_weights(reference, lambda message: warnings.warn(message, stacklevel=5))
 
 
 def _registry(folder: StrPath | None) -> Registry:

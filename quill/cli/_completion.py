@@ -153,7 +153,7 @@ def _join_words() -> str:
 
 
 def _models(root: Path, typed: str, with_versions: bool, with_aliases: bool, drafts: bool) -> Iterator[str]:
-    """Names, versions and aliases; reads folders and the ledgers of aliases only."""
+    """Names, versions and aliases; reads folders and aliases only."""
     from quill.errors import QuillError
     from quill.registry import aliases, names
     from quill.registry import folder as folders
@@ -167,15 +167,15 @@ def _models(root: Path, typed: str, with_versions: bool, with_aliases: bool, dra
             numbers = sorted(filter(None, map(names.version_number, os.listdir(folder))))
             complete = [n for n in numbers if folders.is_published(folder / f"v{n}")]
             complete += [1] if 1 not in numbers and folders.is_flat(folder) else []
-            numbers = numbers if drafts else complete
+            numbers = sorted({*numbers, *complete}) if drafts else complete
             if not numbers:
-                # All versions were removed; the folder only keeps the numbers from being given again.
+                # All versions were removed; the folder only keeps the numbers from being reused.
                 continue
             if not colon:
                 yield entry
             if entry == name:
                 if with_versions:
-                    yield from (f"{entry}:v{n}" for n in sorted({*numbers, *complete}))
+                    yield from (f"{entry}:v{n}" for n in numbers)
                     yield from [f"{entry}:{names.LATEST}"] if complete else []
                 if with_aliases:
                     known = aliases.read(folder)["aliases"]

@@ -36,7 +36,9 @@ def command(
     session: Session,
     references: Annotated[
         list[str],
-        Argument(metavar="REF", help="Models: name, name:v2 or ./folder.", autocompletion=models()),
+        Argument(
+            metavar="REF", help="Models: name, name:v2 or ./folder.", autocompletion=models(drafts=True)
+        ),
     ],
     data: Annotated[
         str | None,
@@ -79,7 +81,7 @@ def command(
     if fail_above is not None and fail_above != fail_above:
         raise InputError("--fail-above nan is not a number", why="no loss is above or below it")
     registry, output = session.registry(), session.output
-    versions = [registry.resolve(r) for r in references]
+    versions = [registry.find_weights(r, output.say) for r in references]
 
     from quill.checkpoint.load import load_checkpoint
     from quill.evaluation import measure, texts

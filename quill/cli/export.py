@@ -29,7 +29,11 @@ def command(
     session: Session,
     reference: Annotated[
         str,
-        Argument(metavar="REF", help="Model to export: name, name:v2 or ./folder.", autocompletion=models()),
+        Argument(
+            metavar="REF",
+            help="Model to export: name, name:v2 or ./folder.",
+            autocompletion=models(drafts=True),
+        ),
     ],
     format_name: Annotated[
         str, Option("--format", "-f", metavar=_FORMATS, help="Target format.", autocompletion=formats())
@@ -59,7 +63,7 @@ def command(
     For transformers, llama.cpp, Ollama, ONNX Runtime, nanoGPT and others. The export appears under its path
     only when it is complete. Prints the path.
     """
-    output, version = session.output, session.registry().resolve(reference)
+    output, version = session.output, session.registry().find_weights(reference, session.output.say)
 
     from quill.formats import exporting
 

@@ -39,7 +39,9 @@ def command(
     session: Session,
     reference: Annotated[
         str,
-        Argument(metavar="REF", help="Model to use: name, name:v2 or ./folder.", autocompletion=models()),
+        Argument(
+            metavar="REF", help="Model to use: name, name:v2 or ./folder.", autocompletion=models(drafts=True)
+        ),
     ],
     words: Annotated[
         list[str] | None,
@@ -75,7 +77,7 @@ def command(
     from quill.config import reading
 
     output = session.output
-    version = session.registry().resolve(reference)
+    version = session.registry().find_weights(reference, session.output.say)
     config = reading.check(SampleConfig, dict(session.overrides), origin="the arguments")
     text = _prompt(words or [], prompt, prompt_file)
 

@@ -14,7 +14,7 @@ from quill.errors import InputError, RefusedError
 from quill.formats import base
 
 if TYPE_CHECKING:
-    from quill.registry.version import Version
+    from quill.registry.folder import Folder
 
 # Other common names of dtypes.
 _DTYPES = {"f32": "float32", "fp32": "float32", "f16": "float16", "fp16": "float16", "bf16": "bfloat16"}
@@ -75,7 +75,7 @@ class Exported:
 
 
 def export(
-    version: Version,
+    version: Folder,
     format_name: str,
     out: Path | None = None,
     *,
@@ -87,7 +87,7 @@ def export(
     """Export a model to a foreign format.
 
     Args:
-        version: The model.
+        version: The model: a version, or an unfinished run with weights.
         format_name: A registered format.
         out: The file or folder to write; unset: the model's name with the format's suffix, in the current
             folder.
@@ -145,7 +145,7 @@ def _format(format_name: str, *, verify: bool) -> base.Format:
     return kind
 
 
-def _load(kind: base.Format, version: Version) -> Checkpoint:
+def _load(kind: base.Format, version: Folder) -> Checkpoint:
     """The model, if the format supports it."""
     loaded = load_checkpoint(version)
     if why := kind.refusal(loaded.model.shape, loaded.tokenizer):
@@ -212,7 +212,7 @@ def _compare(kind: base.Format, loaded: Checkpoint, made: Path) -> Difference:
     return Difference(largest, magnitude, lengths, kind.runtime, quantity)
 
 
-def _refuse_different(found: Difference, kind: base.Format, dtype: str, version: Version) -> None:
+def _refuse_different(found: Difference, kind: base.Format, dtype: str, version: Folder) -> None:
     limit = kind.tolerance.get(dtype, _TOLERANCE.get(dtype, 1.0)) * max(1.0, found.magnitude)
     if not found.largest <= limit:
         raise RefusedError(

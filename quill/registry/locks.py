@@ -46,13 +46,13 @@ def path_of(root: Path, name: str) -> Path:
 
 
 @contextmanager
-def hold(root: Path, name: str, wait: float = 0.0) -> Iterator[None]:
+def hold(root: Path, name: str, wait: float | None = None) -> Iterator[None]:
     """Lock a name: for a whole training, or while its versions are renamed or removed.
 
     Args:
         root: The registry; made when missing.
         name: The model's name, checked.
-        wait: Seconds to wait for another process.
+        wait: Seconds to wait for another process; None where the caller has no choice.
 
     Raises:
         LockedError: Another process has locked it; the message names process, host and start.
@@ -61,7 +61,7 @@ def hold(root: Path, name: str, wait: float = 0.0) -> Iterator[None]:
     """
     path = path_of(root, name)
     fsio.make_dir(path.parent)
-    deadline = time.monotonic() + max(wait, _PATIENCE)
+    deadline = time.monotonic() + max(wait or 0.0, _PATIENCE)
     pause = 0.02
     while True:
         fd = _take(path)
@@ -71,7 +71,7 @@ def hold(root: Path, name: str, wait: float = 0.0) -> Iterator[None]:
             # flock succeeded although the holder is alive: it does nothing on this filesystem.
             os.close(fd)
         if time.monotonic() >= deadline:
-            raise _locked(name, note if fd is not None else _read_path(path))
+            raise _locked(name, note if fd is not None else _read_path(path), wait)
         time.sleep(min(pause, max(deadline - time.monotonic(), 0.0)))
         pause = min(pause * 2, 1.0)
     try:
@@ -293,10 +293,10 @@ def _write(fd: int, note: dict[str, Any]) -> None:
             os.pwrite(fd, text, 0)
 
 
-def _locked(name: str, note: dict[str, Any]) -> LockedError:
+def _locked(name: str, note: dict[str, Any], wait: float | None) -> LockedError:
     pid, host, started = note.get("pid", "?"), note.get("host", "?"), note.get("started", "?")
     return LockedError(
         f"another process is working on '{name}'",
         why=f"pid {pid} on {host} since {started}" if note else "the holder is unknown",
-        hint="try again later",
+        hint="try again later" if wait is None else "try again later, or wait for it: wait=3600",
     )

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from quill.checkpoint.card import card
-from quill.checkpoint.load import load_checkpoint
+from quill.checkpoint.load import Checkpoint, load_checkpoint
 from quill.config.settings import RunConfig, SampleConfig
 from quill.evaluation import chart, curves, measure
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
-from quill.registry import manifest
+from quill.registry import locks, manifest
 from quill.registry.draft import Draft
+from quill.registry.store import Registry
 from quill.registry.version import Version
 from quill.training.device import Device
 
@@ -63,14 +64,7 @@ def publish(
         "ended": ended,
         "seconds": round(elapsed(), 1),
     }
-    sample = _sample(Generator(best.model, best.tokenizer), config.train.seed, poll)
-    losses = curves.curves(curves.parse(draft.metrics()))
-    # Browsers draw the finer block characters at a different width from letters.
-    curve = chart.draw(losses, plain=True)
-    text = card(draft.reference, config, facts | {"versions": manifest.versions()}, sample, curve)
-    raw = text.encode("utf-8", "replace")
-    draft.write_bytes("README.md", raw)
-    return draft.publish(**facts)
+    return _publish(draft, best, facts, poll)
 
 
 def describe(
@@ -115,6 +109,71 @@ def describe(
         "best_val_loss": loss,
         "bits_per_byte": _bits_per_byte(loss, dataset),
     }
+
+
+def publish_run(
+    registry: Registry, reference: str, device: str = "cpu", poll: Callable[[], None] = lambda: None
+) -> Version:
+    """Publish the best weights of an unfinished run, which ends it.
+
+    Its validation loss is the one that was estimated during the run: the text need not be there any more.
+
+    Args:
+        registry: Where it is.
+        reference: The run; a name alone means its unfinished run, if that is newer than its newest version.
+        device: Where to generate the sample in the model card.
+        poll: Called wherever publishing can be interrupted; what it raises passes through.
+
+    Returns:
+        The version; the one that the reference means if that is published already.
+
+    Raises:
+        NotFoundError: There is no such run, or it has no weights yet.
+        LockedError: A process is training it.
+        CorruptError: Its weights are damaged.
+        ResourceError: The disk refused; it is still an unfinished run.
+    """
+    found = registry.find(reference, in_progress=True)
+    if not found.is_published:
+        with locks.hold(found.root, found.name):
+            # Whoever had the name locked until now may have published or discarded it.
+            found = registry.find(reference if found.label else found.reference)
+            if not found.is_published and found.has(manifest.WEIGHTS):
+                draft = Draft(found.root, found.name, found.number)
+                draft.take()
+                best = load_checkpoint(draft, device)
+                return _publish(draft, best, _recorded(draft, best), poll)
+        # Not while it is locked, as if it were being trained.
+        found.require_weights()
+    return registry.resolve(found.reference)
+
+
+def _recorded(draft: Draft, best: Checkpoint) -> dict[str, Any]:
+    """What an unfinished run has recorded for its manifest."""
+    status, losses = draft.status(), curves.curves(curves.parse(draft.metrics()))
+    facts = {k: v for k, v in draft.facts.items() if v is not None and k not in ("schema", "files")}
+    if not facts and losses.best:
+        # A run of an earlier quill, which recorded less.
+        facts = {"best_step": losses.best.step, "best_val_loss": losses.best.loss}
+    facts |= {
+        "parameters": sum(p.numel() for p in best.model.parameters()),
+        "seeds": {"train": best.config.train.seed},
+        "parent": status["parent"] if status else None,
+        "extends": status["extends"] if status else None,
+        "ended": "publish",
+    }
+    return facts | ({"steps": draft.step} if draft.step is not None else {})
+
+
+def _publish(draft: Draft, best: Checkpoint, facts: dict[str, Any], poll: Callable[[], None]) -> Version:
+    """Write the model card and publish."""
+    sample = _sample(Generator(best.model, best.tokenizer), best.config.train.seed, poll)
+    losses = curves.curves(curves.parse(draft.metrics()))
+    # Browsers draw the finer block characters at a different width from letters.
+    curve = chart.draw(losses, plain=True)
+    text = card(draft.reference, best.config, facts | {"versions": manifest.versions()}, sample, curve)
+    draft.write_bytes(manifest.CARD, text.encode("utf-8", "replace"))
+    return draft.publish(**facts)
 
 
 def _published_loss(

@@ -307,18 +307,7 @@ class Run:
             "seconds": self._seconds(),
         }
         path = save_state(self.draft, step, tensors, info, self.config.train.keep_states)
-        facts = describe(
-            self.config,
-            self.dataset,
-            self.draft,
-            device,
-            steps=step,
-            best_step=self._best_step,
-            loss=self._best_loss,
-        )
-        facts["parameters"] = sum(p.numel() for p in self.trainer.model.parameters())
-        facts["seconds"] = round(self._seconds(), 1)
-        self.draft.update_status(**progress(step), facts=facts)
+        self.draft.update_status(**progress(step), facts=self._facts())
         self._saved = reached
         self._emit(Saved(step, str(path)))
         self._lap = time.monotonic()
@@ -437,6 +426,21 @@ class Run:
     def _write_weights(self) -> None:
         model, dtype = self.trainer.model, self.config.train.weights_dtype
         self.draft.write_file(WEIGHTS, lambda path: save_weights(path, model, dtype))
+        self.draft.update_status(facts=self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """What the manifest would say if the best weights so far were published."""
+        facts = describe(
+            self.config,
+            self.dataset,
+            self.draft,
+            self.trainer.device,
+            steps=self.trainer.step,
+            best_step=self._best_step,
+            loss=self._best_loss,
+        )
+        facts["parameters"] = sum(p.numel() for p in self.trainer.model.parameters())
+        return facts | {"seconds": round(self._seconds(), 1)}
 
     def _emit(self, event: Event) -> None:
         self._log(event)

@@ -98,21 +98,22 @@ def test_every_reference_of_every_command_is_completed(models, ask):
 def test_after_the_colon_versions_and_aliases(models, ask):
     # bash takes the colon for a word, and replaces only what comes after it.
     expected = ["v1", "v2", "latest", "champion"]
-    assert ask("quill", "sample", "shakespeare", ":") == expected
-    assert ask("quill", "sample", "shakespeare", ":", "v") == ["v1", "v2"]
+    assert ask("quill", "cp", "shakespeare", ":") == expected
+    assert ask("quill", "cp", "shakespeare", ":", "v") == ["v1", "v2"]
     assert ask("quill", "eval", "sea", ":", "v1", "shakespeare", ":", "ch") == ["champion"]
     assert ask("quill", "eval", "sea", ":", "v1", "s") == ["sea", "shakespeare"]
     # Where it does not, the candidates are whole.
     whole = [f"shakespeare:{x}" for x in expected]
-    assert ask("quill", "sample", "shakespeare:") == whole
-    assert ask("quill", "sample", "shakespeare") == ["shakespeare", *whole]
-    assert ask("quill", "sample", "shakespeare:", shell="fish") == whole
-    assert ask("quill", "sample", "shakespeare:", shell="zsh") == whole
+    assert ask("quill", "cp", "shakespeare:") == whole
+    assert ask("quill", "cp", "shakespeare") == ["shakespeare", *whole]
+    assert ask("quill", "cp", "shakespeare:", shell="fish") == whole
+    assert ask("quill", "cp", "shakespeare:", shell="zsh") == whole
 
 
 def test_a_run_that_is_not_finished_is_offered_to_who_can_use_it(models, ask):
-    assert ask("quill", "sample", "be") == []
-    assert ask("quill", "show", "be") == ["begun"]
+    assert ask("quill", "cp", "be") == []
+    for command in ("show", "sample", "eval", "export", "publish"):
+        assert ask("quill", command, "be") == ["begun"], command
     assert ask("quill", "logs", "shakespeare", ":", "v") == ["v1", "v2", "v3"]
 
 
@@ -125,7 +126,8 @@ def test_files_put_there_by_hand_are_offered(models, ask):
     folder = models.root / "hand"
     shutil.copytree(models.root / "sea" / "v1", folder)
     (folder / "manifest.json").unlink()
-    assert ask("quill", "sample", "hand") == ["hand", "hand:v1", "hand:latest"]
+    for command in ("cp", "sample"):
+        assert ask("quill", command, "hand") == ["hand", "hand:v1", "hand:latest"]
 
 
 @pytest.mark.parametrize(
@@ -187,8 +189,8 @@ def test_what_is_damaged_hides_nothing_else(models, ask):
     (models.root / "shakespeare" / "v2" / "manifest.json").write_text("[")
     (models.root / "a file").write_text("")
     (models.root / "loop").symlink_to("loop")
-    assert ask("quill", "sample", "s") == ["sea", "shakespeare"]
-    assert ask("quill", "sample", "shakespeare", ":") == ["v1", "v2", "latest"]
+    assert ask("quill", "cp", "s") == ["sea", "shakespeare"]
+    assert ask("quill", "cp", "shakespeare", ":") == ["v1", "v2", "latest"]
 
 
 def test_f15_what_a_shell_would_run_is_never_offered(models, ask):
@@ -197,8 +199,8 @@ def test_f15_what_a_shell_would_run_is_never_offered(models, ask):
     evil = {"$(touch x)": 1, "champion": 1, "x\ny": 1}
     aliases.update(models.root / "sea", lambda held: held | {"aliases": evil})
     for shell in ("bash", "zsh", "fish"):
-        assert ask("quill", "sample", "", shell=shell) == ["sea", "shakespeare"]
-        for word in ask("quill", "sample", "sea:", shell=shell):
+        assert ask("quill", "cp", "", shell=shell) == ["sea", "shakespeare"]
+        for word in ask("quill", "cp", "sea:", shell=shell):
             assert set(word) <= set("sea:v1lateschampion")
 
 
