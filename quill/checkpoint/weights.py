@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from quill import fsio
 from quill.checkpoint.precision import refuse_overflow
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from quill.model.gpt import GPT
+
+# The dtypes of weights by their names in a file, in the order in which the library writes their tensors.
+_NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
 
 def save_weights(
@@ -71,6 +76,45 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     except SafetensorError as e:
         raise_system_error(e)
         raise
+
+
+def stream_tensors(
+    path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write weights to a safetensors file one at a time, where the library needs all of them in memory.
+
+    The file is the one that the library writes. Format: https://github.com/huggingface/safetensors#format.
+
+    Args:
+        path: As for `save_tensors`.
+        layout: The dtype and shape of each tensor: float32, float16 or bfloat16.
+        tensors: The tensors by name; each is looked up once.
+
+    Raises:
+        ResourceError: The disk is too full.
+        OSError: The disk failed or refused; `fsio.stage` turns it into a ResourceError.
+    """
+    import torch
+
+    order = sorted(layout, key=lambda n: (list(_NAMES).index(str(layout[n][0])), n))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        dtype, shape = layout[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[str(dtype)], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+
+    def chunks() -> Iterator[Any]:
+        yield len(text).to_bytes(8, "little") + text
+        for name in order:
+            tensor = tensors[name].detach().to("cpu").contiguous()
+            assert (tensor.dtype, tuple(tensor.shape)) == layout[name], name
+            yield tensor.reshape(-1).view(torch.uint8).numpy()
+
+    fsio.require_space(path.parent, 8 + len(text) + end, f"'{path.name}'")
+    fsio.create(path, chunks())
 
 
 def read_tensors(file: OpenFile, layout: Mapping[str, TensorInfo]) -> dict[str, Tensor]:

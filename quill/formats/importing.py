@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from quill import fsio, naming, strictjson
 from quill.checkpoint.card import card
 from quill.checkpoint.load import CONFIG, TOKENIZER, WEIGHTS, read_config, read_tokenizer
-from quill.checkpoint.weights import save_tensors
+from quill.checkpoint.weights import stream_tensors
 from quill.config import reading
 from quill.config.differences import differences
 from quill.config.settings import RunConfig
@@ -22,7 +22,7 @@ from quill.formats import base
 from quill.registry import locks, manifest
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
     from quill.registry.store import Registry
     from quill.registry.version import Version
@@ -37,10 +37,11 @@ _REPOSITORY = re.compile(r"(?!.*\.(?:pth?|bin|gguf|safetensors)$)(?:[\w-]+|\w[\w
 
 
 class _Import(NamedTuple):
-    """A model that passed all checks, the config it runs with, and what its manifest says."""
+    """A model that passed all checks, the dtypes and shapes of its weights, its config and its facts."""
 
     name: str
     incoming: base.Incoming
+    layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
     config: RunConfig
     facts: dict[str, Any]
 
@@ -155,9 +156,7 @@ def _detect(path: Path, source: str) -> base.Format:
         return found[0]
     if found:
         why = f"it could be {' or '.join(k.name for k in found)}"
-        raise InputError(
-            f"the format of '{source}' is ambiguous", why=why, hint=f"format_name={found[0].name}"
-        )
+        raise InputError(f"the format of '{source}' is ambiguous", why=why, hint=f"format={found[0].name}")
     why = f"quill imports {', '.join(k.name for k in kinds)}, and it is none of these"
     hint = "quill import --help"
     if (path / manifest.FILE).is_file() and (path / WEIGHTS).is_file():
@@ -180,7 +179,9 @@ def _check(incoming: base.Incoming, name: str, source: str) -> _Import:
         why = f"{model.n_layer} layers, but only {len(incoming.weights)} tensors"
         raise CorruptError(f"'{source}' is not a complete model", why=why)
     wanted = {n: tuple(t.shape) for n, t in outline(model.shape()).state_dict().items()}
-    if wrong := _mismatches(wanted, incoming.weights):
+    layout = {n: (t.dtype, tuple(t.shape)) for n, t in incoming.weights.items() if n in wanted}
+    wrong = [f"{shorten(n)} does not belong to this model" for n in incoming.weights if n not in wanted]
+    if wrong := _mismatches(wanted, layout) + wrong:
         more = f"; and {len(wrong) - _MOST_SHOWN} more" if len(wrong) > _MOST_SHOWN else ""
         raise CorruptError(f"'{source}' is not a complete model", why="; ".join(wrong[:_MOST_SHOWN]) + more)
     rows = model.vocab_size or 0
@@ -193,18 +194,18 @@ def _check(incoming: base.Incoming, name: str, source: str) -> _Import:
     document = {"name": name, "data": {"tokenizer": tokenizer.kind}, "model": model.model_dump()}
     config = reading.check(RunConfig, document, origin=source, error=CorruptError)
     facts = {**incoming.facts, "parameters": sum(math.prod(shape) for shape in wanted.values())}
-    return _Import(name, incoming, config, facts)
+    return _Import(name, incoming, layout, config, facts)
 
 
-def _mismatches(wanted: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> list[str]:
-    wrong = [f"{n} is missing" for n in wanted if n not in weights]
-    wrong += [f"{shorten(n)} does not belong to this model" for n in weights if n not in wanted]
-    for name, shape in wanted.items():
-        found = weights.get(name)
-        if found is not None and tuple(found.shape) != shape:
-            wrong.append(f"{name} has shape {tuple(found.shape)} instead of {shape}")
-        elif found is not None and str(found.dtype) not in _FLOATS:
-            wrong.append(f"{name} is {found.dtype}; weights are float32, float16 or bfloat16")
+def _mismatches(
+    wanted: Mapping[str, tuple[int, ...]], layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> list[str]:
+    wrong = [f"{name} is missing" for name in wanted if name not in layout]
+    for name, (dtype, shape) in layout.items():
+        if shape != wanted[name]:
+            wrong.append(f"{name} has shape {shape} instead of {wanted[name]}")
+        elif str(dtype) not in _FLOATS:
+            wrong.append(f"{name} is {dtype}; weights are float32, float16 or bfloat16")
     return wrong
 
 
@@ -249,7 +250,7 @@ def _publish(made: _Import, registry: Registry) -> Version:
     try:
         draft.write_json(CONFIG, made.config.to_dict())
         draft.write_json(TOKENIZER, made.incoming.tokenizer.to_dict())
-        draft.write_file(WEIGHTS, lambda path: save_tensors(path, made.incoming.weights))
+        draft.write_file(WEIGHTS, lambda path: stream_tensors(path, made.layout, made.incoming.weights))
         text = card(draft.reference, made.config, made.facts)
         draft.write_bytes("README.md", text.encode("utf-8", "replace"))
         return draft.publish(**made.facts)

@@ -7,6 +7,7 @@ import json
 import os
 import time
 import tracemalloc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from quill import fsio
-from quill.checkpoint.weights import read_tensors, save_tensors
+from quill.checkpoint.weights import read_tensors, save_tensors, stream_tensors
 from quill.errors import CorruptError, QuillError, ResourceError
 from quill.registry.files import OpenFile
 from quill.registry.tensors import ITEM_BYTES, MAX_HEADER_BYTES, read_layout
@@ -89,6 +90,41 @@ def test_files_of_the_library_itself_are_read(tmp_path: Path) -> None:
     assert_equal(read(tmp_path / "x"), VALUES)
     save_tensors(tmp_path / "y", VALUES)
     assert_equal(safetensors.torch.load_file(tmp_path / "y"), VALUES)
+
+
+def test_streamed_weights_are_the_file_that_the_library_writes(tmp_path: Path) -> None:
+    weights = {
+        "wte.weight": torch.randn(5, 3),
+        "ü": torch.randn(7).bfloat16(),
+        "b": torch.randn(3, 2, 2).half(),
+        "a": torch.randn(4, 6).t(),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(1.5),
+    }
+    layout = {name: (t.dtype, tuple(t.shape)) for name, t in weights.items()}
+    stream_tensors(tmp_path / "streamed", layout, weights)
+    plain = {name: t.contiguous() for name, t in weights.items()}
+    safetensors.torch.save_file(plain, tmp_path / "library", metadata={"format": "pt"})
+    assert (tmp_path / "streamed").read_bytes() == (tmp_path / "library").read_bytes()
+
+
+def test_streaming_reads_one_tensor_at_a_time(tmp_path: Path) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    class Lazy(dict[str, Any]):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            nonlocal most
+            most = max(most, sum(r() is not None for r in alive))
+            made = torch.zeros(1000)
+            alive.append(weakref.ref(made))
+            return made
+
+    names = [f"h.{i}" for i in range(20)]
+    layout = dict.fromkeys(names, (torch.float32, (1000,)))
+    stream_tensors(tmp_path / "streamed", layout, Lazy(dict.fromkeys(names)))
+    assert len(alive) == 20
+    assert most <= 1
 
 
 def test_tensors_that_share_memory_are_saved_each_for_itself(tmp_path: Path) -> None:

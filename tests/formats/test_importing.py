@@ -125,7 +125,7 @@ def test_an_ambiguous_format_is_refused(folder, registry, monkeypatch):
     monkeypatch.setattr(type(base.load("gguf")), "recognises", lambda self, path: True)
     with pytest.raises(InputError, match="ambiguous") as caught:
         importing.import_model(str(folder), registry)
-    assert caught.value.hint == "format_name=gguf"
+    assert caught.value.hint == "format=gguf"
 
 
 @pytest.fixture
