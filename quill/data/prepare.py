@@ -124,7 +124,7 @@ def ensure(
     source = given[0] if len(given) == 1 else ""
     if not source or "/" in source or source == sources.STDIN:
         return prepare(config, root, observer=observer, tokenizer=tokenizer)
-    if (root / source / MANIFEST).is_file():
+    if os.path.lexists(root / source / MANIFEST):
         try:
             dataset = Dataset.open(root / source)
             dataset.verify(_reporter(observer), again=False)

@@ -66,17 +66,20 @@ class Shard:
 
     Args:
         file: The file, open for reading; it may be closed afterwards.
-        name: What messages call it.
+        path: Where it is.
         tokens: Number of ids, n.
         dtype: Name of their type.
         vocab_size: Number of ids in the vocabulary; what is read is checked against it.
         damaged: Makes the error for a file that is not what it should be.
+
+    Attributes:
+        close: Closes the file; the end of the object's life does it too.
     """
 
     def __init__(
         self,
         file: FileIO,
-        name: str,
+        path: Path,
         *,
         tokens: int,
         dtype: str,
@@ -86,14 +89,11 @@ class Shard:
         import numpy as np
 
         self.dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype(dtype).newbyteorder("<")
-        self._fd, self._name = os.dup(file.fileno()), name
+        self._fd, self._path, self._name = os.dup(file.fileno()), path, path.name
         self._tokens, self._vocab_size = tokens, vocab_size
         self._damaged = damaged
-        self.close = weakref.finalize(self, os.close, self._fd)
+        self.close: Callable[[], object] = weakref.finalize(self, os.close, self._fd)
         self._lock = threading.Lock()
-
-    close: Callable[[], object]
-    """Close the file; this also happens at the end of the object's life."""
 
     def __len__(self) -> int:
         return self._tokens
@@ -129,7 +129,9 @@ class Shard:
 
         width = self.dtype.itemsize
         size = length * width
-        data = b"".join([self._read(start * width, size) for start in starts])
+        # One guard for all rows, as entering it takes longer than reading a row.
+        with fsio.guard(self._path, "read"):
+            data = b"".join([self._read(size, start * width) for start in starts])
         if len(data) != size * len(starts):
             raise self._damaged(f"{self._name} became shorter while it was in use")
         found = np.frombuffer(data, self.dtype).reshape(len(starts), length)
@@ -161,7 +163,7 @@ class Shard:
 
         digest = hashlib.sha256()
         at = 0
-        while data := self._read(at, _BUFFER):
+        while data := self._chunk(at):
             digest.update(data)
             at += len(data)
             if not len(data) % self.dtype.itemsize:
@@ -169,10 +171,20 @@ class Shard:
             on_bytes(len(data))
         return digest.hexdigest()
 
-    def _read(self, offset: int, size: int) -> bytes:
-        with fsio.guard(Path(self._name), "read"):
-            if hasattr(os, "pread"):
-                return os.pread(self._fd, size, offset)
-            with self._lock:
-                os.lseek(self._fd, offset, os.SEEK_SET)
-                return os.read(self._fd, size)
+    def _chunk(self, offset: int) -> bytes:
+        with fsio.guard(self._path, "read"):
+            return self._read(_BUFFER, offset)
+
+    def _read(self, size: int, offset: int) -> bytes:
+        data = self._read_some(size, offset)
+        # Linux reads at most 2 GB at once.
+        while 0 < len(data) < size and (more := self._read_some(size - len(data), offset + len(data))):
+            data += more
+        return data
+
+    def _read_some(self, size: int, offset: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._fd, size, offset)
+        with self._lock:
+            os.lseek(self._fd, offset, os.SEEK_SET)
+            return os.read(self._fd, size)

@@ -306,7 +306,7 @@ class Dataset:
         with self._open(name) as file:
             shard = Shard(
                 file,
-                name,
+                self.path / name,
                 tokens=self.count(split),
                 dtype=self.manifest["dtype"],
                 vocab_size=self.vocab_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -69,7 +70,7 @@ def find(
                 hint=f"quill eval {reference} --data TEXT",
             )
         dataset = prepare.ensure(settings, root, observer)
-    elif "/" not in data and (root / data / MANIFEST).is_file():
+    elif "/" not in data and os.path.lexists(root / data / MANIFEST):
         dataset = Dataset.open(root / data)
     elif data in named_sources.NAMED:
         # The text is the same whichever tokenizer prepared it.

@@ -104,6 +104,19 @@ def test_rows_and_ranges_are_those_of_the_array(dataset: Dataset) -> None:
         dataset.train[::2]
 
 
+@pytest.mark.parametrize("has_pread", [True, False])
+def test_short_reads_are_continued(dataset: Dataset, monkeypatch: Any, has_pread: bool) -> None:
+    ids = np.fromfile(dataset.path / "train.bin", dtype="<u2").tolist()
+    read, pread = os.read, os.pread
+    if has_pread:
+        monkeypatch.setattr(os, "pread", lambda fd, size, offset: pread(fd, min(size, 1000), offset))
+    else:
+        monkeypatch.delattr(os, "pread")
+        monkeypatch.setattr(os, "read", lambda fd, size: read(fd, min(size, 1000)))
+    assert dataset.train[:].tolist() == ids
+    assert dataset.train.sha256() == dataset.manifest["files"]["train.bin"]["sha256"]
+
+
 def test_batches_and_windows_are_those_of_the_array(dataset: Dataset) -> None:
     ids = np.fromfile(dataset.path / "train.bin", dtype="<u2")
     for step in range(3):

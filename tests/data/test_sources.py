@@ -76,7 +76,7 @@ def test_an_existing_file_is_never_taken_for_a_glob(write: Write, data: Path) ->
     assert read(write("what[1].txt", "itself"), data) == ["itself"]
 
 
-def test_w14_an_existing_folder_is_never_taken_for_a_glob(write: Write, data: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_never_taken_for_a_glob(write: Write, data: Path, tmp_path: Path) -> None:
     write("d[1]/a.txt", "in d[1]")
     write("d1/a.txt", "in d1")
     for source in ("d[1]", "d[1]/*.txt", "d[1]/**/*.txt"):
@@ -84,7 +84,7 @@ def test_w14_an_existing_folder_is_never_taken_for_a_glob(write: Write, data: Pa
     assert read(f"{tmp_path}/d[0-9]/*.txt", data) == ["in d1"]
 
 
-def test_w14_files_with_brackets_have_names_of_their_own(write: Write) -> None:
+def test_files_with_brackets_have_names_of_their_own(write: Write) -> None:
     labels = [sources._label(str(write(f"notes[{n}].txt"))) for n in (1, 2)]
     assert labels == ["notes-1", "notes-2"]
 
@@ -222,7 +222,7 @@ def test_f17_the_offset_is_right_across_buffers(
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("buffer", [4, 4096])
-def test_w15_offsets_count_the_byte_order_mark(
+def test_offsets_count_the_byte_order_mark(
     write: Write, data: Path, encoding: str, buffer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(documents, "BUFFER", buffer)
@@ -232,7 +232,7 @@ def test_w15_offsets_count_the_byte_order_mark(
     assert error.hint == ("set data.encoding=utf-16" if encoding == "utf-32" else "")
 
 
-def test_w15_json_lines_count_the_byte_order_mark(write: Write, data: Path) -> None:
+def test_json_lines_count_the_byte_order_mark(write: Write, data: Path) -> None:
     mark = codecs.BOM_UTF8
     first = mark + b'{"text": "caf\xe9 and more"}\n{"text": "plain"}\n'
     assert "line 1 is not UTF-8: byte 16 is 0xe9" in refusal(write("a.jsonl", first), data).what

@@ -37,7 +37,7 @@ def train(run: Run, *arguments: str, steps: int = 2) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("flags", [[], ["--val-fraction", "0"]])
-def test_w5_a_dataset_without_a_validation_split_trains(run: Run, write: Any, flags: list[str]) -> None:
+def test_a_dataset_without_a_validation_split_trains(run: Run, write: Any, flags: list[str]) -> None:
     write("sea.txt")
     assert run("prepare", "sea.txt", "--val-fraction", "0")[0] == 0
     code, out, err = train(run, "--data", "sea", "--name", "m", *flags)
@@ -49,7 +49,7 @@ def test_w5_a_dataset_without_a_validation_split_trains(run: Run, write: Any, fl
     assert run("eval", "m", "--split", "train")[0] == 0
 
 
-def test_w5_a_validation_split_that_is_too_short_is_still_refused(run: Run, write: Any) -> None:
+def test_a_validation_split_that_is_too_short_is_still_refused(run: Run, write: Any) -> None:
     write("sea.txt")
     assert run("prepare", "sea.txt", "--val-fraction", "0.001")[0] == 0
     code, _, err = train(run, "--data", "sea", "--name", "m")
@@ -57,7 +57,7 @@ def test_w5_a_validation_split_that_is_too_short_is_still_refused(run: Run, writ
     assert "validation split of 'sea' has 7 tokens" in err
 
 
-def test_w14_files_with_brackets_are_trained_on_by_name(run: Run, write: Any, text: str) -> None:
+def test_files_with_brackets_are_trained_on_by_name(run: Run, write: Any, text: str) -> None:
     write("notes[1].txt", text)
     write("notes1.txt", "Another text altogether. " * 40)
     assert run("prepare", "notes[1].txt", "-q")[1] == "notes-1\n"
@@ -69,7 +69,7 @@ def test_w14_files_with_brackets_are_trained_on_by_name(run: Run, write: Any, te
 
 
 @pytest.mark.parametrize("name", ["prompt.txt", "-"])
-def test_w15_a_prompt_counts_the_byte_order_mark(run: Run, write: Any, name: str, monkeypatch: Any) -> None:
+def test_a_prompt_counts_the_byte_order_mark(run: Run, write: Any, name: str, monkeypatch: Any) -> None:
     import io
     import sys
 
@@ -83,7 +83,7 @@ def test_w15_a_prompt_counts_the_byte_order_mark(run: Run, write: Any, name: str
     assert "byte 7 is 0xff" in err
 
 
-def test_w15_a_config_counts_the_byte_order_mark(run: Run, write: Any) -> None:
+def test_a_config_counts_the_byte_order_mark(run: Run, write: Any) -> None:
     write("m.json", b'\xef\xbb\xbf{"name": "caf\xe9"}')
     code, _, err = run("config", "check", "m.json")
     assert code == 2
@@ -112,6 +112,29 @@ def test_f3_damaged_tokens_neither_train_nor_evaluate(run: Run, write: Any, dama
         assert "quill prepare sea.txt --name sea --force" in err
     assert run("prepare", "sea.txt", "--name", "sea", "--force")[0] == 0
     assert run("eval", "m", "--data", "sea")[0] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+@pytest.mark.parametrize("name", ["train.bin", "val.bin", "tokenizer.json", "manifest.json"])
+def test_f17_a_fifo_or_device_in_a_dataset_is_refused_at_once(
+    run: Run, write: Any, name: str, kind: str
+) -> None:
+    write("sea.txt")
+    assert run("prepare", "sea.txt")[0] == 0
+    file = Path("data/sea", name)
+    file.unlink()
+    if kind == "fifo":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    for arguments in (
+        ["train", "--data", "sea", "--name", "n", *SHAPE.split()],
+        ["show", "data:sea"],
+        ["verify"],
+    ):
+        assert run(*arguments)[0] == 5
+    assert run("list", "--data", "-q")[:2] == (0, "data:sea\n")
 
 
 def test_a_file_that_shrinks_while_training_ends_the_run(run: Run, write: Any, monkeypatch: Any) -> None:
