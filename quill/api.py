@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from quill import shipped
 from quill.config import keywords, reading
 from quill.config.settings import SECTIONS, DataConfig, RunConfig
 
@@ -290,7 +291,7 @@ def import_model(
 
 
 def models(glob: str | None = None, *, all_versions: bool = False, registry: StrPath | None = None) -> Models:
-    """List the newest version of every model, damaged ones included.
+    """List the newest version of every model, damaged ones and those that come with quill included.
 
     Args:
         glob: Only names that match, such as "shake*".
@@ -299,7 +300,12 @@ def models(glob: str | None = None, *, all_versions: bool = False, registry: Str
     """
     from quill.notebook import Models
 
-    return Models(_registry(registry).entries(glob, all_versions=all_versions))
+    store = _registry(registry)
+    found = [
+        *store.models(glob, all_versions=all_versions),
+        *store.shipped_models(glob, all_versions=all_versions),
+    ]
+    return Models(v for model in found for v in model.versions)
 
 
 def show(reference: str, *, registry: StrPath | None = None) -> Facts:
@@ -410,9 +416,11 @@ def _run_config(
     if name is not None:
         overrides["name"] = name
     if isinstance(config, str) and not config.endswith(".json"):
-        shipped = Path("configs", f"{config}.json")
-        if shipped.is_file():
-            config = shipped
+        local = Path("configs", f"{config}.json")
+        if local.is_file():
+            config = local
+        elif config in shipped.configs():
+            config = shipped.configs()[config]
         else:
             overrides.setdefault("data.source", config)
             config = None
@@ -438,4 +446,4 @@ def _registry(folder: StrPath | None) -> Registry:
     from quill.registry.store import Registry, locate
 
     found = locate(Path(folder) if folder is not None else None)
-    return Registry(found.root, found.why)
+    return Registry(found.root, found.why, found.shipped)

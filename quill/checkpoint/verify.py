@@ -143,7 +143,10 @@ def _find(registry: Registry, ref: str | None) -> Iterator[Folder]:
     versions = [v for m in models for v in m.versions if number in (None, v.number)]
     drafts = [d for m in models for d in m.drafts if number in (None, d.number)]
     if ref is not None and not versions and not drafts:
-        registry.resolve(ref)
+        found = registry.resolve(ref)
+        if found.root != registry.root:
+            yield found
+            return
         raise NotFoundError(f"no model '{ref}'", why="it was just removed", hint="quill list")
     yield from versions
     for draft in drafts:

@@ -81,10 +81,13 @@ def models(
         with suppress(Exception):
             from quill.registry import store
 
-            root = store.locate(context.params.get("registry")).root
-            found = list(_models(root, incomplete, versions, aliases, drafts))
+            where = store.locate(context.params.get("registry"))
+            for root in filter(None, (where.root, where.shipped)):
+                with suppress(OSError):
+                    found += _models(root, incomplete, versions, aliases, drafts)
+            found = list(dict.fromkeys(found))
             if datasets:
-                found += [f"data:{name}" for name in _datasets(root)]
+                found += [f"data:{name}" for name in _datasets(where.root)]
         return [v for v in found if v.startswith(incomplete)]
 
     return complete

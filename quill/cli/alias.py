@@ -47,7 +47,7 @@ def set_alias(
     if names.is_path(reference):
         raise InputError(f"'{reference}' is a folder", why="only models in the registry have aliases")
     stored.check_alias(alias)
-    version = registry.resolve(reference)
+    version = registry.resolve(reference, shipped=False)
     before = stored.set_alias(registry.root / version.name, alias, version.number)
     known = f"{version.name}:{alias}"
     if before not in (None, version.number):
@@ -105,7 +105,7 @@ def list_aliases(
     output, registry = session.output, session.registry()
     if name is not None:
         if names.check_name(name) not in _names(registry):
-            registry.resolve(name)
+            registry.resolve(name, shipped=False)
         stored.read(_folder(registry, name))["aliases"]
     rows = _rows(registry, [name] if name else _names(registry))
     output.show(
@@ -159,7 +159,7 @@ def _no_alias(registry: Registry, name: str, alias: str) -> NotFoundError:
 
     if name not in _names(registry):
         try:
-            registry.resolve(name)
+            registry.resolve(name, shipped=False)
         except NotFoundError as e:
             return e
     have = list(stored.read(registry.root / name)["aliases"])

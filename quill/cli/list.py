@@ -35,6 +35,7 @@ _COLUMNS = (
     Column("VAL LOSS", lambda r: _facts.loss(r["val_loss"]), right=True),
     Column("WHEN", lambda r: _facts.ago(r["created"], time.time()), drop=3),
     Column("STATE", _facts.progress, style=style),
+    Column("FROM", lambda r: "quill" if r.get("shipped") else "", drop=5, optional=True),
 )
 
 
@@ -70,7 +71,7 @@ def command(
 ) -> None:
     """List models: the latest version of each, and unfinished runs.
 
-    Prints the registry that it read to stderr.
+    Models that come with quill are listed too. Prints the registry that it read to stderr.
     """
     if data or (glob is not None and glob.startswith(_datasets.PREFIX)):
         if all_versions:
@@ -82,6 +83,8 @@ def command(
     for model in registry.models(glob, all_versions=all_versions):
         folders: list[Folder] = [*model.versions, *model.drafts]
         rows += [_describe(f, model.aliases) for f in sorted(folders, key=lambda f: f.number)]
+    for model in registry.shipped_models(glob, all_versions=all_versions):
+        rows += [_describe(v, model.aliases) | {"shipped": True} for v in model.versions]
     rows.sort(key=_order(sort))
     output.show(
         "quill.list/1",

@@ -106,7 +106,7 @@ class Session:
 
         where = locate(self.registry_flag)
         self.output.detail(f"registry: {where.root} ({where.why})")
-        return Registry(where.root, where.why)
+        return Registry(where.root, where.why, where.shipped)
 
     def datasets(self) -> Path:
         """The folder of prepared datasets, beside the registry unless QUILL_DATA says otherwise."""

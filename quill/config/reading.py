@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from quill import strictjson
+from quill import shipped, strictjson
 from quill.config import flat
 from quill.config.settings import SCHEMA_VERSION, SECTIONS, RunConfig, Section
-from quill.errors import InputError, QuillError, newer, shorten
+from quill.errors import InputError, NotFoundError, QuillError, newer, shorten
 
 S = TypeVar("S", bound=Section)
 
@@ -31,15 +31,32 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """Read a run's config from a JSON file.
 
     Args:
-        path: The file: quill's sections, or the flat form of older projects.
+        path: The file: quill's sections, or the flat form of older projects. If there is no such file, the
+            name of a config that comes with quill.
         overrides: Values by dotted path, such as {"train.batch_size": 8}; they win over the file.
 
     Raises:
         InputError: The file is not strict JSON, or a setting is unknown or invalid.
+        NotFoundError: There is no such file or config.
     """
+    path = _find(path)
     document = strictjson.read(path)
     config = parse(document, overrides, origin=str(path), folder=path.parent)
     return config if config.name else config.model_copy(update={"name": path.stem.lower()})
+
+
+def _find(path: Path) -> Path:
+    """Find a config by its path or, if it is a bare name without a file, among the shipped ones."""
+    if path.exists() or len(path.parts) != 1 or path.suffix:
+        return path
+    known = shipped.configs()
+    if path.name not in known:
+        raise NotFoundError(
+            f"no config file '{path}'",
+            why=f"the configs that come with quill are {', '.join(known)}" if known else "",
+            close=difflib.get_close_matches(path.name, known, 3),
+        )
+    return known[path.name]
 
 
 def parse(

@@ -229,7 +229,7 @@ def _find(registry: Registry, ref: str, *, all_versions: bool) -> list[Folder]:
 def _missing(registry: Registry, ref: str) -> NotFoundError:
     """The error that says what there is instead, as for every reference."""
     try:
-        registry.resolve(ref)
+        registry.resolve(ref, shipped=False)
     except NotFoundError as e:
         return e
     return NotFoundError(f"no model '{ref}'", why="it was removed in the meantime", hint="quill list")

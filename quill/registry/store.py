@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from quill import fsio
+from quill import fsio, shipped
 from quill.errors import CorruptError, NotFoundError, QuillError, RefusedError, newer
 from quill.registry import aliases, folder, locks, manifest, names, version
 from quill.registry.draft import Draft
@@ -28,10 +28,17 @@ _FOLDER = "weights"
 
 
 class Location(NamedTuple):
-    """Where the registry is, and why there."""
+    """Where the registry is.
+
+    Attributes:
+        root: Its folder.
+        why: Why there.
+        shipped: The folder of the models that come with quill, unless the registry was named explicitly.
+    """
 
     root: Path
     why: str
+    shipped: Path | None = None
 
 
 def locate(
@@ -53,14 +60,15 @@ def locate(
         start = (cwd or Path.cwd()).absolute()
         for folder in (start, *start.parents):
             if os.path.isfile(folder / _FOLDER / MARKER):
-                return Location(folder / _FOLDER, "it is the nearest at or above the working directory")
+                why = "it is the nearest at or above the working directory"
+                return Location(folder / _FOLDER, why, shipped.folder("weights"))
     from platformdirs import user_data_path
 
     with suppress(RuntimeError):
         own = user_data_path("quill", appauthor=False)
         if own.is_absolute():
-            return Location(own / _FOLDER, "it is your own, and no other is near")
-    return Location(Path(_FOLDER), "no other is near, and you have no home folder")
+            return Location(own / _FOLDER, "it is your own, and no other is near", shipped.folder("weights"))
+    return Location(Path(_FOLDER), "no other is near, and you have no home folder", shipped.folder("weights"))
 
 
 class Model(NamedTuple):
@@ -86,11 +94,23 @@ class Registry:
     Args:
         root: The folder; it need not exist yet.
         why: Why this one, for `quill list`.
+        shipped: The folder of the models that come with quill. They are found where the registry has no model
+            of their name, and never written to.
+
+    Attributes:
+        shipped: Them as a registry of their own, or None.
     """
 
-    def __init__(self, root: Path, why: str = "") -> None:
+    def __init__(self, root: Path, why: str = "", shipped: Path | None = None) -> None:
         self.root = Path(root)
         self.why = why
+        is_other = shipped is not None and os.path.realpath(shipped) != os.path.realpath(root)
+        self.shipped = Registry(shipped, "it comes with quill") if shipped and is_other else None
+
+    def shipped_models(self, glob: str | None = None, *, all_versions: bool = True) -> list[Model]:
+        """Read the models that come with quill and whose names are not in use here; as `models` does."""
+        found = self.shipped.models(glob, all_versions=all_versions) if self.shipped else []
+        return [m for m in found if not self._has(m.name)]
 
     def models(self, glob: str | None = None, *, all_versions: bool = True) -> list[Model]:
         """Read everything in one pass, by name; a damaged model hides no other.
@@ -134,11 +154,12 @@ class Registry:
         numbers = folder.unpublished(self.root / names.check_name(name))
         return next((Draft(self.root, name, n) for n in numbers), None)
 
-    def resolve(self, ref: str) -> Version:
+    def resolve(self, ref: str, *, shipped: bool = True) -> Version:
         """Find the version that a reference means.
 
         Args:
             ref: "name", "name:vN", "name:alias", or a path, which contains a slash or starts with a dot.
+            shipped: Whether it may be a model that comes with quill.
 
         Raises:
             InputError: It is not a reference, or what it means was made by a newer quill.
@@ -154,6 +175,8 @@ class Registry:
         for found, path in self._published(name):
             if number in (None, found):
                 return version.load(name, found, path, flat=path == self.root / name)
+        if shipped and self.shipped and self.shipped._has(name) and not self._has(name):
+            return self.shipped.resolve(ref)
         raise self._not_found(names.Reference(name, number, alias))
 
     def find(self, ref: str, *, in_progress: bool = False) -> Folder:
@@ -207,7 +230,7 @@ class Registry:
     def aliases_of(self, version: Folder) -> list[str]:
         """The aliases that name a version; none if they cannot be read."""
         with suppress(QuillError):
-            known = aliases.read(self.root / version.name)["aliases"]
+            known = aliases.read(version.root / version.name)["aliases"]
             return [alias for alias, number in known.items() if number == version.number]
         return []
 
@@ -287,6 +310,12 @@ class Registry:
                 break
         return found
 
+    def _has(self, name: str) -> bool:
+        """Whether there is a version or a draft of a name."""
+        return os.path.isdir(self.root / name) and bool(
+            folder.numbers(self.root / name) or folder.is_flat(self.root / name)
+        )
+
     def _not_found(self, ref: names.Reference) -> NotFoundError:
         """Say what there is instead of what was asked for, and what is close to it."""
         from difflib import get_close_matches
@@ -308,7 +337,14 @@ class Registry:
                 why=f"{draft.reference} is an unfinished run",
                 hint=f"quill show {draft.reference}",
             )
+        if self.shipped and self.shipped._has(ref.name):
+            return NotFoundError(
+                f"no model '{ref.name}' in {where}",
+                why=f"'{ref.name}' comes with quill and cannot be changed, only copied",
+                hint=f"quill cp {ref.name} NAME",
+            )
         have_names = [v.name for v in self.entries() if not v.damaged]
+        have_names += [m.name for m in self.shipped_models()]
         close = get_close_matches(ref.name, have_names, 3)
         shown = have_names if len(have_names) <= 8 else close or have_names[:8]
         more = f" and {len(have_names) - len(shown)} more" if len(shown) < len(have_names) else ""

@@ -1,0 +1,176 @@
+"""The models and configs that come with quill: found beneath the user's own, and never changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from versions import fill, finish, publish, registry, unsynced
+
+from quill import shipped
+from quill.cli.app import main
+from quill.config import reading
+from quill.errors import NotFoundError
+from quill.registry.store import Registry, locate
+
+__all__ = ["fill", "finish", "publish", "registry", "unsynced"]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def layered(registry, publish, finish, tmp_path, monkeypatch):
+    """A registry with `mine` and `both`, above shipped models `both` and `theirs`; commands use it."""
+    below = Registry(tmp_path / "shipped")
+    for name in ("both", "theirs"):
+        finish(below.begin(name))
+    for name in ("mine", "both", "both"):
+        publish(name)
+    monkeypatch.setattr(shipped, "folder", lambda kind: below.root)
+    monkeypatch.chdir(tmp_path)
+    where = locate()
+    return Registry(where.root, where.why, where.shipped)
+
+
+def test_shipped_models_are_found_beneath_the_users_own(layered, tmp_path):
+    assert layered.resolve("theirs").path == tmp_path / "shipped" / "theirs" / "v1"
+    assert layered.resolve("theirs:v1").path == tmp_path / "shipped" / "theirs" / "v1"
+    assert layered.resolve("both").number == 2
+    assert layered.resolve("both:v1").path == layered.root / "both" / "v1"
+    assert [v.reference for v in layered.entries()] == ["both:v2", "mine:v1"]
+    assert [m.name for m in layered.shipped_models()] == ["theirs"]
+    with pytest.raises(NotFoundError, match="theirs"):
+        layered.resolve("theirs:v2")
+    with pytest.raises(NotFoundError) as caught:
+        layered.resolve("thiers")
+    assert caught.value.close == ("theirs",)
+
+
+@pytest.mark.parametrize("explicit", ["flag", "variable"])
+def test_a_registry_that_is_named_explicitly_is_all_there_is(layered, monkeypatch, explicit):
+    if explicit == "variable":
+        monkeypatch.setenv("QUILL_REGISTRY", str(layered.root))
+    where = locate(layered.root if explicit == "flag" else None)
+    with pytest.raises(NotFoundError):
+        Registry(where.root, where.why, where.shipped).resolve("theirs")
+
+
+def test_the_shipped_registry_is_not_beneath_itself(tmp_path):
+    assert Registry(tmp_path, shipped=tmp_path).shipped is None
+
+
+def test_list_shows_which_models_come_with_quill(layered, capsys):
+    assert main(["list", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["models"]
+    assert {r["reference"]: r.get("shipped", False) for r in rows} == {
+        "both:v2": False, "mine:v1": False, "theirs:v1": True,
+    }  # fmt: skip
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("FROM")
+    assert [line.split()[0] for line in lines if line.rstrip().endswith("quill")] == ["theirs:v1"]
+
+
+def test_no_command_changes_a_shipped_model(layered, tmp_path, capsys):
+    before = snapshot(tmp_path / "shipped")
+    for command in (
+        ["rm", "-y", "theirs"],
+        ["mv", "theirs", "ours"],
+        ["alias", "set", "theirs:v1", "best"],
+        ["alias", "rm", "theirs:best"],
+    ):
+        assert main(command) == 3, command
+        assert "quill cp theirs NAME" in capsys.readouterr().err
+    assert main(["gc", "-y", "--keep", "1", "--older-than", "0"]) == 0
+    assert main(["verify"]) in (0, 5)  # The models here are too small to fit their configs.
+    assert main(["cp", "theirs", "ours"]) == 0
+    assert main(["show", "theirs"]) == 0
+    draft = layered.begin("theirs")
+    assert draft.path == layered.root / "theirs" / "v1"
+    assert snapshot(tmp_path / "shipped") == before
+    assert sorted(os.listdir(tmp_path / "shipped")) == [".locks", ".quill.json", "both", "theirs"]
+    assert layered.resolve("ours").path == layered.root / "ours" / "v1"
+
+
+def test_a_config_is_found_by_name_unless_there_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = reading.load(Path("quickstart"))
+    assert (config.name, config.data.source) == ("quickstart", "harpoon")
+    (tmp_path / "quickstart").write_text('{"name": "mine"}')
+    assert reading.load(Path("quickstart")).name == "mine"
+    with pytest.raises(NotFoundError, match="quickstart") as caught:
+        reading.load(Path("quickstrat"))
+    assert caught.value.close[0] == "quickstart"
+    for path in ("nowhere/gpt2", "gpt2.json"):
+        with pytest.raises(NotFoundError):
+            reading.load(Path(path))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it is installed from its wheel, in a folder of its own."""
+    pytest.importorskip("hatchling")
+    root = Path(__file__).resolve().parent.parent
+    source = tmp_path_factory.mktemp("source")
+    for name in ("quill", "configs", "weights"):
+        ignored = shutil.ignore_patterns("__pycache__", ".*-*", ".locks", ".trash", ".staging")
+        shutil.copytree(root / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(source / "dist")]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+    (built,) = (source / "dist").glob("*.whl")
+    installed = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(built) as archive:
+        archive.extractall(installed)
+    return installed
+
+
+def run(wheel: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("QUILL_")}
+    environment |= {
+        "PYTHONPATH": str(wheel),
+        "HOME": str(cwd.parent / "home"),
+        "XDG_DATA_HOME": str(cwd.parent / "home" / "data"),
+    }
+    command = [sys.executable, "-c", "from quill.cli.app import run; run()", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
+    before = snapshot(wheel)
+    cwd = tmp_path / "empty"
+    cwd.mkdir()
+    for path in wheel.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    sample = run(wheel, cwd, "sample", "shakespeare", "--max-new-tokens", "20", "--seed", "1")
+    assert sample.returncode == 0, sample.stderr
+    assert len(sample.stdout) >= 20
+    listed = run(wheel, cwd, "list", "--json")
+    (row,) = json.loads(listed.stdout)["models"]
+    assert row["reference"].startswith("shakespeare:v") and row["shipped"]
+    assert run(wheel, cwd, "verify", "shakespeare").returncode == 0
+    trained = run(
+        wheel, cwd, "train", "--config", "quickstart", "--max-iters", "2", "--batch-size", "2",
+        "--warmup-iters", "1", "--eval-iters", "1", "--device", "cpu",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.strip() == "quickstart:v1"
+    assert os.listdir(cwd) == []
+    after = {n: raw for n, raw in snapshot(wheel).items() if "__pycache__" not in n}
+    assert after == {n: raw for n, raw in before.items() if "__pycache__" not in n}
+
+
+def test_a_wheel_contains_no_models_but_the_shipped_ones(wheel):
+    packed = wheel / "quill" / "_shipped"
+    assert sorted(os.listdir(packed)) == ["configs", "weights"]
+    assert sorted(os.listdir(packed / "weights")) == [".quill.json", "shakespeare"]
+    assert set(shipped.configs()) == {p.stem for p in (packed / "configs").glob("*.json")} - {"schema"}
