@@ -135,8 +135,8 @@ class _Plot:
                 seen = x
         if found.best:
             x, y = self.column(found.best.step), self.row(found.best.loss)
-            for beside in (x - 1, x + 1):
-                self._marks.pop((y, beside), None)
+            for next_to in (x - 1, x + 1):
+                self._marks.pop((y, next_to), None)
             self._marks[y, x] = ("*", "best")
 
     def cells(self, row: int, plain: bool) -> list[tuple[str, Role]]:

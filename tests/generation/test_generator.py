@@ -31,7 +31,7 @@ def greedy(**settings: Any) -> SampleConfig:
 
 
 def recite(text: str, end: Sequence[int] = (256,)) -> list[int]:
-    """Ids of a text with no byte twice, so that each byte tells the next one."""
+    """Ids of a text without a repeated byte, so that each byte determines the next one."""
     ids = list(text.encode())
     assert len(set(ids)) == len(ids)
     return [*ids, *end]
@@ -44,26 +44,26 @@ def recite(text: str, end: Sequence[int] = (256,)) -> list[int]:
 def test_a_seed_gives_one_text_streamed_or_whole(
     make_model: MakeModel, characters: Tokenizer, block: str, settings: dict[str, Any]
 ) -> None:
-    drawing = Generator(make_model(block=block), characters)
+    generator = Generator(make_model(block=block), characters)
     config = SampleConfig(seed=3, max_new_tokens=50, **settings)
-    pieces = list(drawing.stream("ab", config))
-    assert "".join(pieces) == drawing.generate("ab", config)[0]
-    assert len("".join(pieces)) == 50
-    assert all(pieces)
+    chunks = list(generator.stream("ab", config))
+    assert "".join(chunks) == generator.generate("ab", config)[0]
+    assert len("".join(chunks)) == 50
+    assert all(chunks)
     again = Generator(make_model(block=block), characters)
-    assert list(again.stream("ab", config)) == pieces
+    assert list(again.stream("ab", config)) == chunks
 
 
 def test_a_sample_does_not_depend_on_the_number_of_samples(
     make_model: MakeModel, characters: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawing = Generator(make_model(), characters)
+    generator = Generator(make_model(), characters)
     config = SampleConfig(seed=3, max_new_tokens=40, num_samples=5)
-    five = drawing.generate("ab", config)
+    five = generator.generate("ab", config)
     assert len(set(five)) == 5
-    assert drawing.generate("ab", config.model_copy(update={"num_samples": 2})) == five[:2]
+    assert generator.generate("ab", config.model_copy(update={"num_samples": 2})) == five[:2]
     monkeypatch.setattr(module, "rows_at_once", lambda config: 2)
-    assert drawing.generate("ab", config) == five
+    assert generator.generate("ab", config) == five
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -82,9 +82,9 @@ def test_dropout_is_off_and_the_mode_is_kept(make_model: MakeModel, characters: 
     model = make_model(dropout=0.5)
     wanted = Generator(model, characters).generate("abc", greedy(max_new_tokens=40))
     model.train()
-    drawing = Generator(model, characters)
-    assert drawing.generate("abc", greedy(max_new_tokens=40)) == wanted
-    assert list(drawing.stream("abc", greedy(max_new_tokens=40))) == list(wanted[0])
+    generator = Generator(model, characters)
+    assert generator.generate("abc", greedy(max_new_tokens=40)) == wanted
+    assert list(generator.stream("abc", greedy(max_new_tokens=40))) == list(wanted[0])
     assert model.training
 
 
@@ -103,8 +103,11 @@ def test_f5_non_finite_weights_are_refused(make_model: MakeModel, characters: To
     model = make_model()
     with torch.no_grad():
         model.wte.weight[:, 3] = bad
-    drawing = Generator(model, characters)
-    for draw in (lambda: drawing.generate("ab", SampleConfig()), lambda: list(drawing.stream("", greedy()))):
+    generator = Generator(model, characters)
+    for draw in (
+        lambda: generator.generate("ab", SampleConfig()),
+        lambda: list(generator.stream("", greedy())),
+    ):
         with pytest.raises(DivergedError, match="NaN or infinity") as e:
             draw()
         assert e.value.exit_code == 6
@@ -113,41 +116,43 @@ def test_f5_non_finite_weights_are_refused(make_model: MakeModel, characters: To
 def test_f22_characters_without_a_token_are_refused_or_skipped(
     make_model: MakeModel, characters: Tokenizer
 ) -> None:
-    drawing = Generator(make_model(), characters)
+    generator = Generator(make_model(), characters)
     with pytest.raises(InputError, match=r"É.*Z") as e:
-        drawing.generate("aÉZ", greedy())
+        generator.generate("aÉZ", greedy())
     assert e.value.exit_code == 2
     with pytest.raises(InputError, match="É"):
-        next(drawing.stream("aÉ", greedy()))
-    wanted = drawing.generate("ab", greedy(max_new_tokens=5))
-    assert drawing.generate("aÉbZ", greedy(max_new_tokens=5), unknown="skip") == wanted
-    assert "".join(drawing.stream("aÉbZ", greedy(max_new_tokens=5), unknown="skip")) == wanted[0]
+        next(generator.stream("aÉ", greedy()))
+    wanted = generator.generate("ab", greedy(max_new_tokens=5))
+    assert generator.generate("aÉbZ", greedy(max_new_tokens=5), unknown="skip") == wanted
+    assert "".join(generator.stream("aÉbZ", greedy(max_new_tokens=5), unknown="skip")) == wanted[0]
 
 
 def test_f23_an_empty_prompt_starts_after_a_newline(make_model: MakeModel, characters: Tokenizer) -> None:
-    drawing = Generator(make_model(), characters)
-    wanted = drawing.generate("\n", greedy(max_new_tokens=20))
-    assert drawing.generate("", greedy(max_new_tokens=20)) == wanted
-    assert drawing.generate("É", greedy(max_new_tokens=20), unknown="skip") == wanted
-    assert "".join(drawing.stream("", greedy(max_new_tokens=20))) == wanted[0]
+    generator = Generator(make_model(), characters)
+    wanted = generator.generate("\n", greedy(max_new_tokens=20))
+    assert generator.generate("", greedy(max_new_tokens=20)) == wanted
+    assert generator.generate("É", greedy(max_new_tokens=20), unknown="skip") == wanted
+    assert "".join(generator.stream("", greedy(max_new_tokens=20))) == wanted[0]
 
 
 def test_f23_an_empty_prompt_of_a_vocabulary_without_newlines(make_model: MakeModel) -> None:
     letters = base.load("char").train(["abcdefgh"])
-    drawing = Generator(make_model(vocab_size=8), letters)
-    assert drawing.generate("", greedy(max_new_tokens=9)) == drawing.generate("a", greedy(max_new_tokens=9))
+    generator = Generator(make_model(vocab_size=8), letters)
+    assert generator.generate("", greedy(max_new_tokens=9)) == generator.generate(
+        "a", greedy(max_new_tokens=9)
+    )
 
 
 def test_f23_a_prompt_beyond_the_context_is_cut_with_a_notice(
     make_model: MakeModel, characters: Tokenizer
 ) -> None:
     notices: list[str] = []
-    drawing = Generator(make_model(), characters, notices.append)
+    generator = Generator(make_model(), characters, notices.append)
     fits = "the rain in spai"
-    wanted = drawing.generate(fits, greedy(max_new_tokens=20))
+    wanted = generator.generate(fits, greedy(max_new_tokens=20))
     assert notices == []
-    assert drawing.generate("heard all night long " + fits, greedy(max_new_tokens=20)) == wanted
-    assert "".join(drawing.stream("heard all night long " + fits, greedy(max_new_tokens=20))) == wanted[0]
+    assert generator.generate("heard all night long " + fits, greedy(max_new_tokens=20)) == wanted
+    assert "".join(generator.stream("heard all night long " + fits, greedy(max_new_tokens=20))) == wanted[0]
     assert len(notices) == 2
     assert "37" in notices[0]
     assert "16" in notices[0]
@@ -166,29 +171,29 @@ def test_rows_of_the_embedding_without_a_token_are_never_drawn(
 
 
 def test_f24_zero_new_tokens_give_no_text(make_model: MakeModel, characters: Tokenizer) -> None:
-    drawing = Generator(make_model(), characters)
-    assert list(drawing.stream("a", SampleConfig(max_new_tokens=0))) == []
-    assert drawing.generate("a", SampleConfig(max_new_tokens=0, num_samples=3)) == ["", "", ""]
+    generator = Generator(make_model(), characters)
+    assert list(generator.stream("a", SampleConfig(max_new_tokens=0))) == []
+    assert generator.generate("a", SampleConfig(max_new_tokens=0, num_samples=3)) == ["", "", ""]
 
 
 def test_f25_chunks_are_whole_characters(reciting: Reciting, by_bytes: Tokenizer) -> None:
     text = "aé€😀z"
-    drawing = Generator(reciting(recite(text)), by_bytes)
-    assert list(drawing.stream("a", greedy())) == ["é", "€", "😀", "z"]
-    assert drawing.generate("a", greedy(num_samples=2)) == [text[1:]] * 2
+    generator = Generator(reciting(recite(text)), by_bytes)
+    assert list(generator.stream("a", greedy())) == ["é", "€", "😀", "z"]
+    assert generator.generate("a", greedy(num_samples=2)) == [text[1:]] * 2
 
 
 def test_f25_an_incomplete_character_appears_only_at_the_end(reciting: Reciting, by_bytes: Tokenizer) -> None:
-    drawing = Generator(reciting([*b"ab", 0xF0, 0x9F, 256]), by_bytes)
-    assert list(drawing.stream("a", greedy())) == ["b", "\ufffd"]
-    assert list(drawing.stream("a", greedy(max_new_tokens=2))) == ["b", "\ufffd"]
-    assert drawing.generate("a", greedy()) == ["b\ufffd"]
+    generator = Generator(reciting([*b"ab", 0xF0, 0x9F, 256]), by_bytes)
+    assert list(generator.stream("a", greedy())) == ["b", "\ufffd"]
+    assert list(generator.stream("a", greedy(max_new_tokens=2))) == ["b", "\ufffd"]
+    assert generator.generate("a", greedy()) == ["b\ufffd"]
 
 
 def test_the_end_of_text_token_ends_a_sample(reciting: Reciting, by_bytes: Tokenizer) -> None:
-    drawing = Generator(reciting(recite("abcd", (256, ord("x")))), by_bytes)
-    assert list(drawing.stream("a", greedy())) == ["b", "c", "d"]
-    assert drawing.generate("a", greedy(num_samples=2)) == ["bcd", "bcd"]
+    generator = Generator(reciting(recite("abcd", (256, ord("x")))), by_bytes)
+    assert list(generator.stream("a", greedy())) == ["b", "c", "d"]
+    assert generator.generate("a", greedy(num_samples=2)) == ["bcd", "bcd"]
 
 
 def test_samples_end_independently(reciting: Reciting, by_bytes: Tokenizer) -> None:
@@ -211,19 +216,19 @@ def test_samples_end_independently(reciting: Reciting, by_bytes: Tokenizer) -> N
     ],
 )
 def test_stop_strings(reciting: Reciting, by_bytes: Tokenizer, stop: list[str], wanted: list[str]) -> None:
-    drawing = Generator(reciting(recite("abcde")), by_bytes)
-    assert list(drawing.stream("a", greedy(stop=stop))) == wanted
-    assert drawing.generate("a", greedy(stop=stop, num_samples=2)) == ["".join(wanted)] * 2
+    generator = Generator(reciting(recite("abcde")), by_bytes)
+    assert list(generator.stream("a", greedy(stop=stop))) == wanted
+    assert generator.generate("a", greedy(stop=stop, num_samples=2)) == ["".join(wanted)] * 2
 
 
 def test_a_stop_string_in_the_prompt_does_not_count(reciting: Reciting, by_bytes: Tokenizer) -> None:
-    drawing = Generator(reciting(recite("abcde")), by_bytes)
-    assert drawing.generate("ab", greedy(stop=["b", "ab"])) == ["cde"]
+    generator = Generator(reciting(recite("abcde")), by_bytes)
+    assert generator.generate("ab", greedy(stop=["b", "ab"])) == ["cde"]
 
 
 def test_an_empty_stop_string_is_refused(make_model: MakeModel, characters: Tokenizer) -> None:
-    drawing = Generator(make_model(), characters)
-    for draw in (drawing.generate, lambda *a: list(drawing.stream(*a))):
+    generator = Generator(make_model(), characters)
+    for draw in (generator.generate, lambda *a: list(generator.stream(*a))):
         with pytest.raises(InputError, match="stop"):
             draw("a", SampleConfig(stop=[""]))
 

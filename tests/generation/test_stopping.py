@@ -8,14 +8,14 @@ from quill.errors import InputError
 from quill.generation.stopping import StopStrings
 
 
-def run(pieces: list[str], stops: list[str]) -> tuple[list[str], bool]:
+def run(chunks: list[str], stops: list[str]) -> tuple[list[str], bool]:
     filter = StopStrings(stops)
-    out = [filter.feed(piece) for piece in pieces]
+    out = [filter.feed(chunk) for chunk in chunks]
     return [*out, filter.flush()], filter.hit
 
 
 @pytest.mark.parametrize(
-    ("pieces", "stops", "wanted"),
+    ("chunks", "stops", "wanted"),
     [
         (["a", "b", "c"], [], ["a", "b", "c", ""]),
         # A beginning is held back until it is known whether it goes on.
@@ -31,8 +31,8 @@ def run(pieces: list[str], stops: list[str]) -> tuple[list[str], bool]:
         (["sea"], ["s"], ["", ""]),
     ],
 )
-def test_chunks_before_and_after_a_stop(pieces: list[str], stops: list[str], wanted: list[str]) -> None:
-    assert run(pieces, stops)[0] == wanted
+def test_chunks_before_and_after_a_stop(chunks: list[str], stops: list[str], wanted: list[str]) -> None:
+    assert run(chunks, stops)[0] == wanted
 
 
 text = st.text("abc", max_size=20)
@@ -40,10 +40,10 @@ text = st.text("abc", max_size=20)
 
 @given(st.lists(text, max_size=8), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3))
 @settings(deadline=None)
-def test_the_output_is_the_text_before_the_first_stop(pieces: list[str], stops: list[str]) -> None:
-    whole = "".join(pieces)
+def test_the_output_is_the_text_before_the_first_stop(chunks: list[str], stops: list[str]) -> None:
+    whole = "".join(chunks)
     ends = [(whole.find(s) + len(s), whole.find(s)) for s in stops if s in whole]
-    for cut in (pieces, list(whole), [whole]):
+    for cut in (chunks, list(whole), [whole]):
         out, hit = run(cut, stops)
         assert hit is bool(ends)
         assert "".join(out) == (whole[: min(ends)[1]] if ends else whole)

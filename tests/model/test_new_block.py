@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 @pytest.fixture(autouse=True)
 def parallel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Install a block named "parallel" in a folder of its own."""
+    """Install a block named "parallel" in a temporary folder."""
     folder = tmp_path / "blocks" / "parallel"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(dedent(FACTS))
