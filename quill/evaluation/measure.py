@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,10 @@ from torch import Tensor
 
 from quill.data.batches import batch, windows
 from quill.errors import DivergedError, InputError
-from quill.evaluation import texts
 from quill.model.gpt import GPT
 
 if TYPE_CHECKING:
     from quill.data.batches import Tokens
-    from quill.tokenizers.base import Tokenizer
 
 # Tokens per forward pass, 2048 elsewhere: on a CPU more are no faster, as they leave its caches.
 _TOKENS_AT_ONCE = {"cuda": 16384, "mps": 8192}
@@ -110,25 +108,6 @@ def evaluate(
         tokens=count,
         bytes=round(measured),
     )
-
-
-def evaluate_text(
-    model: GPT, tokenizer: Tokenizer, text: str, *, unknown: Literal["error", "skip"] = "error"
-) -> Figures:
-    """Measure a model on any text.
-
-    Args:
-        model: Any model; its mode does not change.
-        tokenizer: The model's own.
-        text: At least two tokens.
-        unknown: What to do with characters that have no token.
-
-    Raises:
-        InputError: The text is too short, or a character of it has no token.
-        DivergedError: The loss is not finite.
-    """
-    tokens, n_bytes = texts.encode(tokenizer, text, unknown)
-    return evaluate(model, tokens, n_bytes=n_bytes)
 
 
 @torch.inference_mode()

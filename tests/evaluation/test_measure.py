@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from quill import discovery
 from quill.config.settings import ModelConfig
 from quill.errors import DivergedError, InputError
-from quill.evaluation import measure
-from quill.evaluation.measure import Figures, evaluate, evaluate_text
+from quill.evaluation import measure, texts
+from quill.evaluation.measure import Figures, evaluate
 from quill.model.gpt import GPT, loss
 from quill.tokenizers import base
 
@@ -33,6 +33,13 @@ def guessing(vocab_size: int) -> GPT:
     model = make_model(n_layer=0, vocab_size=vocab_size)
     torch.nn.init.zeros_(model.wte.weight)
     return model
+
+
+def evaluate_text(
+    model: GPT, tokenizer: base.Tokenizer, text: str, unknown: texts.Unknown = "error"
+) -> Figures:
+    tokens, n_bytes = texts.encode(tokenizer, text, unknown)
+    return evaluate(model, tokens, n_bytes=n_bytes)
 
 
 def some_tokens(n: int, vocab_size: int = 29) -> np.ndarray[Any, np.dtype[np.uint16]]:
