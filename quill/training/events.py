@@ -74,11 +74,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The model is published; `reason` is why the run ended, `path` its folder, `next` a command to try."""
+    """The model is published; `reason` is why the run ended, `path` its folder, `next` a command to try.
+
+    `val_loss` is None for a run without a validation split.
+    """
 
     reference: str
     step: int
-    val_loss: float
+    val_loss: float | None
     best_step: int
     seconds: float
     reason: str

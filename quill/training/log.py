@@ -76,7 +76,8 @@ def describe(event: Event) -> str:
             return f"step {event.step:,}: resume state saved"
         case Finished():
             text = f"{event.reference}: {event.reason} after {event.step:,} steps"
-            text += f"; val loss {event.val_loss:.4f} (step {event.best_step:,})"
+            if event.val_loss is not None:
+                text += f"; val loss {event.val_loss:.4f} (step {event.best_step:,})"
             text += f"; saved in {event.path}" if event.path else ""
             return text + (f"; next: {event.next}" if event.next else "")
         case Stage():

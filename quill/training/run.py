@@ -340,7 +340,6 @@ class Run:
             poll=self._poll,
         )
         loss = version.facts["best_val_loss"]
-        loss = math.nan if loss is None else loss
         is_unchanged = self._best_loss is not None and step > self._best_step == self.trainer.first
         if self._starts_trained and is_unchanged:
             origin = version.facts["extends"] or version.facts["parent"]

@@ -346,3 +346,20 @@ def test_only_the_newest_versions_are_kept_and_those_with_an_alias(place, capsys
     capsys.readouterr()
     assert main(["list", "--all-versions", "-q"]) == 0
     assert capsys.readouterr().out.split() == ["a:v1", "a:v3", "a:v4"]
+
+
+def test_a_run_without_a_validation_split_shows_no_nan(tmp_path, tiny_text, monkeypatch, capsys):
+    monkeypatch.setenv("QUILL_REGISTRY", str(tmp_path / "weights"))
+    monkeypatch.setenv("QUILL_DATA", str(tmp_path / "data"))
+    text = tmp_path / "tide.txt"
+    text.write_text(tiny_text)
+    assert main(["prepare", str(text), "--name=whole", "--val-fraction=0", "-q"]) == 0
+    shape = ["--n-layer=1", "--n-head=1", "--n-embd=8", "--block-size=8", "--batch-size=2", "--max-iters=3"]
+    fixed = ["--eval-interval=2", "--device=cpu", "--dtype=float32", "--compile=off"]
+    assert main(["train", "--data=whole", "--name=whole", *shape, *fixed]) == 0
+    assert main(["show", "whole"]) == main(["show", "whole", "--json"]) == main(["list"]) == 0
+    out, err = capsys.readouterr()
+    folder = tmp_path / "weights" / "whole" / "v1"
+    written = (folder / "run.log").read_text() + (folder / "README.md").read_text()
+    assert "whole:v1: trained after 3 steps" in err
+    assert not re.search(r"\bnan\b", (out + err + written).lower())
