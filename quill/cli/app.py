@@ -7,6 +7,7 @@ imported; the help of the others is the first line of their files.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         error = _errors.explain(e, arguments, _params(arguments))
         if isinstance(error, InterruptedRun):
-            Output().note(error)
+            Output().note(error.what, shlex.join([PROGRAM, *arguments]))
         else:
             Output().fail(error)
         if error.exit_code == 1 and "--debug" in arguments:

@@ -167,9 +167,9 @@ class Output:
                 lines += [canvas.paint(label, style) + first, *(" " * len(label) + line for line in rest)]
         self._tell("\n".join(lines), raw=True)
 
-    def note(self, error: QuillError) -> None:
-        """Say how a command ended early on request: no error, and what to do next."""
-        self._tell(safe_line(f"{error.what}" + (f"; {error.hint}" if error.hint else "")), raw=True)
+    def note(self, what: str, command: str) -> None:
+        """Say that a command ended early on request, and how to resume it."""
+        self._tell(self._folded(safe_line(what)) + f"\nresume: {safe_line(command)}", raw=True)
 
     def style(self, text: str, style: str, *, stdout: bool = False) -> str:
         """Colour a text, if its stream takes colour."""

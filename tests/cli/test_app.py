@@ -191,8 +191,11 @@ def test_an_interrupted_run_is_a_note_and_no_error(monkeypatch, capsys):
         errors.InterruptedRun("m:v1 was interrupted at step 9", signum=2, hint="repeat to resume"),
         monkeypatch,
     )
-    assert main(["train"]) == 130
-    assert capsys.readouterr() == ("", "m:v1 was interrupted at step 9; repeat to resume\n")
+    assert main(["train", "my notes.txt"]) == 130
+    assert capsys.readouterr() == (
+        "",
+        "m:v1 was interrupted at step 9\nresume: quill train 'my notes.txt'\n",
+    )
     fail_with(KeyboardInterrupt(), monkeypatch)
     assert main(["train"]) == 130
     assert capsys.readouterr() == ("", "interrupted\n")

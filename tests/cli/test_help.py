@@ -177,3 +177,15 @@ def test_a_command_in_a_hint_runs_as_printed(where, hint):
     """It parses: the command and its flags exist, and nothing is missing."""
     assert "=True" not in hint
     _parses(shlex.split(hint)[1:])
+
+
+def test_no_message_installs_another_program_of_that_name():
+    """On PyPI `quill` is another project; this one is quill-gpt."""
+    found = []
+    for file in sorted((ROOT / "quill").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for text in _texts(node) if isinstance(node, ast.Constant | ast.JoinedStr) else ():
+                found += re.findall(r"pip install[^\n]*", text)
+    assert found
+    for command in found:
+        assert not re.search(r"\bquill(?!-gpt)\b", command), command
