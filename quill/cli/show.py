@@ -90,6 +90,31 @@ _RUN = (
 )
 
 
+_ANCESTOR = (
+    Column("model", lambda e: e["reference"] + ("" if e["state"] == "here" else f" ({e['state']})")),
+    Column("weights", lambda e: _facts.sha256(e["digest"])),
+    Column("created", lambda e: " on ".join(str(e[k]) for k in ("created", "device") if e[k])),
+    Column("data", lambda e: _facts.data(e["data"])),
+    Column("text", lambda e: _facts.sha256(_facts.mapping(e["data"]).get("sha256"))),
+    Column("tokenizer", lambda e: _tokenizer(_facts.mapping(e["data"]))),
+    Column("config", lambda e: _facts.sha256(e["config_sha256"])),
+    Column("code", lambda e: _facts.pairs(e["versions"])),
+    Column("git", lambda e: _facts.commit(e["git"])),
+    Column("seeds", lambda e: _facts.pairs(e["seeds"])),
+    Column("imported", lambda e: _texts(e["imported"])),
+    Column("copied from", lambda e: _facts.pairs(e.get("copied_from"))),
+    Column("parent", lambda e: str((e["parent"] or {}).get("reference") or "")),
+)
+
+
+def _tokenizer(data: dict[str, Any]) -> str:
+    return " ".join(str(data[k]) for k in ("tokenizer", "tokenizer_sha256") if data.get(k))
+
+
+def _texts(imported: Any) -> str:
+    return _facts.pairs({k: v for k, v in _facts.mapping(imported).items() if isinstance(v, str)})
+
+
 @options.command(
     examples="""
     quill show shakespeare
@@ -150,9 +175,7 @@ def command(
         _curves.show(output, found)
         _mention_later(output, registry, found, " --metrics")
     elif lineage:
-        from quill.cli import _lineage
-
-        _lineage.show(output, registry, found)
+        _lineage(output, registry, found)
     elif found.is_published:
         _version(output, registry, found)
     else:
@@ -164,6 +187,18 @@ def _mention_later(output: Output, registry: Registry, found: Folder, flag: str 
     if found.is_published and not found.label:
         for draft in [d for d in registry.drafts(found.name) if d.number > found.number][-1:]:
             output.say(f"{draft.reference} is unfinished: quill show {draft.reference}{flag}")
+
+
+def _lineage(output: Output, registry: Registry, found: Folder) -> None:
+    from quill.registry import lineage
+
+    chain = lineage.trace(registry, found)
+    if output.form != "human":
+        output.show("quill.lineage/1", chain, key="reference", within="lineage")
+        return
+    for i, entry in enumerate(chain):
+        output.write("\n" if i else "")
+        output.show("quill.lineage/1", entry, _ANCESTOR, key="reference")
 
 
 def _version(output: Output, registry: Registry, found: Folder) -> None:
