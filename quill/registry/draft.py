@@ -147,16 +147,15 @@ class Draft(Folder):
         """Raise NotFoundError if its run has not written any weights yet."""
         if self.has(manifest.WEIGHTS):
             return
-        interval = None
-        with suppress(QuillError):
-            train = self.config().get("train")
-            interval = train.get("eval_interval") if isinstance(train, dict) else None
+        import shlex
+
+        interval = self.train_setting("eval_interval")
         first = f": the first evaluation is at step {interval:,}" if manifest.fits(interval, int) else ""
-        command = f"train --config {self.path / manifest.CONFIG}"
+        resume = f"quill train --config {shlex.quote(str(self.path / manifest.CONFIG))}"
         raise NotFoundError(
             f"'{self.reference}' has no weights yet",
             why=f"its run was not evaluated yet{first}",
-            hint=f"quill {f'logs {self.reference} -f' if self.is_running() else command}",
+            hint=f"quill logs {self.reference} -f" if self.is_running() else resume,
         )
 
     def status(self) -> Status | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from html import escape
 from io import FileIO
@@ -120,10 +120,14 @@ class Folder:
     @property
     def max_iters(self) -> int | None:
         """The steps that its run was to do; None if its config does not say."""
+        most = self.train_setting("max_iters")
+        return most if manifest.fits(most, int) else None
+
+    def train_setting(self, name: str) -> Any:
+        """A training setting of its run as it is stored, not validated; None if there is none."""
         with suppress(QuillError):
             train = self.config().get("train")
-            most = train.get("max_iters") if isinstance(train, dict) else None
-            return most if manifest.fits(most, int) else None
+            return train.get(name) if isinstance(train, dict) else None
         return None
 
     @property
@@ -236,11 +240,17 @@ def numbers(folder: Path) -> list[int]:
     return sorted((n for n in found if n), reverse=True)
 
 
-def unpublished(folder: Path) -> Iterator[int]:
-    """The numbers of the drafts in a model's folder, the highest first."""
-    for number in numbers(folder):
+def unpublished(folder: Path, known: Mapping[int, bool] | None = None) -> Iterator[int]:
+    """The numbers of the drafts in a model's folder, the highest first.
+
+    Args:
+        folder: The model's folder.
+        known: The numbers in use, and whether each is published, if they are known already.
+    """
+    for number in numbers(folder) if known is None else known:
         path = folder / f"v{number}"
-        if path.is_dir() and not path.is_symlink() and not is_published(path):
+        published = known[number] if known is not None else is_published(path)
+        if not published and path.is_dir() and not path.is_symlink():
             yield number
 
 

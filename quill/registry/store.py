@@ -279,30 +279,36 @@ class Registry:
         own = self.root / name
         drafts: list[Draft] = []
         known: dict[str, int] = {}
-        with suppress(QuillError):
-            drafts = [Draft(self.root, name, n) for n in folder.unpublished(own)]
         try:
-            versions = self._versions(name, most)
+            numbers = {n: folder.is_published(own / f"v{n}") for n in folder.numbers(own)}
+            drafts = [Draft(self.root, name, n) for n in folder.unpublished(own, numbers)]
+            versions = self._versions(name, most, numbers)
         except QuillError as e:
             versions = [Version(name, 0, own, damaged=str(e))]
         with suppress(QuillError):
             known = aliases.read(own)["aliases"]
         return Model(name, versions[::-1], drafts[::-1], known)
 
-    def _published(self, name: str) -> Iterator[tuple[int, Path]]:
-        """Number and folder of each published version, and of files put there by hand; the highest first."""
+    def _published(self, name: str, numbers: Mapping[int, bool] | None = None) -> Iterator[tuple[int, Path]]:
+        """Number and folder of each published version, and of files put there by hand; the highest first.
+
+        Args:
+            name: The model's name.
+            numbers: The numbers in use, and whether each is published, if they are known already.
+        """
         own = self.root / name
-        numbers = folder.numbers(own)
-        for number in numbers:
-            if folder.is_published(own / f"v{number}"):
-                yield number, own / f"v{number}"
-        if 1 not in numbers and folder.is_flat(own):
+        found = folder.numbers(own) if numbers is None else list(numbers)
+        for number in found:
+            path = own / f"v{number}"
+            if numbers[number] if numbers is not None else folder.is_published(path):
+                yield number, path
+        if 1 not in found and folder.is_flat(own):
             yield 1, own
 
-    def _versions(self, name: str, most: int = 0) -> list[Version]:
+    def _versions(self, name: str, most: int = 0, numbers: Mapping[int, bool] | None = None) -> list[Version]:
         """The published versions of a name, the highest first; `most` of them, or all for 0."""
         found: list[Version] = []
-        for number, path in self._published(name):
+        for number, path in self._published(name, numbers):
             names.check_name(name)
             known = version.describe(name, number, path, flat=path == self.root / name)
             found += [known] if known else []
