@@ -1,6 +1,6 @@
 """A crash, a full disk, a failing disk or a power loss at every write operation of an action.
 
-An action is anything that changes a registry: a publish, the save of a resume state, a command. It is
+An action is anything that changes a registry: publishing, saving a resume state, a command. It is
 tried on copies of one registry, each time with a fault at another operation; afterwards `invariants`
 must hold and the next action must work. Operations are counted where Python hands them to the system
 (`os.write`, `os.rename`, the unlinks of `shutil.rmtree` and so on), so that no layer above can hide one.
@@ -45,9 +45,9 @@ from quill.errors import QuillError
 from quill.registry import aliases, gc
 from quill.registry.store import Registry
 
-# What is done to an operation: "exit" ends the process before it, "torn" in the middle of a write;
-# "enospc" and "eio" refuse this one operation, or it and all that follow; "short" lets a write take half
-# of its bytes, and with "then enospc" nothing that needs room works from there on.
+# The faults: "exit" ends the process before the operation, "torn" in the middle of a write; "enospc" and
+# "eio" fail this operation, or ("lasting") it and all that follow; "short" writes only half of the bytes, and
+# with "then enospc" every later operation that needs room fails.
 WAYS = (
     "exit",
     "torn",
@@ -59,19 +59,19 @@ WAYS = (
     "short then enospc",
 )
 _KILLED = 9
-# What a disk without room still does. (A network filesystem may notice as late as on closing.)
+# Operations that a full disk allows. (A network filesystem may report the error only on closing.)
 NEEDS_NO_ROOM = {"replace", "rename", "unlink", "rmdir", "chmod", "ftruncate"}
 _WRITES = {"write", "pwrite"}
 
 
 class Outcome(NamedTuple):
-    """What became of an action.
+    """The outcome of an action.
 
     Attributes:
-        way: What was done to it, of WAYS, or "power loss".
-        operation: The name of the operation it was done to, or after which the power went.
-        killed: Whether it ended there, so that nobody was told anything.
-        error: What was told instead of its result; None where it says that it is done.
+        way: The fault, of WAYS, or "power loss".
+        operation: The name of the operation that it struck, or after which the power was lost.
+        killed: Whether the process ended there, and reported nothing.
+        error: The error that was raised; None if it reported success.
     """
 
     way: str
@@ -81,37 +81,37 @@ class Outcome(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """Whether the action said that it is done."""
+        """Whether the action reported success."""
         return not self.killed and self.error is None
 
 
 Act = Callable[[Registry], object]
 Then = Callable[[Registry, Outcome], object]
-# Asked before an operation, by its name; what it raises, the operation raises. For a write it may answer
-# "half", to have that much written, or "torn", to end the process then.
+# Called with the name of each operation before it; what it raises, the operation raises. For a write it may
+# return "half", to write only that much, or "torn", to end the process after that.
 Strike = Callable[[str], "str | None"]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, by its path in it."""
+    """Read every file below a folder, by its relative path."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def versions(registry: Registry) -> dict[str, dict[str, bytes]]:
-    """The files of every complete version, by its folder in the registry: what `invariants` compares."""
+    """Read the files of every published version, by its folder, for `invariants` to compare."""
     found = registry.entries(all_versions=True)
     return {str(v.path.relative_to(registry.root)): snapshot(v.path) for v in found}
 
 
 def invariants(registry: Registry, older: Mapping[str, Mapping[str, bytes]]) -> set[str]:
-    """Hold a registry to what no fault may break, I1, I2 and I5, and its unfinished runs to go on.
+    """Check what no fault may break, I1, I2 and I5, and that unfinished runs can be resumed.
 
     Args:
-        registry: As it was found after the fault.
-        older: `versions` of before, less what the action may take away.
+        registry: The registry after the fault.
+        older: `versions` before it, without those that the action may remove.
 
     Returns:
-        The references of the versions that are to be seen.
+        The references of the published versions.
     """
     seen: set[str] = set()
     for version in registry.entries(all_versions=True):
@@ -128,15 +128,15 @@ def invariants(registry: Registry, older: Mapping[str, Mapping[str, bytes]]) -> 
                 assert registry.resolve(f"{folder.name}:{alias}").number == number
     for draft in registry.drafts():
         if (draft.path / "state").is_dir() and (found := load_state(draft)):
-            assert found[2] == [], "a save that was cut short is no damage"
+            assert found[2] == [], "a save that was cut short is not damage"
     return seen
 
 
 def collected(registry: Registry) -> None:
-    """Hold a registry to I4: `quill gc` takes away all that is left over, and nothing else.
+    """Check I4: `quill gc` removes every leftover, and nothing else.
 
     Args:
-        registry: As it was found after a fault; nobody is at work in it.
+        registry: The registry after a fault; no process is using it.
     """
     listed = {v.path: v.manifest["files"] for v in registry.entries(all_versions=True) if v.manifest}
     before = {path: {n: (path / n).read_bytes() for n in names} for path, names in listed.items()}
@@ -147,17 +147,17 @@ def collected(registry: Registry) -> None:
     for path, files in before.items():
         left = snapshot(path)
         assert {n: c for n, c in left.items() if n in files} == files, f"gc has changed {path}"
-        assert not [n for n in left if n.startswith("state/")], "a finished version needs no resume state"
+        assert not [n for n in left if n.startswith("state/")], "a published version needs no resume state"
     for draft in registry.drafts():
         was = drafts[str(draft.path)]
         assert {p: c for p, c in was.items() if not p.startswith(("state/", "."))}.items() <= snapshot(
             draft.path
         ).items()
-    assert gc.plan(registry, older_than=0).execute().removed == [], "twice is as good as once"
+    assert gc.plan(registry, older_than=0).execute().removed == [], "a second gc finds nothing"
 
 
 def leftovers(root: Path) -> list[str]:
-    """What a crash left below a folder: staged, thrown away, or under a temporary name."""
+    """List what a crash left below a folder: staged, in the trash, or under a temporary name."""
     found = []
     for path in root.rglob("*"):
         parts = path.relative_to(root).parts
@@ -168,34 +168,34 @@ def leftovers(root: Path) -> list[str]:
 
 
 def copy(registry: Registry, to: Path) -> Registry:
-    """The same registry at another place."""
+    """Copy a registry to another folder."""
     shutil.copytree(registry.root, to)
     return Registry(to)
 
 
 def operations(before: Registry, act: Act, scratch: Path) -> list[str]:
-    """The names of the write operations of an action, in order; done on a copy."""
+    """List the write operations of an action by name, in order; it is done on a copy."""
     found: list[str] = []
     registry = copy(before, scratch / "counted")
     with intercepted(lambda name: found.append(name)), _other_writes() as missed:
         act(registry)
-    assert missed == [], "these are written in a way that no fault is tried on"
+    assert missed == [], "no fault is tried on these writes"
     shutil.rmtree(registry.root)
     return found
 
 
 def at_every_operation(before: Registry, act: Act, then: Then, way: str, scratch: Path) -> int:
-    """Do an action again and again, each time with a fault at another of its write operations.
+    """Do an action repeatedly, each time with a fault at another of its write operations.
 
     Args:
-        before: The registry that it is done on copies of.
-        act: The action; it may raise a QuillError and nothing else.
-        then: Called after each fault, with the copy and what became of the action.
+        before: The registry; the action is done on copies of it.
+        act: The action; it may raise only a QuillError.
+        then: Called after each fault, with the copy and the outcome.
         way: One of WAYS.
-        scratch: A folder of the test's own.
+        scratch: An empty folder.
 
     Returns:
-        How many operations were struck.
+        The number of operations struck.
     """
     kinds = operations(before, act, scratch)
     struck = [k for k, kind in enumerate(kinds) if _applies(way, kind)]
@@ -222,11 +222,11 @@ def power_loss(before: Registry, act: Act, then: Then, scratch: Path, draws: int
         before: The registry; the action is done on it.
         act: The action.
         then: Called with each state the disk may be found in; `outcome.killed` until the action is done.
-        scratch: A folder of the test's own.
-        draws: Random combinations for each operation, beside all lost and all kept.
+        scratch: An empty folder.
+        draws: Random combinations for each operation, besides everything lost and everything kept.
 
     Returns:
-        How many states of the disk were looked at.
+        The number of states of the disk that were checked.
     """
     disk, states, done = Disk(before.root), 0, False
 
@@ -239,7 +239,7 @@ def power_loss(before: Registry, act: Act, then: Then, scratch: Path, draws: int
             try:
                 then(Registry(found), Outcome("power loss", operation, killed=not done))
             except BaseException as e:
-                e.add_note(f"the power went after {operation}, state {states}")
+                e.add_note(f"the power was lost after {operation}, state {states}")
                 raise
             shutil.rmtree(found)
 
@@ -253,14 +253,14 @@ def power_loss(before: Registry, act: Act, then: Then, scratch: Path, draws: int
 
 @contextmanager
 def intercepted(strike: Strike) -> Iterator[None]:
-    """Ask `strike` before every operation of this process that changes a disk."""
+    """Call `strike` before every operation of this process that changes a disk."""
     with pytest.MonkeyPatch.context() as patch:
         intercept(patch, strike)
         yield
 
 
 def intercept(patch: pytest.MonkeyPatch, strike: Strike) -> None:
-    """As `intercepted`, until the patch is undone."""
+    """Do what `intercepted` does, until the patch is undone."""
     real = {n: getattr(os, n) for n in ("open", "close", "write", "pwrite")}
     written: set[int] = set()
 
@@ -292,7 +292,7 @@ def intercept(patch: pytest.MonkeyPatch, strike: Strike) -> None:
         real["close"](fd)
         if fd in written:
             written.remove(fd)
-            # The descriptor is gone whatever the answer (close(2) of Linux).
+            # The descriptor is closed in any case (close(2) on Linux).
             strike("close")
 
     patch.setattr(safetensors.torch, "save_file", library_save)
@@ -314,9 +314,9 @@ def library_save(tensors: dict[str, torch.Tensor], filename: Path, metadata: Any
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             header = 8 + int.from_bytes(raw[:8], "little")
-            for part in (raw[:header], raw[header:]):
-                while part:
-                    part = part[os.write(fd, part) :]
+            for rest in (raw[:header], raw[header:]):
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
         finally:
             with suppress(OSError):  # The library does not look at what close returns.
                 os.close(fd)
@@ -332,7 +332,7 @@ def _applies(way: str, kind: str) -> bool:
     if way in ("torn", "short", "short then enospc"):
         return kind in _WRITES
     if way == "exit":
-        return kind != "close"  # which changes nothing on the disk
+        return kind != "close"  # Closing changes nothing on the disk.
     return not (way.startswith("enospc") and kind in NEEDS_NO_ROOM)
 
 
@@ -362,7 +362,7 @@ def _kill_at(k: int, registry: Registry, act: Act, answer: str | None) -> None:
 
 
 def _refuse_at(k: int, registry: Registry, act: Act, way: str) -> QuillError | None:
-    """Do an action while the disk refuses, or shortens, its operation k; return what it was told."""
+    """Do an action while its operation k fails or is cut short; return the error it raised."""
     count = -1
     refusal = errno.EIO if way.startswith("eio") else errno.ENOSPC
 
@@ -391,7 +391,7 @@ _watching: list[list[str]] = []
 
 
 def _see(event: str, args: tuple[Any, ...]) -> None:
-    # Opened by `open` or a library, not by os.open, whose mode is None here.
+    # Opened by `open` or a library; os.open passes None as the mode.
     if not _watching or event != "open" or args[1] is None or not isinstance(args[0], (str, bytes)):
         return
     if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -400,9 +400,9 @@ def _see(event: str, args: tuple[Any, ...]) -> None:
 
 @contextmanager
 def _other_writes() -> Iterator[list[str]]:
-    """The paths that are opened for writing past os.open, which is where faults are put."""
+    """Collect the paths that are opened for writing other than by os.open, where no fault can strike."""
     if not hasattr(_other_writes, "hooked"):
-        sys.addaudithook(_see)  # which cannot be taken away again
+        sys.addaudithook(_see)  # A hook cannot be removed.
         _other_writes.hooked = True  # type: ignore[attr-defined]
     seen: list[str] = []
     _watching.append(seen)
@@ -413,7 +413,7 @@ def _other_writes() -> Iterator[list[str]]:
 
 
 class Disk:
-    """What a disk would hold after a power loss, from the operations that were asked of it.
+    """What a disk would contain after a power loss, from the operations that were done on it.
 
     A file's bytes are safe once the file is synced, a folder's entries once the folder is; until then each
     may or may not have reached the disk, in any order. A rename is atomic.
@@ -423,7 +423,7 @@ class Disk:
     """
 
     def __init__(self, root: Path) -> None:
-        self._keys: dict[int, int] = {}  # by inode; a number that is given again is another file
+        self._keys: dict[int, int] = {}  # By inode; a reused number is another file.
         self._live: dict[int, bytes] = {}
         self._safe: dict[int, bytes] = {}
         self._entries: dict[int, dict[str, int]] = {}
@@ -445,7 +445,7 @@ class Disk:
 
     @contextmanager
     def recorded(self, each: Callable[[str], object]) -> Iterator[None]:
-        """Follow what this process does to the disk, calling `each` with the name of every operation."""
+        """Record what this process does to the disk, and call `each` with the name of every operation."""
         names = (
             "open",
             "write",
@@ -555,7 +555,7 @@ class Disk:
                     entries[folder][name] = key
 
     def lose_power(self, to: Path, luck: random.Random | bool) -> None:
-        """Write down one state that the disk may be found in.
+        """Write one state that the disk may be found in.
 
         Args:
             to: A folder to make.
@@ -580,7 +580,7 @@ class Disk:
             if survives():
                 path.write_bytes(live)
                 return
-            # Of what was never synced: a part of it, nothing, or its length without its bytes.
+            # What was never synced is cut short, empty, or zeros of its length.
             lost = [self._safe.get(key, live[: len(live) // 2]), b"", bytes(len(live))]
             kept = lost[0] if isinstance(luck, bool) or key in self._safe else luck.choice(lost)
             path.write_bytes(kept)

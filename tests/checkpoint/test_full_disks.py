@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
-from crashing import collected, invariants, leftovers, versions
+from crashing import collected, invariants, leftovers, library_save, versions
 
 from quill import fsio
 from quill.checkpoint.resume_state import load_state, save_state
@@ -201,6 +202,27 @@ def test_f26_files_that_may_not_grow_beyond_a_limit(tmp_path: Path, fill: Fill, 
         assert "size limit" in caught.value.why
         after_failure(registry, older, caught.value)
         once_there_is_room(registry, action, fill)
+
+
+def test_the_stand_in_for_the_library_behaves_like_it(tmp_path: Path) -> None:
+    """Crash tests elsewhere rest on `crashing.library_save`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    outcomes = []
+    for name, save_file in (("real", safetensors.torch.save_file), ("stand-in", library_save)):
+        folder = tmp_path / name
+        folder.mkdir()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(safetensors.SafetensorError) as caught:
+                save_file(TENSORS, folder / "x", metadata={"format": "pt"})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        left = os.listdir(folder)
+        save_file(TENSORS, folder / "x", metadata={"format": "pt"})
+        mode = (folder / "x").stat().st_mode
+        outcomes.append((str(caught.value), left, os.listdir(folder), mode, (folder / "x").read_bytes()))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][1] == []
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -1,4 +1,4 @@
-"""Models saved and loaded: what was saved comes back, and files that do not belong together never load."""
+"""Loading models: saved weights come back, and files that do not belong together are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IDS = torch.tensor([[1, 2, 3, 4]])
 
 
 def edit(path, change) -> None:
-    """Change a JSON file as somebody would by hand."""
+    """Change a JSON file as a person would."""
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
@@ -27,7 +27,7 @@ def edit(path, change) -> None:
 
 @pytest.fixture
 def by_hand(trained, tmp_path):
-    """A model folder without a manifest, so that nothing but its own consistency protects it."""
+    """A model folder without a manifest, so that only its own consistency protects it."""
     folder = tmp_path / "by-hand"
     trained().path.rename(folder)
     (folder / "manifest.json").unlink()
@@ -36,7 +36,7 @@ def by_hand(trained, tmp_path):
 
 @pytest.fixture
 def rewrite(by_hand, model):
-    """Write other weights beside the config, and load."""
+    """Write other weights next to the config, and load."""
 
     def load(change):
         weights = dict(model.state_dict())
@@ -47,7 +47,7 @@ def rewrite(by_hand, model):
     return load
 
 
-def test_what_was_saved_comes_back(registry, trained, model):
+def test_a_saved_model_loads_equal(registry, trained, model):
     trained()
     found = load_checkpoint(registry.resolve("tiny"))
     assert torch.equal(found.model(IDS), model(IDS))
@@ -92,13 +92,13 @@ def test_weights_beyond_float16_are_refused(tmp_path, model):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_folder_by_hand_loads_without_a_manifest(by_hand, model):
+def test_a_hand_made_folder_loads_without_a_manifest(by_hand, model):
     found = load_checkpoint(by_hand)
     assert torch.equal(found.model(IDS), model(IDS))
     assert found.version.manifest is None
 
 
-def test_a_vocabulary_left_open_is_the_tokenizers(by_hand):
+def test_an_unset_vocab_size_is_the_tokenizers(by_hand):
     edit(by_hand.path / "config.json", lambda c: c["model"].pop("vocab_size"))
     assert load_checkpoint(by_hand).config.model.vocab_size == 7
 
@@ -125,7 +125,7 @@ def test_f3_a_bit_flip_is_refused(trained):
         (lambda w: w.clear(), "0 tensors"),
     ],
 )  # fmt: skip
-def test_f4_tensors_are_the_configs_and_no_others(rewrite, change, said):
+def test_f4_tensors_must_be_exactly_those_of_the_config(rewrite, change, said):
     with pytest.raises(CorruptError) as caught:
         rewrite(change)
     assert said in caught.value.why
@@ -145,19 +145,19 @@ def test_f4_the_first_three_differences_are_named(rewrite, model):
     assert "and 2 more" in caught.value.why
 
 
-def test_f4_a_larger_tokenizer_than_the_model_is_refused(by_hand):
+def test_f4_a_tokenizer_larger_than_the_model_is_refused(by_hand):
     path = by_hand.path / "tokenizer.json"
     edit(path, lambda t: t.update(vocabulary="abcdefgh"))
     with pytest.raises(CorruptError, match=r"8 tokens, and the config's model\.vocab_size is 7"):
         load_checkpoint(by_hand)
 
 
-def test_a_smaller_tokenizer_leaves_padding(by_hand):
+def test_a_smaller_tokenizer_leaves_padding_rows(by_hand):
     edit(by_hand.path / "tokenizer.json", lambda t: t.update(vocabulary="abc"))
     assert load_checkpoint(by_hand).tokenizer.vocab_size == 3
 
 
-def test_f4_a_config_of_many_layers_costs_nothing(by_hand):
+def test_f4_a_config_with_a_million_layers_is_refused_at_once(by_hand):
     edit(by_hand.path / "config.json", lambda c: c["model"].update(n_layer=10**6))
     with pytest.raises(CorruptError, match="1000000 layers"):
         load_checkpoint(by_hand)
@@ -175,7 +175,7 @@ def test_f4_a_config_of_many_layers_costs_nothing(by_hand):
         (b"{\"a\"____", ""),
     ],
 )  # fmt: skip
-def test_f1_a_wrong_file_by_hand_has_its_reason(by_hand, name, content, why):
+def test_f1_each_kind_of_wrong_file_is_explained(by_hand, name, content, why):
     (by_hand.path / name).write_bytes(content)
     with pytest.raises(CorruptError) as caught:
         load_checkpoint(by_hand)
@@ -189,18 +189,18 @@ def test_a_damaged_config_names_the_setting(by_hand):
         load_checkpoint(by_hand)
 
 
-def test_f12_a_config_of_a_newer_quill_is_an_input_error(by_hand):
+def test_f12_a_config_from_a_newer_quill_is_an_input_error(by_hand):
     edit(by_hand.path / "config.json", lambda c: c.update(schema_version=2))
     with pytest.raises(InputError, match="a newer quill wrote it"):
         load_checkpoint(by_hand)
 
 
-def test_a_config_ignores_the_environment(trained, monkeypatch):
+def test_the_environment_does_not_change_a_stored_config(trained, monkeypatch):
     monkeypatch.setenv("QUILL_DEVICE", "nonsense")
     assert read_config(trained()).train.device == "auto"
 
 
-def test_a_flat_config_of_older_projects_is_understood(by_hand):
+def test_flat_configs_are_read(by_hand):
     flat = {"vocab_size": 3, "block_size": 8, "n_embd": 16, "n_head": 2, "n_layer": 1, "dropout": 0.2}
     fsio.write_json(by_hand.path / "config.json", flat)
     assert read_config(by_hand).model.block == "gpt2"
@@ -209,11 +209,11 @@ def test_a_flat_config_of_older_projects_is_understood(by_hand):
         read_config(by_hand)
 
 
-def test_loading_starts_no_compiler(registry, trained):
+def test_loading_imports_no_compiler(registry, trained):
     trained()
     code = (
         "import sys, torch\n"
-        # What torch brings along by itself is not ours to answer for.
+        # Only what quill itself imports counts.
         "own = set(sys.modules)\n"
         "from pathlib import Path\n"
         "from quill.checkpoint.load import load_checkpoint\nfrom quill.registry import store\n"

@@ -1,4 +1,4 @@
-"""Resume states: the newest whole one is found, however the run before it ended."""
+"""Resume states: the newest undamaged one is found, however the run ended."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def steps(draft):
 
 @pytest.fixture
 def draft(registry):
-    """A draft with states of steps 500 and 1000."""
+    """A draft with states of the steps 500 and 1000."""
     draft = registry.begin("a")
     save(draft, 500)
     save(draft, 1000)
     return draft
 
 
-def test_without_a_state_there_is_none(registry):
+def test_a_new_draft_has_no_state(registry):
     assert load_state(registry.begin("a")) is None
 
 
-def test_the_newest_state_comes_back(draft):
+def test_the_newest_state_is_loaded(draft):
     values, info, notes = load_state(draft)
     assert torch.equal(values["weight"], torch.full((4, 3), 1000.0))
     assert values["rng"].tolist() == list(range(8))
@@ -47,7 +47,7 @@ def test_the_newest_state_comes_back(draft):
     ]
 
 
-def test_older_states_than_are_kept_go(draft):
+def test_only_the_newest_states_are_kept(draft):
     save(draft, 1500)
     assert steps(draft) == ["step-001000", "step-001500"]
     save(draft, 2000, keep=3)
@@ -60,7 +60,7 @@ def test_older_states_than_are_kept_go(draft):
 
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "state.safetensors"])
 @pytest.mark.parametrize("how", ["flip", "truncate", "empty", "remove", "link"])
-def test_f43_a_damaged_newest_state_is_passed_over_and_said_to_be(draft, tmp_path, name, how):
+def test_f43_a_damaged_newest_state_is_skipped_with_a_note(draft, tmp_path, name, how):
     path = draft.path / "state" / "step-001000" / name
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
@@ -76,7 +76,7 @@ def test_f43_a_damaged_newest_state_is_passed_over_and_said_to_be(draft, tmp_pat
     assert "step-001000" in notes[0]
 
 
-def test_f43_when_every_state_is_damaged_the_run_does_not_start_over_in_silence(draft):
+def test_f43_when_every_state_is_damaged_the_run_does_not_silently_start_over(draft):
     for folder in (draft.path / "state").glob("step-*"):
         (folder / "state.json").write_text("{}")
     with pytest.raises(CorruptError) as caught:
@@ -86,14 +86,14 @@ def test_f43_when_every_state_is_damaged_the_run_does_not_start_over_in_silence(
     assert 'resume="never"' in caught.value.hint
 
 
-def test_going_back_drops_the_future_that_was_given_up(draft):
+def test_resuming_from_an_earlier_state_drops_later_ones(draft):
     (draft.path / "state" / "step-001000" / "state.json").write_text("{")
     save(draft, 750)
     assert steps(draft) == ["step-000500", "step-000750"]
     assert load_state(draft)[1]["step"] == 750
 
 
-def test_the_same_step_is_saved_again(draft):
+def test_a_step_can_be_saved_again(draft):
     (draft.path / "state" / "step-001000" / "state.json").write_text("{")
     save(draft, 1000)
     assert load_state(draft)[1:] == ({"step": 1000, "best_val_loss": None}, [])
@@ -101,7 +101,7 @@ def test_the_same_step_is_saved_again(draft):
 
 
 @pytest.mark.parametrize("operation", ["mkdir", "open", "write", "fsync", "rename"])
-def test_f26_a_full_disk_leaves_the_states_before(draft, monkeypatch, operation):
+def test_f26_a_full_disk_leaves_the_earlier_states(draft, monkeypatch, operation):
     opened = os.open
 
     def fail(*arguments, **more):
@@ -120,7 +120,7 @@ def test_f26_a_full_disk_leaves_the_states_before(draft, monkeypatch, operation)
     assert steps(draft) == ["step-001000", "step-001500"]
 
 
-def test_f26_a_disk_known_to_be_full_is_not_even_tried(draft, monkeypatch):
+def test_f26_a_full_disk_is_noticed_before_writing(draft, monkeypatch):
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(100, 95, 5))
@@ -129,7 +129,7 @@ def test_f26_a_disk_known_to_be_full_is_not_even_tried(draft, monkeypatch):
     assert steps(draft) == ["step-000500", "step-001000"]
 
 
-def test_tensors_that_are_no_ones_memory_any_more_still_hold(draft):
+def test_loaded_tensors_can_be_changed_without_changing_the_state(draft):
     values, _, _ = load_state(draft)
     values["weight"] += 1
     assert torch.equal(values["weight"], torch.full((4, 3), 1001.0))

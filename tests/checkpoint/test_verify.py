@@ -1,4 +1,4 @@
-"""`verify`: whatever is not as it was published is found, named, and nothing else is held against it."""
+"""Verifying: every kind of damage is found and named, and nothing else is reported as damage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def states(registry, *refs) -> dict[str, str]:
 
 
 def change(path, values) -> None:
-    """Replace a version's weights by others, and its manifest by one that describes them."""
+    """Replace a version's weights, and describe the new ones in its manifest."""
     save_tensors(path / "model.safetensors", values)
     describe(path, "model.safetensors")
 
@@ -48,7 +48,7 @@ def weights_of(version) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_what_is_as_it_was_published_is_ok(registry, trained, dtype):
+def test_an_unchanged_version_is_ok(registry, trained, dtype):
     version = trained(dtype=dtype)
     seen = []
     (target, of_aliases) = find_targets(registry)
@@ -62,7 +62,7 @@ def test_what_is_as_it_was_published_is_ok(registry, trained, dtype):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_f3_any_flipped_bit_is_found_in_its_file(registry, trained, name):
+def test_f3_a_flipped_bit_is_found_in_its_file(registry, trained, name):
     path = trained().path
     trained("other")
     raw = bytearray((path / name).read_bytes())
@@ -84,7 +84,7 @@ def test_f3_any_flipped_bit_is_found_in_its_file(registry, trained, name):
         ("lfs", "Git LFS"),
     ],
 )
-def test_f1_f14_files_that_are_not_there_as_they_should_be(registry, trained, tmp_path, how, said):
+def test_f1_f14_missing_short_and_linked_files_are_damage(registry, trained, tmp_path, how, said):
     path = trained().path / "model.safetensors"
     raw = path.read_bytes()
     path.unlink()
@@ -98,14 +98,12 @@ def test_f1_f14_files_that_are_not_there_as_they_should_be(registry, trained, tm
     (verdict,) = verdicts(registry, "tiny:v1")
     assert verdict.state == "damaged"
     assert said in str(verdict.errors[0])
-    assert [f.state for f in verdict.files] == ["ok", "damaged", "ok"], (
-        "the others are looked at all the same"
-    )
+    assert [f.state for f in verdict.files] == ["ok", "damaged", "ok"], "the other files are checked too"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_f5_weights_that_are_not_finite_are_found_though_their_hash_is_right(registry, trained, dtype, value):
+def test_f5_nan_and_infinity_are_found_even_if_the_hash_is_right(registry, trained, dtype, value):
     version = trained()
     values = {n: t.to(dtype) for n, t in weights_of(version).items()}
     name = sorted(values)[1]
@@ -119,8 +117,8 @@ def test_f5_weights_that_are_not_finite_are_found_though_their_hash_is_right(reg
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_which_numbers_are_finite_is_what_torch_says(dtype):
-    """Over every bit pattern of 16 bits, and as many random ones of wider types."""
+def test_not_finite_numbers_are_counted_exactly(dtype):
+    """For all 16-bit patterns, and as many random wider ones."""
     width = torch.empty(0, dtype=dtype).element_size()
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16) if width == 2 else None
     raw = bits.numpy().tobytes() if bits is not None else os.urandom(width * 2**16) + b"\xff\x7f" * width * 4
@@ -130,7 +128,7 @@ def test_which_numbers_are_finite_is_what_torch_says(dtype):
     assert count_not_finite(raw, kind) == expected > 0
 
 
-def test_f4_what_does_not_belong_together_is_found_though_every_hash_is_right(registry, trained):
+def test_f4_files_that_do_not_fit_are_found_even_if_their_hashes_are_right(registry, trained):
     version = trained("shape")
     values = weights_of(version)
     change(version.path, {n: t[:-1] if n == "wte.weight" else t for n, t in values.items()})
@@ -150,14 +148,14 @@ def test_f4_what_does_not_belong_together_is_found_though_every_hash_is_right(re
     }
 
 
-def test_f2_a_header_that_lies_is_damage(registry, trained):
+def test_f2_a_lying_header_is_damage(registry, trained):
     path = trained().path
     (path / "model.safetensors").write_bytes(b"\xff" * 8 + b"{}")
     describe(path, "model.safetensors")
     assert states(registry) == {"tiny:v1": "damaged"}
 
 
-def test_a_file_that_nobody_lists_is_told_and_is_no_damage(registry, trained):
+def test_an_unlisted_file_is_reported_but_is_not_damage(registry, trained):
     path = trained().path
     (path / "notes.txt").write_text("mine")
     (path / "run.log").write_text("the run's own")
@@ -171,14 +169,14 @@ def test_a_file_that_nobody_lists_is_told_and_is_no_damage(registry, trained):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", '{"schema": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}}']
 )
-def test_a_manifest_that_cannot_be_read(registry, trained, text):
+def test_an_unreadable_manifest_is_damage(registry, trained, text):
     (trained().path / "manifest.json").write_text(text)
     (verdict,) = verdicts(registry, "tiny:v1")
     assert verdict.state == "damaged"
     assert verdict.files == []
 
 
-def test_f12_what_a_newer_quill_wrote_is_not_called_damaged(registry, trained):
+def test_f12_a_version_from_a_newer_quill_is_unreadable_not_damaged(registry, trained):
     path = trained().path
     document = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(document | {"schema": 99}))
@@ -187,7 +185,7 @@ def test_f12_what_a_newer_quill_wrote_is_not_called_damaged(registry, trained):
     assert [e.exit_code for e in verdict.errors] == [2]
 
 
-def test_f27_a_disk_that_fails_to_read_is_not_called_damage(registry, trained, monkeypatch):
+def test_f27_a_failing_disk_makes_a_version_unreadable_not_damaged(registry, trained, monkeypatch):
     trained()
     trained("other")
     real = OpenFile.read_chunk
@@ -202,7 +200,7 @@ def test_f27_a_disk_that_fails_to_read_is_not_called_damage(registry, trained, m
     assert states(registry) == {"other:v1": "ok", "tiny:v1": "unreadable"}
 
 
-def test_what_was_put_there_by_hand_has_no_hashes_but_must_fit(registry, trained):
+def test_a_hand_made_model_has_no_hashes_but_must_fit(registry, trained):
     source = trained().path
     folder = registry.root / "hand"
     folder.mkdir()
@@ -213,7 +211,7 @@ def test_what_was_put_there_by_hand_has_no_hashes_but_must_fit(registry, trained
     assert states(registry, "hand") == {"hand:v1": "damaged"}
 
 
-def test_resume_states_of_unfinished_runs_are_verified_too(registry, trained):
+def test_resume_states_are_verified_too(registry, trained):
     trained()
     draft = registry.begin("tiny")
     for step in (100, 200, 300):
@@ -232,14 +230,14 @@ def test_resume_states_of_unfinished_runs_are_verified_too(registry, trained):
     assert set(states(registry, "tiny:v1")) == {"tiny:v1"}
 
 
-def test_what_goes_while_it_is_verified_is_no_damage(registry, trained):
+def test_a_model_removed_during_verification_is_not_damage(registry, trained):
     trained()
     found = find_targets(registry)
     shutil.rmtree(registry.root / "tiny")
     assert [verify_target(t) for t in found] == [None, None]
 
 
-def test_aliases_must_lead_somewhere(registry, trained):
+def test_aliases_must_point_to_versions(registry, trained):
     trained()
     folder = registry.root / "tiny"
     aliases.set_alias(folder, "champion", 1)
@@ -253,14 +251,14 @@ def test_aliases_must_lead_somewhere(registry, trained):
     assert verdict.state == "damaged"
 
 
-def test_f14_a_linked_name_or_version_is_damage_and_is_not_read(registry, trained, tmp_path):
+def test_f14_linked_models_and_versions_are_damage(registry, trained, tmp_path):
     trained()
     registry.root.joinpath("link").symlink_to(registry.root / "tiny")
     (registry.root / "tiny" / "v7").symlink_to(registry.root / "tiny" / "v1")
     assert states(registry) == {"link": "damaged", "tiny:v1": "ok", "tiny:v7": "damaged"}
 
 
-def test_references_choose_what_is_verified(registry, trained, tmp_path):
+def test_references_select_what_is_verified(registry, trained, tmp_path):
     trained("a")
     trained("a")
     trained("b")
@@ -277,12 +275,12 @@ def test_references_choose_what_is_verified(registry, trained, tmp_path):
             find_targets(registry, [ref])
 
 
-def test_an_empty_registry_has_nothing_to_verify(registry):
+def test_an_empty_registry_has_no_targets(registry):
     assert find_targets(registry) == []
 
 
-def test_a_model_larger_than_the_memory_it_is_verified_in(registry, trained):
-    """A tensor of 96 MB is looked at in pieces of 1 MB."""
+def test_verifying_takes_little_memory(registry, trained):
+    """A tensor of 96 MB is read in chunks of 1 MB."""
     version = trained()
     values = {"wte.weight": torch.zeros(24_000_000)}
     change(version.path, values)
