@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from quill.config.keywords import RunSettings, TextSettings
     from quill.data import prepare as preparing
-    from quill.data.store import Dataset
+    from quill.data.dataset import Dataset
     from quill.evaluation.measure import Figures
     from quill.formats.exporting import Exported
     from quill.generation.generator import Generator

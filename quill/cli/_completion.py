@@ -186,7 +186,8 @@ def _models(root: Path, typed: str, with_versions: bool, with_aliases: bool, dra
 
 
 def _datasets(registry: Path) -> list[str]:
-    from quill.data.store import MANIFEST, locate
+    from quill.data.dataset import MANIFEST
+    from quill.data.store import locate
     from quill.registry import names
 
     found = []

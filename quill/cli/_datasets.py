@@ -13,7 +13,8 @@ from quill.units import count, size
 
 if TYPE_CHECKING:
     from quill.cli.options import Session
-    from quill.data.store import Dataset, Entry
+    from quill.data.dataset import Dataset
+    from quill.data.store import Entry
 
 PREFIX = "data:"
 # How much of its text is shown.

@@ -16,8 +16,8 @@ from quill.errors import InputError
 from quill.units import size
 
 if TYPE_CHECKING:
+    from quill.data.dataset import Dataset
     from quill.data.prepare import Observer
-    from quill.data.store import Dataset
 
 
 @options.command(

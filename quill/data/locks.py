@@ -59,7 +59,7 @@ def alone(path: Path) -> Iterator[None]:
         raise LockedError(
             f"dataset '{path.name}' is in use",
             why="a training, an evaluation or quill prepare is reading it",
-            hint="try again when it has finished",
+            hint="wait until it has finished",
         ) from None
     try:
         yield

@@ -12,7 +12,7 @@ from typing import Any
 
 from quill import strictjson
 from quill.config.settings import DataConfig
-from quill.data.store import SCHEMA_VERSION, Dataset
+from quill.data.dataset import SCHEMA_VERSION, Dataset
 from quill.errors import InputError, shorten
 from quill.tokenizers import base
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 from quill import __version__, fsio, naming, strictjson
 from quill.config.settings import DataConfig
 from quill.data import encode, locks, matching, named_sources, shards, sources, store, survey
+from quill.data.dataset import MANIFEST, SCHEMA_VERSION, TOKENIZER, Dataset
 from quill.data.named_sources import NAMED, OnBytes
-from quill.data.store import MANIFEST, TOKENIZER, Dataset
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, shorten
 from quill.tokenizers import base
 
@@ -241,7 +241,7 @@ class _Preparation:
         with locks.shared(target), store.stage(target, key, replace=force or there is not None) as staged:
             facts = store.link(staged, same) if same else self._build(staged, surveyed or self._survey())
             manifest = {
-                "schema": store.SCHEMA_VERSION,
+                "schema": SCHEMA_VERSION,
                 "name": name,
                 "key": key,
                 "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),

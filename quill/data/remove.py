@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from quill import fsio, naming
 from quill.data import locks, store
+from quill.data.dataset import MANIFEST, record_of
 from quill.errors import NotFoundError
 
 
@@ -56,7 +57,7 @@ class Plan:
             for removal in self.removals:
                 if os.path.lexists(removal.path):
                     fsio.discard(removal.path, self._root / fsio.TRASH)
-                    fsio.remove_file(store.record_of(removal.path))
+                    fsio.remove_file(record_of(removal.path))
                     removed.append(removal)
             return removed
 
@@ -77,7 +78,7 @@ def plan(root: Path, names: Iterable[str], *, missing_ok: bool = False) -> Plan:
     missing: list[str] = []
     for name in dict.fromkeys(names):
         path = root / naming.check(name, "dataset")
-        if os.path.lexists(path / store.MANIFEST):
+        if os.path.lexists(path / MANIFEST):
             removals.append(Removal(store.PREFIX + name, path, _freed(path)))
             continue
         error: NotFoundError = store.missing(root, name)

@@ -196,7 +196,7 @@ def changed(path: str) -> InputError:
     return InputError(
         f"'{path}' changed while reading",
         why="two readings of it differ",
-        hint="try again when nothing writes to the file",
+        hint="wait until nothing writes to the file",
     )
 
 

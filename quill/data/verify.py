@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from quill.data import store
+from quill.data.dataset import Dataset
 from quill.errors import CorruptError, QuillError
 
 State = Literal["ok", "damaged", "unreadable"]
@@ -96,7 +97,7 @@ def verify(path: Path, on_bytes: Callable[[int], None] = lambda n: None) -> Resu
     """
     reference = store.PREFIX + path.name
     try:
-        dataset = store.Dataset.open(path)
+        dataset = Dataset.open(path)
     except QuillError as e:
         return Result(reference, [], e)
     files = []

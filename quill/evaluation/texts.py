@@ -14,8 +14,8 @@ from quill.errors import InputError
 if TYPE_CHECKING:
     from quill.checkpoint.load import Checkpoint
     from quill.data.batches import Tokens
+    from quill.data.dataset import Dataset, Split
     from quill.data.prepare import Observer
-    from quill.data.store import Dataset, Split
     from quill.tokenizers.base import Tokenizer
 
 Unknown = Literal["error", "skip"]
@@ -59,7 +59,7 @@ def find(
         NotFoundError: There is no such data.
     """
     from quill.data import named_sources, prepare, sources
-    from quill.data.store import MANIFEST, Dataset
+    from quill.data.dataset import MANIFEST, Dataset
 
     reference, settings = checkpoint.version.reference, checkpoint.config.data
     if data is None:

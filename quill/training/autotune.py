@@ -23,7 +23,7 @@ from quill.training.device import Device
 from quill.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from quill.data.store import Dataset
+    from quill.data.dataset import Dataset
 
 # Compiling takes about a minute, so a run must be long enough to win it back.
 _COMPILE_PAYS_AFTER_SECONDS = 600.0

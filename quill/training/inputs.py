@@ -18,7 +18,7 @@ from quill.registry.store import Registry
 from quill.training import finetune
 
 if TYPE_CHECKING:
-    from quill.data.store import Dataset
+    from quill.data.dataset import Dataset
     from quill.tokenizers.base import Tokenizer
 
 _DERIVED = ("learning_rate", "muon_learning_rate")

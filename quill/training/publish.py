@@ -19,7 +19,7 @@ from quill.registry.version import Version
 from quill.training.device import Device
 
 if TYPE_CHECKING:
-    from quill.data.store import Dataset
+    from quill.data.dataset import Dataset
 
 _SAMPLE_TOKENS = 300
 

@@ -16,9 +16,9 @@ import pytest
 
 from quill import fsio
 from quill.data import batches, store
+from quill.data.dataset import Dataset, record_of
 from quill.data.prepare import ensure, prepare
 from quill.data.shards import Shard
-from quill.data.store import Dataset
 from quill.errors import CorruptError, InputError, NotFoundError, QuillError
 
 Write = Callable[..., Path]
@@ -301,7 +301,7 @@ def test_files_that_have_not_settled_are_read_each_time(dataset: Dataset, read: 
 @pytest.mark.parametrize("record", [b"", b"[]", b"{", b'{"train.bin": 1}', b"\xff"])
 def test_a_damaged_record_is_ignored(dataset: Dataset, settled: None, read: list[str], record: bytes) -> None:
     dataset.verify()
-    file = store.record_of(dataset.path)
+    file = record_of(dataset.path)
     assert file.is_file()
     file.write_bytes(record)
     Dataset.open(dataset.path).verify(again=False)
@@ -321,7 +321,7 @@ def test_verifying_needs_no_writable_folder(dataset: Dataset, settled: None, mon
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     dataset.verify()
-    assert not store.record_of(dataset.path).exists()
+    assert not record_of(dataset.path).exists()
 
 
 def test_verifying_reports_its_progress(dataset: Dataset) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from quill.config import reading
 from quill.data import prepare, shards, store
-from quill.data.store import Dataset
+from quill.data.dataset import Dataset
 from quill.registry.store import Registry
 from quill.training import run
 

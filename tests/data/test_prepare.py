@@ -16,8 +16,8 @@ import pytest
 
 from quill import fsio
 from quill.data import encode, named_sources, prepare, shards, store, survey
+from quill.data.dataset import Dataset
 from quill.data.prepare import Notice, Progress
-from quill.data.store import Dataset
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, ResourceError
 
 Write = Callable[..., Path]

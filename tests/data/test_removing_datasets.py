@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from quill.data import locks, remove, store
+from quill.data.dataset import Dataset, record_of
 from quill.data.prepare import prepare
-from quill.data.store import Dataset
 from quill.errors import InputError, LockedError, NotFoundError
 
 Write = Callable[..., Path]
@@ -46,7 +46,7 @@ def test_a_dataset_is_removed(dataset: Dataset, data: Path, settled: None) -> No
     assert removal.bytes >= dataset.size
     assert plan.execute() == [removal]
     assert not dataset.path.exists()
-    assert not store.record_of(dataset.path).exists()
+    assert not record_of(dataset.path).exists()
     assert os.listdir(data / ".trash") == []
     assert plan.execute() == []
 
@@ -97,7 +97,7 @@ class TestInUse:
     CODE = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from quill.data.store import Dataset\n"
+        "from quill.data.dataset import Dataset\n"
         "dataset = Dataset.open(Path(sys.argv[1]))\n"
         "ids = dataset.train\n"
     )

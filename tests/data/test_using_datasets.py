@@ -271,7 +271,7 @@ def test_rm_removes_models_and_datasets_together(two: Run) -> None:
 
 
 def test_rm_refuses_a_dataset_in_use(two: Run) -> None:
-    from quill.data.store import Dataset
+    from quill.data.dataset import Dataset
 
     opened = Dataset.open(Path("data/sea"))
     assert len(opened.train)

@@ -9,7 +9,7 @@ import pytest
 
 from quill.checkpoint.load import load_checkpoint
 from quill.config.settings import ModelConfig, RunConfig, TrainConfig
-from quill.data.store import Dataset
+from quill.data.dataset import Dataset
 from quill.errors import InputError
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
