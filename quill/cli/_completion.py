@@ -1,7 +1,7 @@
 """Completion in a shell: what may follow, taken from the registry and from the folder of datasets.
 
 Typer asks the completers of this module for values, and finds commands, flags and choices itself. Quill
-adds one thing: bash treats ":" and "=" as words of their own, and so would break NAME:vN.
+adds one thing: bash splits words at ":" and "=", which breaks NAME:vN.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from quill.errors import InputError, NotFoundError, QuillError, ResourceError, s
 
 PROGRAM = "quill"
 
-# Words of other tools, and the command that does it here; REF stands for what was typed after the word.
+# Words of other tools, and quill's command for it.
 _COMMANDS = {
     "run": "sample",
     "generate": "sample",

@@ -1,4 +1,4 @@
-"""Typer's commands with quill's help, and with a start that costs nothing for what was not given."""
+"""Typer's commands with quill's help, which validate only the arguments that were given."""
 
 from __future__ import annotations
 

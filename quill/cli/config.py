@@ -73,7 +73,7 @@ def init(
     session.output.write(strictjson.dumps(document))
     file = name or "mine"
     session.output.say(
-        "save it, and the schema beside it for the editor, then train:\n"
+        "save it next to the schema, which your editor can use, then train:\n"
         f"  quill config init > {file}.json && quill config schema > schema.json\n"
         f"  quill train {file}.json"
     )

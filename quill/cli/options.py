@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from quill.config.settings import Section
     from quill.registry.store import Registry
 
+_DEVICES = ("auto", "cpu", "cuda", "mps")
 Json = Annotated[bool, Option("--json", help="Print JSON.", rich_help_panel=COMMON)]
 Quiet = Annotated[
     bool,
@@ -77,7 +78,7 @@ Device = Annotated[
         "--device",
         metavar="DEVICE",
         help="Device to compute on: auto, cpu, cuda, cuda:N or mps (default: auto).",
-        autocompletion=completing("auto", "cpu", "cuda", "mps"),
+        autocompletion=completing(*_DEVICES),
     ),
 ]
 
@@ -109,7 +110,7 @@ class Session:
         return Registry(where.root, where.why, where.shipped)
 
     def datasets(self) -> Path:
-        """The folder of prepared datasets, beside the registry unless QUILL_DATA says otherwise."""
+        """The folder of prepared datasets: QUILL_DATA, or next to the registry."""
         from quill.data.store import locate
 
         return locate(self.registry().root)
@@ -229,11 +230,14 @@ def _flag(
     elif typing.get_origin(kind) is list:
         annotation = list[str] | None
         convert = _one_or_many if str in union_arms(info.annotation) else list
-        complete = datasets if name == "source" else None
-    elif name == "init_from":
-        metavar, complete = "REF", models()
     else:
         choices = _choices(info)
+    if name == "source":
+        metavar, complete = "SOURCE", datasets
+    elif name == "init_from":
+        metavar, complete = "REF", models()
+    elif name == "device":
+        metavar, complete = "DEVICE", completing(*_DEVICES)
     if choices:
         metavar, complete = "|".join(choices), completing(*choices)
     spelled = (declared, short) if short else (declared,)

@@ -1,4 +1,4 @@
-"""The boundary: exit codes, refusals in three lines, help that loads nothing it does not need."""
+"""The program as a whole: exit codes, errors in three lines, start-up, and words of other tools."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_help_loads_no_torch(arguments):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"]], ids=" ".join)
-def test_the_light_commands_load_neither_torch_nor_pydantic_nor_rich(arguments, tmp_path):
+def test_help_and_list_load_neither_torch_nor_pydantic_nor_rich(arguments, tmp_path):
     code = (
         "import sys\nfrom quill.cli.app import main\nmain(sys.argv[1:])\n"
         "print(*sorted({'torch', 'pydantic', 'rich', 'numpy'} & set(sys.modules)), file=sys.stderr, end='')"
@@ -69,7 +69,7 @@ def test_the_light_commands_load_neither_torch_nor_pydantic_nor_rich(arguments, 
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"]], ids=" ".join)
-def test_the_light_commands_take_at_most_what_three_imports_take(arguments, tmp_path):
+def test_help_and_list_start_about_as_fast_as_three_imports(arguments, tmp_path):
     """1.3 times `import typer, rich, pydantic` in processor time, measured in turns."""
     resource = pytest.importorskip("resource")
     env = {**os.environ, "QUILL_REGISTRY": str(tmp_path / "weights")}
@@ -133,7 +133,7 @@ def test_version(capsys):
         (["list", "\x1b[31m", "x"], ["unexpected"]),
     ],
 )
-def test_usage_errors_exit_2_and_say_what_was_meant(arguments, words, capsys):
+def test_usage_errors_exit_2_with_a_suggestion(arguments, words, capsys):
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -218,7 +218,7 @@ def test_a_bug_shows_its_traceback_only_when_asked(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["config", "schema"]], ids=" ".join)
-def test_f37_a_reader_that_left_is_141_and_no_traceback(arguments):
+def test_f37_a_closed_pipe_exits_141_without_a_traceback(arguments):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([*RUN, *arguments], stdout=write, stderr=subprocess.PIPE)

@@ -94,12 +94,12 @@ def test_no_model_wins_with_equal_losses_or_on_different_texts(pair, publish, ca
         assert " *" not in run(capsys, "compare", *names)[1]
 
 
-def test_losses_of_different_texts_are_not_left_uncommented(pair, publish, capsys):
+def test_losses_on_different_texts_are_called_incomparable(pair, publish, capsys):
     publish("c", data=DATA | {"sha256": "56" * 32})
     assert "quill eval a:v1 c:v1 --data" in run(capsys, "compare", "a", "c")[2]
 
 
-def test_a_run_in_progress_compares_too(pair, registry, capsys):
+def test_an_unfinished_run_can_be_compared(pair, registry, capsys):
     draft = registry.begin("new")
     with_config(draft, model={"n_layer": 9})
     (draft.path / "metrics.jsonl").write_text('{"step": 5, "val_loss": 2.5}\n{"step": 9, "val_loss": 3.5}\n')
@@ -119,7 +119,7 @@ def test_what_cannot_be_compared(names, code, pair, capsys):
     assert run(capsys, "compare", *names)[:2] == (code, "")
 
 
-def test_f05_a_damaged_config_is_said_to_be(pair, registry, capsys):
+def test_f05_a_damaged_config_is_reported(pair, registry, capsys):
     (registry.root / "b" / "v1" / "config.json").write_text("{}")
     assert run(capsys, "compare", "a", "b")[:2] == (5, "")
 

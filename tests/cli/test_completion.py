@@ -110,19 +110,19 @@ def test_after_the_colon_versions_and_aliases(models, ask):
     assert ask("quill", "cp", "shakespeare:", shell="zsh") == whole
 
 
-def test_a_run_that_is_not_finished_is_offered_to_who_can_use_it(models, ask):
+def test_unfinished_runs_are_completed_for_commands_that_accept_them(models, ask):
     assert ask("quill", "cp", "be") == []
     for command in ("show", "sample", "eval", "export", "publish"):
         assert ask("quill", command, "be") == ["begun"], command
     assert ask("quill", "logs", "shakespeare", ":", "v") == ["v1", "v2", "v3"]
 
 
-def test_a_name_that_was_removed_is_not_offered(models, ask):
+def test_a_removed_name_is_not_completed(models, ask):
     shutil.rmtree(models.root / "sea" / "v1")
     assert ask("quill", "sample", "s") == ["shakespeare"]
 
 
-def test_files_put_there_by_hand_are_offered(models, ask):
+def test_models_copied_into_the_registry_by_hand_are_completed(models, ask):
     folder = models.root / "hand"
     shutil.copytree(models.root / "sea" / "v1", folder)
     (folder / "manifest.json").unlink()
@@ -172,19 +172,19 @@ def test_commands_flags_and_choices(words, expected, models, ask):
     ],
     ids=str,
 )
-def test_where_nothing_is_known_the_shell_offers_files(words, models, ask):
+def test_other_values_are_left_to_the_shell(words, models, ask):
     for shell in ("bash", "zsh", "fish"):
         assert ask(*words, shell=shell) == []
 
 
-def test_registry_flag_is_heeded(models, publish, ask, tmp_path, monkeypatch):
+def test_the_registry_flag_is_respected(models, publish, ask, tmp_path, monkeypatch):
     monkeypatch.setenv("QUILL_REGISTRY", str(tmp_path / "none"))
     assert ask("quill", "sample", "s") == []
     assert ask("quill", "sample", "--registry", str(models.root), "sh") == ["shakespeare"]
     assert ask("quill", "sample", f"--registry={models.root}", "sh") == ["shakespeare"]
 
 
-def test_what_is_damaged_hides_nothing_else(models, ask):
+def test_damaged_models_hide_no_others(models, ask):
     (models.root / "shakespeare" / "model.json").write_text("{")
     (models.root / "shakespeare" / "v2" / "manifest.json").write_text("[")
     (models.root / "a file").write_text("")
@@ -193,7 +193,7 @@ def test_what_is_damaged_hides_nothing_else(models, ask):
     assert ask("quill", "cp", "shakespeare", ":") == ["v1", "v2", "latest"]
 
 
-def test_f15_what_a_shell_would_run_is_never_offered(models, ask):
+def test_f15_names_that_a_shell_would_execute_are_never_completed(models, ask):
     for evil in ("$(touch x)", "`x`", "a;b", "s\x1b[2J", "s'x", "s*", "S"):
         shutil.copytree(models.root / "sea", models.root / evil)
     evil = {"$(touch x)": 1, "champion": 1, "x\ny": 1}
@@ -239,7 +239,7 @@ def test_datasets_are_completed(models, ask, tmp_path, monkeypatch):
     assert ask("quill", "train", "s") == ["seas"]
 
 
-def test_a_question_that_makes_no_sense_is_answered_with_nothing(models, capsys, monkeypatch):
+def test_an_invalid_request_completes_nothing(models, capsys, monkeypatch):
     for name, value in (("COMP_WORDS", "quill sa"), ("COMP_CWORD", "x"), ("COMP_CWORD", "-7")):
         with monkeypatch.context() as env:
             env.setenv("_QUILL_COMPLETE", "complete_bash")
@@ -277,7 +277,7 @@ def as_program(folder: Path) -> Path:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_takes_it(models, tmp_path):
+def test_bash_accepts_the_script(models, tmp_path):
     env = {**os.environ, "PATH": f"{as_program(tmp_path / 'bin')}:{os.environ['PATH']}"}
     script = """
         eval "$(_QUILL_COMPLETE=source_bash quill)"
@@ -297,7 +297,7 @@ def test_bash_takes_it(models, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="there is no fish")
-def test_fish_takes_it(models, tmp_path):
+def test_fish_accepts_the_script(models, tmp_path):
     env = {**os.environ, "PATH": f"{as_program(tmp_path / 'bin')}:{os.environ['PATH']}"}
     script = "quill completion fish | source; complete -C 'quill show shakespeare:v'"
     done = subprocess.run(["fish", "-c", script], capture_output=True, env=env, text=True, check=True)
@@ -305,7 +305,7 @@ def test_fish_takes_it(models, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
-def test_zsh_reads_the_script(tmp_path, capsys):
+def test_zsh_accepts_the_script(tmp_path, capsys):
     assert main(["completion", "zsh"]) == 0
     (tmp_path / "_quill").write_text(capsys.readouterr().out)
     subprocess.run(["zsh", "-n", str(tmp_path / "_quill")], check=True)

@@ -75,7 +75,7 @@ def test_doctor_finds_nothing_wrong_here(quill, tmp_path):
     assert not (tmp_path / "weights").exists()
 
 
-def test_f41_doctor_names_a_registry_that_cannot_be(tmp_path, capsys):
+def test_f41_doctor_reports_an_impossible_registry(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["doctor", "--registry", str(tmp_path / "file" / "weights")]) == 7
     assert "registry         wrong  " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`quill eval` and `quill prepare`: figures side by side, names alone on stdout."""
+"""`quill eval` and `quill prepare`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def there(tiny_registry, tiny, monkeypatch):
     return tiny
 
 
-def test_the_figures_are_those_that_training_ended_with(there, capsys):
+def test_the_loss_equals_that_of_training(there, capsys):
     code, out, _ = run(capsys, "eval", "tiny", "--json")
     assert code == 0
     document = json.loads(out)
@@ -66,7 +66,7 @@ def test_any_text_and_any_split(there, tiny_text, tmp_path, capsys):
     assert "has no val split" in err
 
 
-def test_data_of_another_tokenizer_is_read_as_the_models_own(there, tiny_text, tmp_path, capsys, monkeypatch):
+def test_a_dataset_with_another_tokenizer_is_encoded_again(there, tiny_text, tmp_path, capsys, monkeypatch):
     file = tmp_path / "tiny.txt"
     file.write_text(tiny_text)
     monkeypatch.setenv("QUILL_DATA", str(tmp_path / "data"))

@@ -1,4 +1,4 @@
-"""Settings and parameters in errors become flags; what came from a file stays as it was written."""
+"""Settings and parameters in errors become flags; quoted text stays."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_hint_of_flags_is_the_command_as_typed_with_them(hint, typed, shown):
     assert _flags.complete(hint, "quill", shlex.split(typed)) == shown
 
 
-def test_the_boundary_speaks_in_flags(monkeypatch, capsys):
+def test_main_prints_errors_with_flags(monkeypatch, capsys):
     def dispatch(arguments: list[str]) -> int:
         raise errors.RefusedError(
             "'m' exists", why="train.device=cuda and new_version=False were given", hint="new_version=True"

@@ -1,4 +1,4 @@
-"""`quill export` and `quill import`: models handed on, and taken in."""
+"""`quill export` and `quill import`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_f48_an_existing_target_stays_unless_forced(place, capsys):
     assert (place / "tiny-hf").read_text() == "mine"
 
 
-def test_verify_says_by_how_much_the_foreign_program_differs(place, capsys):
+def test_verify_reports_the_difference_in_logits(place, capsys):
     pytest.importorskip("transformers")
     assert main(["export", "tiny", "--verify"]) == 0
     out, err = capsys.readouterr()
@@ -64,7 +64,7 @@ def test_verify_says_by_how_much_the_foreign_program_differs(place, capsys):
         (["--format", "nanogpt"], "does not support tiny:v1"),
     ],
 )
-def test_what_cannot_be_is_refused_and_leaves_nothing(place, capsys, arguments, said):
+def test_impossible_exports_are_refused_and_leave_nothing(place, capsys, arguments, said):
     before = sorted(os.listdir(place))
     assert main(["export", "tiny", *arguments]) == 2
     out, err = capsys.readouterr()
@@ -74,7 +74,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(place, capsys, arguments, 
     assert sorted(os.listdir(place)) == before
 
 
-def test_f48_an_export_that_is_told_to_end_leaves_nothing(place):
+def test_f48_an_interrupted_export_leaves_nothing(place):
     code = (
         "import os, signal\n"
         "from quill.formats import hf\n"
@@ -90,7 +90,7 @@ def test_f48_an_export_that_is_told_to_end_leaves_nothing(place):
     assert sorted(os.listdir(place)) == before
 
 
-def test_what_is_exported_can_be_imported_trained_on_and_measured(place, capsys, tiny_text):
+def test_an_export_can_be_imported_trained_on_and_evaluated(place, capsys, tiny_text):
     (place / "log.txt").write_text(tiny_text)
     assert main(["export", "tiny", "-q"]) == 0
     assert main(["import", "tiny-hf", "--name", "back"]) == 0
@@ -113,7 +113,7 @@ def test_what_is_exported_can_be_imported_trained_on_and_measured(place, capsys,
     assert capsys.readouterr().out.splitlines()[:2] == ["tuned:v1", "back:v1"]
 
 
-def test_importing_what_is_not_there_or_no_model(place, capsys):
+def test_importing_missing_files_and_other_files(place, capsys):
     assert main(["import", "nowhere.gguf"]) == 3
     assert "'nowhere.gguf' does not exist" in capsys.readouterr().err
     (place / "noise.bin").write_bytes(b"noise" * 100)

@@ -52,7 +52,7 @@ def test_help_is_the_pinned_one(screen, capsys, monkeypatch):
     assert shown == _file(screen).read_text(encoding="utf-8"), "see the first lines of this test's file"
 
 
-def test_no_pinned_help_is_of_a_command_that_is_gone():
+def test_every_pinned_help_belongs_to_a_command():
     assert {_file(s) for s in SCREENS} == set(GOLDEN.glob("*.txt"))
 
 

@@ -70,7 +70,7 @@ def test_a_damaged_model_is_listed_and_hides_no_other(publish, capsys):
     assert "damaged: " in run(capsys, "list")[1]
 
 
-def test_a_run_in_progress_is_told_from_one_left_behind(publish, registry, capsys):
+def test_running_and_unfinished_runs_are_distinguished(publish, registry, capsys):
     publish("a")
     alive, left = registry.begin("a"), registry.begin("b")
     (alive.path / "config.json").write_text('{"train": {"max_iters": 2000}}')
@@ -88,7 +88,7 @@ def test_a_run_in_progress_is_told_from_one_left_behind(publish, registry, capsy
     assert "unfinished, step 1,000/2,000" in run(capsys, "list", "a")[1]
 
 
-def test_of_two_unfinished_runs_of_a_name_the_newer_is_at_work(registry, publish, capsys):
+def test_of_two_unfinished_runs_the_newer_one_is_training(registry, publish, capsys):
     publish("a")
     for _ in range(2):
         registry.begin("a").update_status(step=1)
@@ -103,7 +103,7 @@ def test_of_two_unfinished_runs_of_a_name_the_newer_is_at_work(registry, publish
     [{"step": "1"}, {"step": -1}, {"step": True}, {"max_iters": 1e308}, {"parameters": {}}, {}],
     ids=str,
 )
-def test_a_senseless_status_says_nothing(status, registry, publish, capsys):
+def test_an_invalid_status_is_ignored(status, registry, publish, capsys):
     draft = registry.begin("b")
     draft.update_status(**status)
     (draft.path / "config.json").write_text('{"train": {"max_iters": -3}}')
@@ -113,7 +113,7 @@ def test_a_senseless_status_says_nothing(status, registry, publish, capsys):
     assert (row["state"], row["step"], row["max_iters"]) == ("unfinished", None, None)
 
 
-def test_aliases_have_a_column_where_there_are_any(registry, publish, capsys):
+def test_aliases_get_a_column_if_there_are_any(registry, publish, capsys):
     publish("a")
     publish("a")
     assert "ALIASES" not in run(capsys, "list")[1]
@@ -126,7 +126,7 @@ def test_aliases_have_a_column_where_there_are_any(registry, publish, capsys):
     assert [m["aliases"] for m in models] == [["best", "champion"], []]
 
 
-def test_a_damaged_ledger_costs_the_aliases_and_nothing_else(registry, publish, capsys):
+def test_damaged_aliases_do_not_affect_the_list(registry, publish, capsys):
     publish("a")
     (registry.root / "a" / "model.json").write_text('{"aliases": {"x": "\\u001b[2J"}}')
     code, out, _ = run(capsys, "list")
@@ -144,7 +144,7 @@ def test_a_damaged_ledger_costs_the_aliases_and_nothing_else(registry, publish, 
         ("created", ["c", "b", "a"]),
     ],
 )
-def test_rows_in_the_order_asked_for(sort, order, publish, capsys):
+def test_rows_are_sorted(sort, order, publish, capsys):
     publish("a", best_val_loss=1.5, parameters=20, created="2024-01-01T00:00:00Z")
     publish("b", best_val_loss=1.2, parameters=10, created="2025-01-01T00:00:00Z")
     publish("c", best_val_loss=None, parameters=30, created="2025-01-01T00:00:01Z")
@@ -162,7 +162,7 @@ def test_rows_in_the_order_asked_for(sort, order, publish, capsys):
         (None, 0, ""),
     ],
 )
-def test_f38_times_as_a_person_says_them_and_never_false(created, now, said):
+def test_f38_relative_times(created, now, said):
     assert ago(created, now) == said
 
 
@@ -189,7 +189,7 @@ def test_f15_metadata_cannot_reach_the_terminal(publish, capsys):
         ("show nothing-like-it", "quill list"),
     ],
 )
-def test_a_missing_name_exits_3_with_the_command_that_was_meant(typed, hint, registry, publish, capsys):
+def test_a_missing_name_exits_3_and_suggests_the_command(typed, hint, registry, publish, capsys):
     for name in ("shakespeare", "harpoon", "show", "sown"):
         publish(name)
     aliases.update(registry.root / "shakespeare", lambda held: held | {"aliases": {"champion": 1}})
@@ -201,7 +201,7 @@ def test_a_missing_name_exits_3_with_the_command_that_was_meant(typed, hint, reg
     assert set(last.removeprefix("  try: ").split(" or ")) == set(hint.split(" or "))
 
 
-def test_a_name_that_was_not_typed_is_not_put_where_it_was_not(publish, capsys, monkeypatch):
+def test_a_suggested_name_replaces_only_what_was_typed(publish, capsys, monkeypatch):
     publish("shakespeare")
     failure = NotFoundError("no model named 'shakespear' in weights", close=["shakespeare"])
     monkeypatch.setattr(Registry, "models", lambda *args, **more: (_ for _ in ()).throw(failure))
@@ -209,7 +209,7 @@ def test_a_name_that_was_not_typed_is_not_put_where_it_was_not(publish, capsys, 
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc", "", "a b", "A", "x\n", "x" * 300, "con", "a:v0", "a:b:c"])
-def test_f13_names_that_are_none_exit_2_or_3(name, publish, capsys):
+def test_f13_invalid_names_exit_2_or_3(name, publish, capsys):
     code, out, err = run(capsys, "show", name)
     assert code in (2, 3)
     assert out == ""

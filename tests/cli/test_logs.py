@@ -84,7 +84,7 @@ def test_a_negative_number_of_lines_is_refused(logged, capsys):
     assert run(capsys, "logs", "a", "-n", "-1")[0] == 2
 
 
-def test_a_name_means_the_run_in_progress_where_that_is_newer(logged, registry, capsys):
+def test_a_name_means_the_unfinished_run_if_it_is_newer(logged, registry, capsys):
     logged("a")
     draft = registry.begin("a")
     append(draft.path, "goes on\n")
@@ -96,7 +96,7 @@ def test_a_name_means_the_run_in_progress_where_that_is_newer(logged, registry, 
     assert run(capsys, "logs", str(draft.path))[1] == "goes on\n"
 
 
-def test_a_model_without_a_log_says_so(publish, capsys):
+def test_a_model_without_a_log_is_reported(publish, capsys):
     publish("a")
     code, out, err = run(capsys, "logs", "a")
     assert (code, out) == (3, "")
@@ -112,7 +112,7 @@ def test_f14_no_log_is_read_through_a_link(publish, capsys):
     assert run(capsys, "logs", "a")[:2] == (5, "")
 
 
-def test_f17_a_torn_log_that_is_no_utf8_is_shown(publish, capsys):
+def test_f17_an_incomplete_log_that_is_not_utf8_is_shown(publish, capsys):
     version = publish("a")
     (version.path / "run.log").write_bytes(b"one\r\n\xff two\nthr")
     assert run(capsys, "logs", "a")[1] == "one\n\ufffd two\nthr\n"
@@ -153,7 +153,7 @@ def test_following_ends_with_the_run_and_misses_nothing(publish, registry, follo
     assert (process.returncode, out, err) == (0, b"the last\n", b"")
 
 
-def test_following_what_nobody_works_on_ends_at_once(logged, registry, capsys):
+def test_following_a_stopped_run_ends_at_once(logged, registry, capsys):
     logged("a")
     start = time.monotonic()
     assert run(capsys, "logs", "a", "-f")[:2] == (0, "a starts\nstep 1\na é done\n")
@@ -177,7 +177,7 @@ def test_following_waits_for_a_run_that_prepares_its_data(logged, registry, foll
     assert process.wait(10) == 0
 
 
-def test_an_older_run_is_not_followed_for_the_sake_of_a_newer(publish, registry, capsys):
+def test_an_older_run_does_not_follow_a_newer_one(publish, registry, capsys):
     old = registry.begin("a")
     append(old.path, "old\n")
     registry.begin("a")
@@ -196,7 +196,7 @@ def test_f35_ctrl_c_ends_following_quietly(publish, registry, follower):
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
-def test_a_long_log_is_read_in_pieces(publish, monkeypatch, capsys):
+def test_a_long_log_is_read_in_chunks(publish, monkeypatch, capsys):
     version = publish("a")
     lines = [f"line {i} " + "x" * (i % 300) for i in range(3000)]
     (version.path / "run.log").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Flags made from settings: every one, spelled either way, held to what a file is held to."""
+"""Flags made from settings: every setting, in both spellings, validated as in a file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def test_every_setting_is_a_flag_of_train_with_its_help(capsys):
 
 
 def test_settings_of_prepare_and_sample_are_flags_too(capsys):
-    for command, model, apart in (("prepare", DataConfig, {"source"}), ("sample", SampleConfig, set())):
+    for command, model, apart in (
+        ("prepare", DataConfig, {"source", "unknown"}),
+        ("sample", SampleConfig, set()),
+    ):
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
         for name in set(model.model_fields) - apart:

@@ -83,7 +83,7 @@ def test_without_columns_people_see_the_key():
     assert out.getvalue() == "7\n"
 
 
-def test_no_rows_print_nothing_but_the_document():
+def test_no_rows_print_only_the_document():
     for form, shown in (
         ("human", ""),
         ("quiet", ""),
@@ -158,7 +158,7 @@ def test_an_error_is_three_lines_whatever_it_quotes():
         ({"TERM": "dumb"}, True, False),
     ],
 )
-def test_f49_colour_follows_the_stream_and_who_asks(env, terminal, coloured):
+def test_f49_colour_depends_on_the_stream_and_the_environment(env, terminal, coloured):
     o, out, err = sink(terminal=terminal, env=env)
     o.show("quill.x/1", ROWS, COLUMNS, key="reference", within="models")
     o.fail(InputError("x"))
@@ -236,7 +236,7 @@ def test_progress_in_a_pipe_is_one_line_every_thirty_seconds():
     assert out.getvalue() == ""
 
 
-def test_quiet_says_nothing_in_passing_but_warns():
+def test_quiet_prints_warnings_but_no_remarks():
     o, _, err = sink("quiet", clock=lambda: 1e9)
     o.say("by the way")
     with o.progress() as report:
@@ -246,7 +246,7 @@ def test_quiet_says_nothing_in_passing_but_warns():
     assert err.getvalue() == "warning: take care\n"
 
 
-def test_details_only_when_asked():
+def test_details_require_verbose():
     for verbose, expected in ((False, ""), (True, "more\n")):
         o, _, err = sink(verbose=verbose)
         o.detail("more")
@@ -264,12 +264,12 @@ def test_details_only_when_asked():
         ("json", {}, True, False),
     ],
 )
-def test_nothing_moves_but_on_a_watched_terminal(form, env, terminal, live):
+def test_progress_bars_are_shown_on_terminals_only(form, env, terminal, live):
     o, *_ = sink(form, terminal=terminal, env=env)
     assert o.live is live
 
 
-def test_a_lost_stderr_loses_words_and_not_work():
+def test_a_closed_stderr_does_not_stop_the_work():
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError

@@ -147,13 +147,13 @@ def test_f22_an_unknown_character_is_named_and_nothing_printed(capsys):
         (["--stop", ""], "a stop string is empty"),
     ],
 )
-def test_f24_what_makes_no_sense_exits_2(arguments, words, capsys):
+def test_f24_invalid_settings_exit_2(arguments, words, capsys):
     code, out, err = sample(capsys, *arguments)
     assert (code, out) == (2, "")
     assert words in err
 
 
-def test_f24_what_is_defined_works(capsys):
+def test_f24_extreme_settings_work(capsys):
     assert drawn(capsys, "bells", "--max-new-tokens=0") == "bells\n"
     greedy = drawn(capsys, "bells", "--temperature=0")
     assert (
@@ -197,7 +197,7 @@ def test_line_ends_of_windows_in_a_prompt_are_newlines(capsys, tmp_path):
     assert done.stdout.decode() == drawn(capsys, "--prompt", "3 bells\n4 bells\n")
 
 
-def test_a_prompt_file_that_is_none(capsys, tmp_path):
+def test_prompt_files_that_cannot_be_read(capsys, tmp_path):
     assert sample(capsys, "--prompt-file", str(tmp_path / "none"))[0] == 3
     assert sample(capsys, "--prompt-file", str(tmp_path))[0] == 2
     bad = tmp_path / "bad"
@@ -217,7 +217,7 @@ def test_a_missing_model_exits_3_before_torch_is_loaded():
     assert b"quill sample tiny" in done.stderr
 
 
-def test_f37_a_reader_that_left_ends_sampling_with_141():
+def test_f37_a_closed_pipe_ends_sampling_with_141():
     process = subprocess.Popen(
         [*RUN, "sample", "tiny", "--max-new-tokens=100000000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -65,7 +65,7 @@ def unfinished(publish, registry):
     return draft
 
 
-def test_it_tells_what_the_manifest_holds(publish, capsys):
+def test_it_shows_the_facts_of_the_manifest(publish, capsys):
     publish("a", steps=2000, seconds=87.2, device="cpu", data={"name": "shakespeare", "tokens": 1115394})
     code, out, _ = run(capsys, "show", "a")
     assert code == 0
@@ -78,7 +78,7 @@ def test_it_tells_what_the_manifest_holds(publish, capsys):
     assert run(capsys, "show", "a", "-q")[1] == "a:v1\n"
 
 
-def test_one_thing_alone(publish, registry, capsys):
+def test_flags_that_print_one_thing(publish, registry, capsys):
     publish("a")
     assert run(capsys, "show", "a", "--path")[1] == f"{registry.root / 'a' / 'v1'}\n"
     assert json.loads(run(capsys, "show", "a", "--config")[1])["name"] == "x"
@@ -87,7 +87,7 @@ def test_one_thing_alone(publish, registry, capsys):
     assert "--config and --lineage" in err
 
 
-def test_aliases_are_told(publish, registry, capsys):
+def test_aliases_are_shown(publish, registry, capsys):
     publish("a")
     aliases.update(registry.root / "a", lambda held: held | {"aliases": {"champion": 1}})
     assert "champion" in run(capsys, "show", "a")[1]
@@ -176,7 +176,7 @@ def test_curves_have_colours_on_a_terminal_and_ascii_on_a_dumb_one(curved):
         assert any(ord(c) in BRAILLE for c in shown.decode()) is braille
 
 
-def test_a_model_without_metrics_says_so(publish, capsys):
+def test_a_model_without_metrics_is_reported(publish, capsys):
     publish("a")
     for flags in (["--metrics"], ["--metrics", "--json"], ["--plot", "x.svg"]):
         code, out, err = run(capsys, "show", "a", *flags)
@@ -249,7 +249,7 @@ def test_an_unfinished_run_shows_what_is_known(unfinished, registry, capsys):
     assert "no lineage yet" in err
 
 
-def test_a_run_that_only_just_began_shows_too(registry, publish, capsys):
+def test_a_run_that_just_began_is_shown(registry, publish, capsys):
     draft = registry.begin("new")
     assert run(capsys, "show", "new")[0] == 0
     code, _, err = run(capsys, "show", "new", "--metrics")
@@ -260,7 +260,7 @@ def test_a_run_that_only_just_began_shows_too(registry, publish, capsys):
     assert run(capsys, "show", "new", "--metrics")[0] == 5
 
 
-def test_a_name_means_its_version_and_the_later_run_is_mentioned(curved, registry, capsys):
+def test_a_later_run_of_a_name_is_mentioned(curved, registry, capsys):
     curved("a")
     registry.begin("a")
     code, out, err = run(capsys, "show", "a", "--metrics")
@@ -272,7 +272,7 @@ def test_a_name_means_its_version_and_the_later_run_is_mentioned(curved, registr
     assert run(capsys, "show", "a:v3")[0] == 3
 
 
-def test_lineage_tells_data_code_seeds_and_parents(publish, capsys):
+def test_lineage_shows_data_code_seeds_and_parents(publish, capsys):
     first = publish("a", data={"name": "sea", "sha256": "12" * 32, "tokens": 5}, seeds={"train": 7})
     second = publish("b", parent={"reference": "a:v1", "digest": first.digest})
     code, out, _ = run(capsys, "show", "b", "--lineage")
@@ -309,7 +309,7 @@ def test_a_parent_that_was_renamed_is_found_by_its_weights(publish, registry, ca
     assert "sea, 5 tokens" in out
 
 
-def test_a_parent_that_is_gone_or_replaced_is_said_to_be(publish, capsys):
+def test_a_removed_or_replaced_parent_is_marked(publish, capsys):
     publish("a")
     publish("b", parent={"reference": "a:v1", "digest": "0" * 64})
     publish("c", parent={"reference": "gone:v3", "digest": "0" * 64})
@@ -323,7 +323,7 @@ def test_a_circle_of_parents_ends(publish, capsys):
     assert run(capsys, "show", "a", "--lineage", "-q")[:2] == (0, "a:v1\nb:v1\na:v1\n")
 
 
-def test_what_was_imported_or_copied_says_from_where(publish, capsys):
+def test_imports_and_copies_name_their_source(publish, capsys):
     source = {"reference": "a", "digest": "5" * 64}
     publish("a")
     publish("b", parent=source, imported={"format": "nanogpt", "notes": ["one"]})

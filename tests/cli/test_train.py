@@ -104,7 +104,7 @@ def test_a_config_file_and_flags_that_win(place, capsys):
     assert stored["train"]["batch_size"] == 4
 
 
-def test_a_dry_run_tells_size_and_time_and_makes_no_model(place, capsys):
+def test_a_dry_run_prints_size_and_time_and_creates_no_model(place, capsys):
     assert train("--name=a", "--dry-run", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["schema"] == "quill.plan/1"
@@ -141,20 +141,20 @@ def test_a_time_limit_without_publishing_saves_prints_nothing_and_resumes(place,
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
-def test_a_time_limit_that_is_none_is_refused(minutes, place, capsys):
+def test_an_invalid_time_limit_is_refused(minutes, place, capsys):
     assert train("--name=a", f"--max-minutes={minutes}") == 2
     assert "--max-minutes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../x", "A", "", "con", "a/b", "x" * 65])
-def test_f13_a_name_that_is_none_makes_nothing(name, place, capsys):
+def test_f13_an_invalid_name_creates_nothing(name, place, capsys):
     assert train(f"--name={name}") == 2
     assert not (place / "weights").exists()
     assert sorted(p.name for p in place.iterdir()) == ["data"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_f34_a_signal_saves_and_is_the_exit_code(number, code, place):
+def test_f34_a_signal_saves_and_sets_the_exit_code(number, code, place):
     arguments = ["train", "--data=tiny", "--name=a", "--max-iters=1000000", "--eval-interval=1000000"]
     process = subprocess.Popen(
         [*RUN, *arguments, *SHAPE, *MACHINE, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -185,7 +185,7 @@ def test_f34_a_signal_before_the_first_step_ends_it_at_once():
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
-def test_f35_the_second_signal_is_the_systems_own():
+def test_f35_the_second_signal_has_its_default_effect():
     with Signals() as signals:
         signals.notice(STARTED)
         signals.poll()
@@ -332,13 +332,13 @@ def on_screen(written: str) -> list[str]:
 
 
 @pytest.mark.parametrize("flags", [["--wait=-1"], ["--wait=nan"], ["--keep=0"], ["--keep=-3"]])
-def test_waiting_and_keeping_have_their_bounds(flags, place, capsys):
+def test_wait_and_keep_are_validated(flags, place, capsys):
     assert train("--name=a", *flags) == 2
     assert flags[0].partition("=")[0] in capsys.readouterr().err
     assert not (place / "weights" / "a").exists()
 
 
-def test_only_the_newest_versions_are_kept_and_those_with_an_alias(place, capsys):
+def test_keep_leaves_the_newest_versions_and_those_with_an_alias(place, capsys):
     assert train("--name=a") == 0
     assert main(["alias", "set", "a:v1", "first"]) == 0
     for seed in (2, 3, 4):

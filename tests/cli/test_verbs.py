@@ -1,4 +1,4 @@
-"""The commands that change a registry, and those that check it, as a person and a script meet them."""
+"""The commands that change or check a registry: cp, mv, rm, alias, verify, gc and doctor."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TestCp:
         assert (code, out) == (3, "")
         assert err.splitlines()[2] == "  try: quill cp shakespeare b"
 
-    def test_a_reference_is_no_new_name(self, publish, capsys):
+    def test_a_reference_is_not_a_new_name(self, publish, capsys):
         publish("a")
         code, _, err = run(capsys, "cp", "a", "b:v2")
         assert code == 2
@@ -95,7 +95,7 @@ class TestMv:
             (["a", "A"], 2, "use 'a'"),
         ],
     )
-    def test_what_is_refused_says_what_to_do_instead(self, publish, capsys, arguments, code, hint):
+    def test_refusals_suggest_a_command(self, publish, capsys, arguments, code, hint):
         for name in ("a", "b", "alpha"):
             publish(name)
         found, out, err = run(capsys, "mv", *arguments)
@@ -132,14 +132,14 @@ class TestRm:
         assert "nothing was removed" in err
         assert run(capsys, "rm", "a", "--all-versions", "-y", "-q")[:2] == (0, out)
 
-    def test_without_a_terminal_it_needs_to_be_told(self, publish, capsys):
+    def test_without_a_terminal_a_confirmation_flag_is_required(self, publish, capsys):
         publish("a")
         code, out, err = run(capsys, "rm", "a")
         assert (code, out) == (2, "")
         assert "--yes" in err
         assert run(capsys, "list", "-q")[1] == "a:v1\n"
 
-    def test_a_name_with_several_versions_needs_to_be_told_too(self, publish, capsys):
+    def test_a_name_with_several_versions_requires_all_versions(self, publish, capsys):
         publish("a")
         publish("a")
         code, _, err = run(capsys, "rm", "a", "-y")
@@ -147,14 +147,14 @@ class TestRm:
         assert "v1, v2" in err
         assert "quill rm a --all-versions" in err
 
-    def test_what_has_an_alias_stays(self, publish, capsys):
+    def test_versions_with_an_alias_are_refused(self, publish, capsys):
         publish("a")
         run(capsys, "alias", "set", "a", "champion")
         code, out, err = run(capsys, "rm", "a", "-y")
         assert (code, out) == (4, "")
         assert err.splitlines()[-1] == "  try: quill alias rm a:champion"
 
-    def test_what_is_missing(self, publish, capsys):
+    def test_missing_references(self, publish, capsys):
         publish("shakespeare")
         code, out, err = run(capsys, "rm", "shakespear", "-y")
         assert (code, out) == (3, "")
@@ -167,7 +167,7 @@ class TestRm:
     @pytest.mark.parametrize(
         ("answer", "code"), [(b"y\n", 0), (b"YES\n", 0), (b"n\n", 4), (b"\n", 4), (b"\x04", 4), (b"yo\n", 4)]
     )
-    def test_a_person_is_asked(self, publish, registry, tmp_path, answer, code):
+    def test_a_confirmation_is_requested(self, publish, registry, tmp_path, answer, code):
         publish("a")
         found, out, seen = on_terminal(registry, answer, "rm", "a")
         assert found == code
@@ -176,12 +176,12 @@ class TestRm:
         assert out == ("a:v1\n" if code == 0 else "")
         assert len(registry.entries()) == (0 if code == 0 else 1)
 
-    def test_a_person_who_interrupts_is_obeyed(self, publish, registry):
+    def test_an_interrupted_confirmation_removes_nothing(self, publish, registry):
         publish("a")
         assert on_terminal(registry, b"\x03", "rm", "a")[0] == 130
         assert len(registry.entries()) == 1
 
-    def test_whoever_said_yes_is_not_asked(self, publish, registry):
+    def test_yes_skips_the_confirmation(self, publish, registry):
         publish("a")
         code, out, seen = on_terminal(registry, b"", "rm", "a", "-y")
         assert (code, out) == (0, "a:v1\n")
@@ -251,7 +251,7 @@ class TestAlias:
         assert (code, out) == (0, "")
         assert "no aliases yet" in err
 
-    def test_where_it_moved_from_is_said(self, publish, capsys):
+    def test_a_moved_alias_names_its_former_version(self, publish, capsys):
         publish("a")
         publish("a")
         run(capsys, "alias", "set", "a:v1", "champion")
@@ -266,7 +266,7 @@ class TestAlias:
         assert len(err.splitlines()) <= 3
         assert run(capsys, "alias", "list", "-q")[1] == ""
 
-    def test_what_is_not_there(self, publish, capsys):
+    def test_missing_models_and_aliases(self, publish, capsys):
         publish("shakespeare")
         run(capsys, "alias", "set", "shakespeare", "champion")
         for typed, meant in (
@@ -280,11 +280,11 @@ class TestAlias:
         assert run(capsys, "alias", "rm", "shakespeare:x", "nobody:x", "--missing-ok") == (0, "", "")
 
     @pytest.mark.parametrize("typed", ["a", "a:v1", "a:latest", "./a", "a:"])
-    def test_only_aliases_are_taken_away(self, publish, capsys, typed):
+    def test_only_aliases_can_be_removed(self, publish, capsys, typed):
         publish("a")
         assert run(capsys, "alias", "rm", typed)[0] == 2
 
-    def test_one_damaged_ledger_hides_no_other(self, publish, registry, capsys):
+    def test_damaged_aliases_of_one_model_hide_no_others(self, publish, registry, capsys):
         publish("a")
         publish("b")
         run(capsys, "alias", "set", "b", "champion")
@@ -296,7 +296,7 @@ class TestAlias:
         assert run(capsys, "alias", "list", "-q")[1] == "b:champion\n"
         assert run(capsys, "alias", "list", "a")[0] == 5
 
-    def test_an_alias_that_leads_nowhere_is_said_to(self, publish, registry, capsys):
+    def test_an_alias_of_a_removed_version_is_marked(self, publish, registry, capsys):
         publish("a")
         aliases.update(registry.root / "a", lambda held: held | {"aliases": {"lost": 7}})
         assert document(capsys, "alias", "list")["aliases"] == [
@@ -417,7 +417,7 @@ class TestGc:
         assert run(capsys, "gc", "-q", "--older-than", "0")[1] == "500\n"
         assert not left.exists()
 
-    def test_a_name_in_training_is_passed_over_and_said_to_be(self, publish, training, capsys):
+    def test_a_model_in_training_is_skipped_and_reported(self, publish, training, capsys):
         publish("a")
         publish("a")
         training("a")
@@ -433,16 +433,14 @@ class TestGc:
         [["--keep", "0"], ["--keep", "-1"], ["--keep", "x"], ["--older-than", "-1"], ["--older-than", "nan"],
          ["--older-than", "inf"], ["--older-than", "1e9"]],
     )  # fmt: skip
-    def test_numbers_that_make_no_sense(self, publish, capsys, arguments):
+    def test_invalid_numbers_are_refused(self, publish, capsys, arguments):
         publish("a")
         publish("a")
         code, out, err = run(capsys, "gc", *arguments)
         assert (code, out) == (2, "")
         assert len(err.splitlines()) <= 3
 
-    def test_f41_what_cannot_be_removed_exits_7_after_all_that_can(
-        self, publish, registry, capsys, monkeypatch
-    ):
+    def test_f41_a_failed_removal_exits_7_after_the_others(self, publish, registry, capsys, monkeypatch):
         for name in ("a", "a", "b", "b"):
             publish(name)
         rename = os.rename
@@ -464,7 +462,7 @@ class TestDoctor:
     def findings(self, capsys) -> dict[str, tuple[str, str]]:
         return {f["what"]: (f["state"], f["found"]) for f in document(capsys, "doctor")["findings"]}
 
-    def test_what_is_unfinished_and_what_gc_would_free(self, publish, registry, training, capsys):
+    def test_unfinished_runs_and_leftovers_are_reported(self, publish, registry, training, capsys):
         publish("a")
         registry.begin("a").update_status(step=1)
         registry.begin("b").update_status(step=1)
@@ -483,7 +481,7 @@ class TestDoctor:
         assert found["locks"] == ("ok", "work")
         assert trash.exists()
 
-    def test_f32_locks_that_do_nothing_are_warned_of(self, publish, registry, capsys, monkeypatch):
+    def test_f32_locks_without_effect_are_a_warning(self, publish, registry, capsys, monkeypatch):
         import fcntl
 
         publish("a")
@@ -492,7 +490,7 @@ class TestDoctor:
         assert state == "warning"
         assert "have no effect" in found
 
-    def test_a_registry_that_does_not_exist_is_not_made(self, registry, capsys, monkeypatch):
+    def test_a_missing_registry_is_not_created(self, registry, capsys, monkeypatch):
         monkeypatch.setenv("QUILL_REGISTRY", str(registry.root))
         assert "locks" not in self.findings(capsys)
         assert not registry.root.exists()
