@@ -30,7 +30,7 @@ def refused(name: str, version) -> str | None:
 
 
 def fitting(name: str, publish):
-    """A model of a shape that the format holds."""
+    """A model of a shape that the format supports."""
     made = (publish(shape, name=shape) for shape in ("openai", "quillgpt", "nanogpt"))
     return next(version for version in made if not refused(name, version))
 
@@ -44,7 +44,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_format_says_what_it_is(name):
+def test_a_format_declares_what_it_supports(name):
     kind = base.load(name)
     assert kind.name == name
     assert kind.reads or kind.writes
@@ -53,7 +53,7 @@ def test_a_format_says_what_it_is(name):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", BOTH)
-def test_what_is_exported_is_imported_with_the_same_logits(name, shape, publish, here, tmp_path):
+def test_an_export_imports_with_the_same_logits(name, shape, publish, here, tmp_path):
     version = publish(shape)
     if why := refused(name, version):
         with pytest.raises(InputError, match="does not support") as caught:
@@ -75,7 +75,9 @@ def test_what_is_exported_is_imported_with_the_same_logits(name, shape, publish,
 
 @pytest.mark.parametrize("tokenizer", ["char", "word", "bpe"])
 @pytest.mark.parametrize("name", BOTH)
-def test_a_tokenizer_comes_back_or_is_refused(name, tokenizer, publish, tokenizers, here, tmp_path):
+def test_a_tokenizer_imports_as_it_was_exported_or_is_refused(
+    name, tokenizer, publish, tokenizers, here, tmp_path
+):
     if tokenizer not in tokenizers:
         pytest.skip("rustbpe is not installed")
     shapes = [s for s in ("modern", "nanogpt", "quillgpt") if not refused(name, publish(s, name=s))]
@@ -113,7 +115,7 @@ def test_the_foreign_program_agrees(name, publish, here):
 
 
 @pytest.mark.parametrize("name", [n for n in WRITTEN if base.load(n).runtime])
-def test_a_foreign_program_that_disagrees_keeps_the_export_from_its_place(name, publish, here, monkeypatch):
+def test_an_export_that_a_foreign_program_contradicts_is_deleted(name, publish, here, monkeypatch):
     kind = base.load(name)
     version = fitting(name, publish)
     monkeypatch.setattr(
@@ -125,7 +127,7 @@ def test_a_foreign_program_that_disagrees_keeps_the_export_from_its_place(name, 
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_f48_an_export_is_whole_or_not_there_and_never_over_another(name, publish, here):
+def test_f48_an_export_is_complete_or_absent_and_never_overwrites_another(name, publish, here):
     version = fitting(name, publish)
     # Killed once the format has written everything, and nothing is in its place yet.
     code = (
@@ -216,7 +218,7 @@ def test_importing_again_finds_the_version_and_never_replaces_a_different_model(
     assert importing.import_model(str(other.path), registry, name="a", new_version=True).number == 2
 
 
-def test_a_model_that_does_not_fit_its_shape_is_refused(publish, here, tmp_path, monkeypatch):
+def test_a_model_without_one_of_its_tensors_is_refused(publish, here, tmp_path, monkeypatch):
     made = exporting.export(publish("nanogpt"), "hf")
     kind = type(base.load("hf"))
     read = kind.read

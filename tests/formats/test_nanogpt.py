@@ -128,7 +128,7 @@ def build(incoming: base.Incoming) -> GPT:
 
 
 def in_memory(tokenizer: Any = None, steps: int | None = None, **model: Any) -> Checkpoint:
-    """A model in memory, none of whose numbers is a default."""
+    """A model in memory whose settings all differ from the defaults."""
     tokenizer = tokenizer or CharTokenizer(CHARACTERS)
     shape = {"block": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6, "dropout": 0.25}
     shape |= {"vocab_size": tokenizer.vocab_size, **model}
@@ -398,7 +398,7 @@ def test_f44_a_malicious_checkpoint_is_refused_and_nothing_runs(tmp_path, quill)
 @pytest.mark.parametrize(
     "shape", [{}, {"bias": True}, {"bias": True, "qkv_bias": False}, {"qkv_bias": True}], ids=str
 )
-def test_what_is_written_is_what_nanogpt_reads(tmp_path, shape):
+def test_an_export_is_what_nanogpt_reads(tmp_path, shape):
     made = in_memory(steps=40, **shape)
     FORMAT.write(made, tmp_path / "out", "float32")
     # As sample.py and train.py do; torch reads weights alone by default.
@@ -416,7 +416,7 @@ def test_what_is_written_is_what_nanogpt_reads(tmp_path, shape):
     assert tied[0].data_ptr() == tied[1].data_ptr()
 
 
-def test_the_optimizer_that_is_written_goes_on_in_nanogpts(tmp_path):
+def test_nanogpt_resumes_with_the_exported_optimizer(tmp_path):
     FORMAT.write(in_memory(steps=40, bias=True), tmp_path / "out", "float32")
     document = torch.load(tmp_path / "out" / "ckpt.pt")
     # As configure_optimizers groups them.
@@ -435,7 +435,7 @@ def test_the_optimizer_that_is_written_goes_on_in_nanogpts(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [{}, {"bias": True}], ids=str)
-def test_what_is_written_comes_back_whole(tmp_path, shape):
+def test_an_export_imports_to_the_same_model(tmp_path, shape):
     made = in_memory(steps=0, **shape)
     FORMAT.write(made, tmp_path / "out", "float32")
     back = FORMAT.read(tmp_path / "out", NOTHING)
@@ -446,7 +446,7 @@ def test_what_is_written_comes_back_whole(tmp_path, shape):
     assert all(torch.equal(t, back.weights[n]) for n, t in made.model.state_dict().items())
 
 
-def test_a_model_that_was_never_trained_is_written_too(tmp_path):
+def test_an_untrained_model_is_exported(tmp_path):
     FORMAT.write(in_memory(), tmp_path / "out", "float32")
     assert FORMAT.read(tmp_path / "out", NOTHING).facts == {"steps": 0}
 
@@ -460,7 +460,7 @@ def test_rows_without_a_character_are_left_out(tmp_path):
     assert torch.allclose(build(back).predict(IDS), made.model.predict(IDS)[..., :12], atol=1e-6)
 
 
-def test_gpt2s_tokens_are_written_without_a_vocabulary(tmp_path, ranks, monkeypatch):
+def test_a_model_with_the_vocabulary_of_gpt2_is_exported_without_meta(tmp_path, ranks, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
     from quill.tokenizers.gpt2 import Gpt2Tokenizer
 
@@ -487,7 +487,7 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_nanogpt_has_not_is_refused_by_name(name):
+def test_a_setting_that_nanogpt_lacks_is_refused_by_name(name):
     settings = {"block": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 6} | REFUSED[name]
     config = reading.check(ModelConfig, settings, origin="a test")
     why = FORMAT.refusal(config.shape(len(CHARACTERS)), CharTokenizer(CHARACTERS))
@@ -495,7 +495,7 @@ def test_what_nanogpt_has_not_is_refused_by_name(name):
     assert name.partition("_")[0] in why
 
 
-def test_other_tokenizers_are_refused_and_the_usual_scale_is_none():
+def test_other_tokenizers_are_refused():
     from quill.tokenizers.word import WordTokenizer
 
     settings = {"block": "gpt2", "n_head": 2, "n_embd": 8, "attention_scale": 0.5}

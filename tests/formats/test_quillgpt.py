@@ -115,7 +115,7 @@ def build(incoming: base.Incoming) -> GPT:
 
 
 def in_memory(characters: str = CHARACTERS, **model: Any) -> Checkpoint:
-    """A model in memory, none of whose numbers is a default."""
+    """A model in memory whose settings all differ from the defaults."""
     shape = {
         "block": "gpt2", "n_layer": 2, "n_head": 3, "n_embd": 10, "head_size": 3, "block_size": 6,
         "vocab_size": len(characters), "activation": "relu", "bias": True, "qkv_bias": False,
@@ -131,7 +131,7 @@ def in_memory(characters: str = CHARACTERS, **model: Any) -> Checkpoint:
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
-def test_the_wrappers_of_a_training_are_removed_from_names(prefix, tmp_path):
+def test_the_prefixes_of_wrappers_are_removed_from_names(prefix, tmp_path):
     path = save(tmp_path / "GPT.pt", {prefix + n: t for n, t in state().items()})
     put(tmp_path / "config.json", settings())
     found = build(FORMAT.read(path, NOTHING)).predict(IDS)
