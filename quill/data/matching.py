@@ -122,7 +122,7 @@ def refuse(
     changed = {k: new for k, (_, new) in found.items() if k != "vocabulary"}
     return InputError(
         f"dataset '{dataset.name}' was prepared with other settings",
-        why=", ".join(f"its {k} is {old}, not {new}" for k, (old, new) in found.items()),
+        why=", ".join(f"its {k} is {_plain(old)}, not {_plain(new)}" for k, (old, new) in found.items()),
         hint=dataset.prepare_command(name=name, settings=changed),
     )
 
