@@ -20,6 +20,7 @@ PREFIX = "data:"
 # How much of its text is shown.
 _CHARACTERS = 400
 _LINES = 5
+_SOURCES = 8
 
 
 def _style(row: Any) -> Style:
@@ -28,6 +29,11 @@ def _style(row: Any) -> Style:
 
 def _created(row: Any) -> str:
     return f"{row['created']} ({_facts.ago(row['created'], time.time())})" if row["created"] else ""
+
+
+def _sources(given: list[str]) -> str:
+    shown = ", ".join(source if len(source) <= 200 else shorten(source, 200) for source in given[:_SOURCES])
+    return f"{shown} and {len(given) - _SOURCES:,} more" if len(given) > _SOURCES else shown
 
 
 _ROW = (
@@ -49,7 +55,7 @@ _RECORD = (
     Column("tokenizer", lambda r: f"{r['tokenizer']}, vocabulary of {r['vocab_size']:,}"),
     Column("alphabet", lambda r: shorten(r["alphabet"], 160) if r["alphabet"] else ""),
     Column("text", lambda r: f"{size(r['text_bytes'])} in {_facts.plural(r['documents'], 'document')}"),
-    Column("sources", lambda r: ", ".join(r["sources"])),
+    Column("sources", lambda r: _sources(r["sources"])),
     Column("sha256", lambda r: r["sha256"]),
     Column("train on it", lambda r: f"quill train {r['name']}"),
     Column("starts", lambda r: "\n".join(r["starts"])),

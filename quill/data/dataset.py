@@ -134,7 +134,7 @@ class Dataset:
     @property
     def created(self) -> str:
         """When it was prepared, in UTC, ISO 8601."""
-        return str(self.manifest.get("created") or "")
+        return str(self.manifest.get("created") or "")[:40]
 
     @property
     def size(self) -> int:
@@ -366,6 +366,8 @@ def _validate(path: Path, manifest: Any) -> None:
             and all(type(n) is int and type(h) is str for n, h in sizes.values())
             and isinstance(manifest["key"], str)
             and isinstance(source["sha256"], str)
+            and all(type(source[of]) is int and source[of] >= 0 for of in ("bytes", "documents"))
+            and isinstance(source["given"], list)
             and all(isinstance(given, str) for given in source["given"])
             and isinstance(settings["tokenizer"], str)
             and type(settings["val_fraction"]) in (int, float)

@@ -344,7 +344,9 @@ def test_f9_a_malformed_manifest_is_corrupt(dataset: Dataset) -> None:
     ]
     bad += [{**good, "splits": {**good["splits"], "val": {"tokens": 1, "bytes": 1, "characters": 1}}}]
     bad += [{**good, "files": {**good["files"], "..": {"bytes": 1, "sha256": ""}}}]
-    bad += [{**good, "source": {**good["source"], "given": [1]}}, {**good, "settings": {}}]
+    bad += [{**good, "source": {**good["source"], "given": given}} for given in ([1], "sea.txt", None)]
+    bad += [{**good, "source": {**good["source"], "bytes": n}} for n in ({}, -1, None)]
+    bad += [{**good, "settings": {}}]
     for value in bad:
         file.write_text(json.dumps(value))
         with pytest.raises(CorruptError):

@@ -233,6 +233,14 @@ def test_show_describes_a_dataset(two: Run, text: str, tmp_path: Path) -> None:
     assert two("show", "data:../sea")[0] == 2
 
 
+def test_show_cuts_a_long_list_of_sources(two: Run) -> None:
+    file = Path("data/sea/manifest.json")
+    manifest = json.loads(file.read_text())
+    manifest["source"]["given"] = [f"{i}.txt" for i in range(1000)]
+    file.write_text(json.dumps(manifest))
+    assert "7.txt and 992 more\n" in two("show", "data:sea")[1]
+
+
 def test_verify_covers_datasets(two: Run) -> None:
     code, out, _ = two("verify")
     assert code == 0
