@@ -18,7 +18,6 @@ _SHARED = {
     "tokenizers": {"base"},
     "formats": {
         "base",
-        "byte_level",
         "exporting",
         "importing",
         "plain_gpt2",

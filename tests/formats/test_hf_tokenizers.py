@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quill.errors import CorruptError, InputError, QuillError
-from quill.formats import byte_level, tokenizer_json
-from quill.formats.tokenizer_json import bpe, fields
+from quill.formats import tokenizer_json
+from quill.formats.tokenizer_json import bpe, byte_level, fields
 from quill.formats.tokenizer_json.patterns import from_oniguruma, to_oniguruma
 from quill.tokenizers import base
 from quill.tokenizers.bpe import BpeTokenizer

@@ -15,11 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from quill.errors import InputError, shorten
-from quill.formats import byte_level
-from quill.formats.byte_level import spell
 from quill.formats.gguf.file import Value
-from quill.formats.tokenizer_json import fields
+from quill.formats.tokenizer_json import byte_level, fields
 from quill.formats.tokenizer_json.bpe import installed_gpt2_split
+from quill.formats.tokenizer_json.byte_level import spell
 from quill.tokenizers import base
 from quill.tokenizers._ranks import END_OF_TEXT, rank_ids
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from quill.config import reading
 from quill.config.settings import ModelConfig
 from quill.errors import CorruptError, InputError, shorten
-from quill.formats import byte_level, plain_gpt2
+from quill.formats import plain_gpt2
 from quill.formats.base import LazyTensors
+from quill.formats.tokenizer_json import byte_level
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quill.errors import CorruptError, shorten
-from quill.formats import byte_level
-from quill.formats.tokenizer_json import fields
+from quill.formats.tokenizer_json import byte_level, fields
 from quill.formats.tokenizer_json.patterns import from_oniguruma, to_oniguruma
 from quill.tokenizers import base
 from quill.tokenizers._ranks import END_OF_TEXT, rank_ids

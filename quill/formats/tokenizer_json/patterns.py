@@ -7,7 +7,7 @@ end of every line. A pattern that is not in this table could split text differen
 
 from __future__ import annotations
 
-from quill.formats import byte_level
+from quill.formats.tokenizer_json import byte_level
 
 # As Oniguruma spells them, by tiktoken's spelling. Most are the same.
 _ONIGURUMA = {
