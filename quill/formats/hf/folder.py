@@ -1,21 +1,24 @@
-"""A Hugging Face folder on disk: its files opened safely, its tensors as views that take no memory.
+"""A Hugging Face folder on disk: its files opened safely, its tensors read one at a time.
 
-Weights: one `model.safetensors`, or shards that `model.safetensors.index.json` lists. No file outside of the
-folder is opened, save the Hub's own cache, whose snapshots are links into its blobs.
+The weights are one `model.safetensors`, or shards that `model.safetensors.index.json` lists. No file outside
+the folder is opened, except in the Hub's own cache, whose snapshots link to its blobs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill import fsio, strictjson
 from quill.errors import CorruptError, shorten
-from quill.registry.tensors import TensorInfo, raise_system_error, read_layout
+from quill.formats.base import LazyTensors
+from quill.registry.tensors import raise_system_error, read_layout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +31,7 @@ _MOST_SHARDS = 4096
 
 
 class Folder:
-    """A folder, or one safetensors file with what lies beside it.
+    """A folder, or one safetensors file with the other files in its folder.
 
     Args:
         path: The folder or the file.
@@ -42,7 +45,7 @@ class Folder:
         return os.path.lexists(self.path / name)
 
     def json(self, name: str) -> Any:
-        """A JSON document of the folder; None where there is no such file.
+        """Read a JSON document of the folder; None if there is no such file.
 
         Raises:
             CorruptError: It is not JSON, too large, or not safe to read.
@@ -52,11 +55,11 @@ class Folder:
             return None
         document = strictjson.parse(raw, origin=name, error=CorruptError)
         if document is None:
-            raise CorruptError(f"'{name}' is damaged", why="it holds null")
+            raise CorruptError(f"'{name}' is damaged", why="it is null")
         return document
 
     def bytes(self, name: str) -> bytes | None:
-        """A small file of the folder; None where there is none.
+        """Read a small file of the folder; None if there is no such file.
 
         Raises:
             CorruptError: It is too large, or not safe to read.
@@ -68,20 +71,21 @@ class Folder:
             size = os.fstat(file.fileno()).st_size
             if size > _MOST_JSON_BYTES:
                 raise CorruptError(
-                    f"'{name}' is not read", why=f"it has {size:,} bytes, {_MOST_JSON_BYTES:,} at most"
+                    f"'{name}' is too large",
+                    why=f"it has {size:,} bytes, and the limit is {_MOST_JSON_BYTES:,}",
                 )
             return file.readall()
 
-    def tensors(self) -> Tensors:
+    def tensors(self) -> LazyTensors:
         """All tensors, by their names in the files.
 
         Raises:
             CorruptError: A file is missing, damaged or not safe to read.
         """
         if self._weights is not None:
-            return Tensors({self._weights: self._inside(self._weights)}, None)
+            return _tensors({self._weights: self._inside(self._weights)}, None)
         if WEIGHTS in self:
-            return Tensors({WEIGHTS: self._inside(WEIGHTS)}, None)
+            return _tensors({WEIGHTS: self._inside(WEIGHTS)}, None)
         index = self.json(INDEX)
         if index is None:
             raise self._without_weights()
@@ -90,7 +94,8 @@ class Folder:
             raise CorruptError(f"'{INDEX}' is damaged", why="it has no table 'weight_map' of names to files")
         names = sorted(set(listed.values()))
         if len(names) > _MOST_SHARDS:
-            raise CorruptError(f"'{INDEX}' is not read", why=f"it lists {len(names):,} files")
+            why = f"it lists {len(names):,} files, and the limit is {_MOST_SHARDS:,}"
+            raise CorruptError(f"'{INDEX}' lists too many files", why=why)
         for name in names:
             if (
                 not name
@@ -99,18 +104,18 @@ class Folder:
                 or "\0" in name
                 or not name.endswith(".safetensors")
             ):
-                why = f"it lists {ascii(name)[:80]}, and weights are safetensors files in the same folder"
+                why = f"it lists {shorten(name)}, which is not a safetensors file in the same folder"
                 raise CorruptError(f"'{INDEX}' is not safe to read", why=why)
             if name not in self:
                 raise CorruptError(
                     f"'{name}' is missing",
-                    why=f"{INDEX} lists it, and {sum(f == name for f in listed.values())} tensors are in it",
-                    hint="download the folder again, whole",
+                    why=f"{INDEX} lists it for {sum(f == name for f in listed.values())} tensors",
+                    hint="download the whole folder again",
                 )
-        return Tensors({name: self._inside(name) for name in names}, listed)
+        return _tensors({name: self._inside(name) for name in names}, listed)
 
     def _inside(self, name: str) -> Path:
-        """The file itself, where it is one of the folder or of the Hub's cache that the folder belongs to."""
+        """The path of a file that is in the folder, or in the Hub's cache that the folder belongs to."""
         path = self.path / name
         if not path.is_symlink():
             return path
@@ -122,9 +127,9 @@ class Folder:
             if any(there.is_relative_to(home) for home in homes):
                 return there
         raise CorruptError(
-            f"'{name}' is a link out of its folder",
-            why="it may point anywhere, so it is not followed",
-            hint=f"put the file itself there: cp --remove-destination \"$(readlink -f '{path}')\" '{path}'",
+            f"'{name}' links to a file outside its folder",
+            why="quill does not follow such links, which may point anywhere",
+            hint=f"replace the link {shlex.quote(str(path))} by a copy of the file",
         )
 
     def _open(self, path: Path, name: str) -> FileIO:
@@ -137,9 +142,9 @@ class Folder:
         pickled = next((name for name in _PICKLED if name in self), None)
         if pickled is None:
             return CorruptError(
-                f"'{self.path}' holds no weights",
+                f"'{self.path}' has no weights",
                 why=f"it has neither {WEIGHTS} nor {INDEX}",
-                hint="where they are pickles (pytorch_model.bin), convert them to safetensors first",
+                hint="download the whole folder again",
             )
         convert = (
             "python -c 'import sys, transformers as t; "
@@ -147,59 +152,45 @@ class Folder:
         )
         return CorruptError(
             f"'{pickled}' is a pickle",
-            why="a pickle is a program, and quill runs none; weights are read from safetensors",
-            hint=f"if you trust where it is from, convert it: {convert} '{self.path}'",
+            why="a pickle can run any code; if you trust it, convert it to safetensors, which quill reads",
+            hint=f"{convert} {shlex.quote(str(self.path))}",
         )
 
 
-class Tensors(Mapping[str, "Tensor"]):
+def _tensors(files: Mapping[str, Path], listed: Mapping[str, str] | None) -> LazyTensors:
     """The tensors of safetensors files, each read when it is looked up.
 
     Args:
-        files: Where each file is, by its name.
+        files: Each file's path, by its name.
         listed: The file of each tensor, from an index; None for a single file.
 
     Raises:
-        CorruptError: A file is damaged, or lacks a tensor that the index says is in it.
+        CorruptError: A file is damaged, or lacks a tensor that the index lists for it.
     """
+    from safetensors import safe_open
 
-    def __init__(self, files: Mapping[str, Path], listed: Mapping[str, str] | None) -> None:
-        from safetensors import safe_open
+    makers: dict[str, Callable[[], Tensor]] = {}
+    for name, path in files.items():
+        layout = read_layout(path, origin=name)
+        if listed is not None:
+            lacking = [t for t, f in listed.items() if f == name and t not in layout]
+            if lacking:
+                why = f"{INDEX} says that it contains {shorten(lacking[0])}"
+                raise CorruptError(f"'{name}' is damaged", why=why)
+        file = safe_open(path, "pt", backend="pread")
+        for tensor in layout:
+            if listed is None or listed.get(tensor) == name:
+                makers[tensor] = partial(_read, file, tensor, path)
+    return LazyTensors(makers)
 
-        self._at: dict[str, tuple[Any, TensorInfo, Path]] = {}
-        for name, path in files.items():
-            layout = read_layout(path, origin=name)
-            if listed is not None:
-                lacking = [t for t, f in listed.items() if f == name and t not in layout]
-                if lacking:
-                    why = f"{INDEX} says that {ascii(lacking[0])[1:80]} is in it"
-                    raise CorruptError(f"'{name}' is damaged", why=why)
-            file = safe_open(path, "pt", backend="pread")
-            self._at |= {
-                t: (file, info, path) for t, info in layout.items() if listed is None or listed.get(t) == name
-            }
 
-    def __getitem__(self, name: str) -> Tensor:
-        from safetensors import SafetensorError
+def _read(file: Any, name: str, path: Path) -> Tensor:
+    from safetensors import SafetensorError
 
-        file, _, path = self._at[name]
-        try:
-            found: Tensor = file.get_tensor(name)
-        except (SafetensorError, OSError) as e:
-            with fsio.guard(path, "read"):
-                raise_system_error(e)
-            raise CorruptError(f"'{path}' changed while it was being read", why=shorten(str(e))) from None
-        return found
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._at
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._at)
-
-    def __len__(self) -> int:
-        return len(self._at)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, from the header alone."""
-        return self._at[name][1].shape
+    try:
+        found: Tensor = file.get_tensor(name)
+    except (SafetensorError, OSError) as e:
+        with fsio.guard(path, "read"):
+            raise_system_error(e)
+        raise CorruptError(f"'{path}' changed while it was being read", why=shorten(str(e))) from None
+    return found

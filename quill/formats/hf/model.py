@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from quill.config.shape import Shape
-    from quill.formats.hf.folder import Tensors
 
 
 class Kind(NamedTuple):
@@ -126,7 +125,7 @@ def write(
 
 
 def read(
-    stated: Mapping[str, Any], tensors: Tensors, origin: str
+    stated: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str
 ) -> tuple[ModelConfig, LazyTensors, tuple[str, ...]]:
     """Convert a model from transformers.
 
@@ -166,7 +165,7 @@ def read(
     return config, weights, notes
 
 
-def _tie(names: dict[str, str], tensors: Tensors) -> tuple[bool, tuple[str, ...]]:
+def _tie(names: dict[str, str], tensors: Mapping[str, Tensor]) -> tuple[bool, tuple[str, ...]]:
     """Keep one matrix of a model whose config ties head and embedding, unless the files store two.
 
     Like transformers since version 5, quill takes a stored head that differs for the model's own.
@@ -206,7 +205,7 @@ def split_pattern(stated: Mapping[str, Any], origin: str) -> str:
     return _KINDS[_stated_kind(stated, origin)].split
 
 
-def _tensor(tensors: Tensors, name: str, transposed: bool) -> Tensor:
+def _tensor(tensors: Mapping[str, Tensor], name: str, transposed: bool) -> Tensor:
     value = tensors[name]
     return value.t() if transposed and value.dim() == 2 else value
 
