@@ -64,7 +64,7 @@ def describe(event: Event) -> str:
             how = f"resuming at step {event.step:,} of" if event.resumed else "training for"
             compiled = ", compiled" if event.compiled else ""
             return (
-                f"{event.reference}: {how} {event.max_iters:,} steps; "
+                f"{event.reference}: {how} {_steps(event.max_iters)}; "
                 f"{event.parameters:,} parameters, "
                 f"{event.tokens_per_step:,} tokens per step, {event.device} {event.dtype}{compiled}; "
                 f"data {event.dataset}: {event.train_tokens:,} + {event.val_tokens:,} tokens"
@@ -75,7 +75,7 @@ def describe(event: Event) -> str:
         case Saved():
             return f"step {event.step:,}: resume state saved"
         case Finished():
-            text = f"{event.reference}: {event.reason} after {event.step:,} steps"
+            text = f"{event.reference}: {event.reason} after {_steps(event.step)}"
             if event.val_loss is not None:
                 text += f"; val loss {event.val_loss:.4f} (step {event.best_step:,})"
             text += f"; saved in {event.path}" if event.path else ""
@@ -85,3 +85,7 @@ def describe(event: Event) -> str:
         case Notice():
             return event.message
     return ""
+
+
+def _steps(n: int) -> str:
+    return f"{n:,} step{'' if n == 1 else 's'}"

@@ -56,8 +56,8 @@ class Optimizer:
         )
         self._peaks = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
 
-    def step(self, rate: float) -> None:
-        """Apply the gradients and clear them.
+    def at(self, rate: float) -> list[torch.optim.Optimizer]:
+        """The optimizers, set to a learning rate and ready to step.
 
         Args:
             rate: The learning rate as a share of its peak.
@@ -65,8 +65,7 @@ class Optimizer:
         for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        return self.optimizers
 
     def state(self) -> dict[str, Tensor]:
         """Momenta and counters, by "parameter/quantity"."""

@@ -119,7 +119,9 @@ def _time_step(trainer: Trainer) -> tuple[float, float]:
         trainer.gradients()
         trainer.device.synchronize()
         middle = time.perf_counter()
-        trainer.optimizer.step(0.0)
+        for optimizer in trainer.optimizer.at(0.0):
+            optimizer.step()
+        trainer.model.zero_grad(set_to_none=True)
         trainer.device.synchronize()
         times.append((middle - start, time.perf_counter() - middle))
         if middle - start > 1 and len(times) > 1:

@@ -83,7 +83,9 @@ class Trainer:
             self._lower_scale()
         else:
             self._check_finite(value, norm)
-            self.optimizer.step(self._rate())
+            for optimizer in self.optimizer.at(self._rate()):
+                optimizer.step()
+            self.model.zero_grad(set_to_none=True)
             self._raise_scale()
         self.step += 1
         return value, norm

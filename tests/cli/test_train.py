@@ -11,12 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+import quill
 from quill.cli import _training_display as display
 from quill.cli._signals import Interrupted, Signals
 from quill.cli.app import main
@@ -25,6 +28,7 @@ from quill.errors import InterruptedRun
 from quill.evaluation.curves import Curves, Point
 from quill.training import events
 
+PACKAGE = Path(quill.__file__).parent
 RUN = [sys.executable, "-c", "from quill.cli.app import run; run()"]
 SHAPE = ["--n-layer=1", "--n-head=1", "--n-embd=8", "--block-size=16", "--batch-size=4", "--warmup-iters=0"]
 MACHINE = ["--device=cpu", "--dtype=float32", "--compile=off"]
@@ -363,3 +367,19 @@ def test_a_run_without_a_validation_split_shows_no_nan(tmp_path, tiny_text, monk
     written = (folder / "run.log").read_text() + (folder / "README.md").read_text()
     assert "whole:v1: trained after 3 steps" in err
     assert not re.search(r"\bnan\b", (out + err + written).lower())
+
+
+def test_a_journey_to_the_optimizer_is_eight_calls(place, monkeypatch):
+    """From the console script: run, main, dispatch, the options, the command, train, the run, the trainer."""
+    journeys = []
+    step = torch.optim.AdamW.step
+
+    def traced(self, closure=None):
+        frames = traceback.extract_stack()
+        journeys.append([f.name for f in frames if Path(f.filename).is_relative_to(PACKAGE)])
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", traced)
+    assert train("--name=a", iters=1) == 0
+    assert journeys[0][-3:] == ["train", "step", "advance"]
+    assert len(["run", *journeys[0]]) <= 8, journeys[0]
