@@ -29,7 +29,7 @@ _BYTES_PER_WINDOW = 24
 _MOST_LAYERS = 10_000
 # An estimate of so many batches may not read the validation split more often than this.
 _MANY_BATCHES, _MOST_READINGS = 10_000, 1000
-_ROWS_OF_ESTIMATE = 16
+ROWS_OF_ESTIMATE = 16
 
 
 def check(config: RunConfig, device: str) -> int:
@@ -82,13 +82,14 @@ def require(needed: int, config: RunConfig, device: str, bound: str = "about ") 
     if needed <= present:
         return
     c = config.train
-    name = "batch_size" if c.batch_size > 1 else "gradient_accumulation_steps"
-    if c.batch_size == c.gradient_accumulation_steps == 1:
-        name = ""
+    passes = c.gradient_accumulation_steps
+    many = "" if passes == 1 else f"{passes:,} times "
+    larger = "gradient_accumulation_steps" if passes > c.batch_size else "batch_size"
     raise InputError(
-        f"a batch of {c.batch_size:,} sequences of {config.model.block_size:,} tokens does not fit in memory",
+        f"a step of {many}{c.batch_size:,} sequences of {config.model.block_size:,} tokens does not fit "
+        "in memory",
         why=f"training needs {bound}{size(needed)}; {device} has {size(present)}",
-        hint=f"lower train.{name}" if name else "lower model.block_size",
+        hint="lower model.block_size" if c.batch_size == passes == 1 else f"lower train.{larger}",
     )
 
 
@@ -125,7 +126,7 @@ def check_evaluation(config: RunConfig, val_tokens: int) -> None:
     n = config.train.eval_iters
     if n is None or n <= _MANY_BATCHES or not val_tokens:
         return
-    times = n * _ROWS_OF_ESTIMATE * config.model.block_size // val_tokens
+    times = n * ROWS_OF_ESTIMATE * config.model.block_size // val_tokens
     if times > _MOST_READINGS:
         raise InputError(
             f"'train.eval_iters' = {n:,} is too many",

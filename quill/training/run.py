@@ -123,7 +123,7 @@ def train(
         else:
             draft = found.draft or begin(found.config, inputs, registry, parent, found.longer)
             draft.take()
-            budget = None if max_seconds is None else Budget(max_seconds, clock, 0.02 * max_seconds)
+            budget = None if max_seconds is None else _budget(max_seconds, clock, inputs, publish)
             with Run(found, inputs, draft, parent, budget, publish, observer, poll, clock) as run:
                 try:
                     run.start()
@@ -140,6 +140,23 @@ def train(
             for removed in gc.prune(registry, outcome.version.name, keep):
                 observer(Notice(f"{removed.reference} was removed; the newest {keep} are kept"))
         return outcome
+
+
+def _budget(seconds: float, clock: float, inputs: Inputs, publishes: bool) -> Budget:
+    """The budget of a call, with evaluations estimated from the tokens that they read."""
+    if not publishes:
+        return Budget(seconds, clock)
+    c, whole = inputs.config.train, inputs.dataset.count("val")
+    read = (
+        whole
+        if c.eval_iters is None
+        else c.eval_iters * memory.ROWS_OF_ESTIMATE * inputs.config.model.block_size
+    )
+    # The published weights are measured on the whole split if the evaluations of the run were not exact.
+    is_exact = c.eval_iters is None and c.weights_dtype == "float32"
+    # A forward pass alone is about a third of forward and backward together.
+    cost = read / tokens_per_step(inputs.config) / 3
+    return Budget(seconds, clock, c.eval_interval, cost, 1 + (0 if is_exact else whole / max(read, 1)))
 
 
 class Run:
@@ -231,6 +248,7 @@ class Run:
         rate = self.trainer.learning_rate
         loss, norm = self.trainer.advance(self._poll)
         now = time.monotonic()
+        seconds = now - self._lap
         self._emit(
             Stepped(
                 step=self.trainer.step,
@@ -238,13 +256,13 @@ class Run:
                 loss=loss,
                 learning_rate=rate,
                 grad_norm=norm,
-                tokens_per_second=tokens_per_step(self.config) / max(now - self._lap, 1e-9),
+                tokens_per_second=tokens_per_step(self.config) / max(seconds, 1e-9),
                 seconds=self._seconds(),
             )
         )
         self._lap = now
         if self._budget is not None:
-            self._budget.stepped(self.trainer.step)
+            self._budget.stepped(seconds)
 
     @property
     def is_evaluation_due(self) -> bool:

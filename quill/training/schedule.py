@@ -13,6 +13,8 @@ from quill.config.settings import TrainConfig
 
 # Warmup takes at most this share of a run that a time limit shortens.
 _WARMUP_SHARE = 0.2
+# Shares of a time limit kept back for publishing, and at most for all that follows the last step.
+_PUBLISHING_SHARE, _ENDING_SHARE = 0.02, 0.3
 
 
 def rate(step: int, config: TrainConfig, *, horizon: int | None = None, first: int = 0) -> float:
@@ -53,37 +55,50 @@ def _decayed(step: int, warmup: int, end: int, config: TrainConfig) -> float:
 class Budget:
     """The time of one call of `train`, and how many steps fit into it.
 
-    The pace is measured over all steps of the call, evaluations and saves included.
-
     Attributes:
         seconds: The time limit.
         clock: The monotonic time at which the call began.
-        reserve: Seconds kept back for the final evaluation and for publishing.
+        eval_interval: Steps between evaluations.
+        evaluation_steps: The cost of an evaluation in steps, as estimated until one is measured.
+        final_evaluations: Evaluations that follow the last step.
     """
 
     seconds: float
     clock: float
-    reserve: float
-    _begun: tuple[int, float] | None = None
+    eval_interval: int = 1
+    evaluation_steps: float = 0.0
+    final_evaluations: float = 0.0
+    _steps: int = -1  # the first step of a call is slower than the others and does not count
+    _step_seconds: float = 0.0
+    _evaluation_seconds: float | None = None
+
+    def stepped(self, seconds: float) -> None:
+        """Note how long a step took."""
+        self._steps += 1
+        self._step_seconds += seconds if self._steps else 0.0
 
     def evaluated(self, seconds: float) -> None:
-        """Keep back twice the time of an evaluation, but no more than a tenth of all."""
-        self.reserve = min(0.1 * self.seconds, max(self.reserve, 2 * seconds))
-
-    def stepped(self, step: int) -> None:
-        """Start measuring the pace after the call's first step, which is slower than the others."""
-        if self._begun is None:
-            self._begun = step, time.monotonic()
+        """Note how long an evaluation took."""
+        self._evaluation_seconds = seconds
 
     @property
     def left(self) -> float:
         """Seconds left for steps; not above 0 when time is up."""
-        return self.clock + self.seconds - self.reserve - time.monotonic()
+        ending = self.final_evaluations * self._evaluation + _PUBLISHING_SHARE * self.seconds
+        return self.clock + self.seconds - min(ending, _ENDING_SHARE * self.seconds) - time.monotonic()
 
     def horizon(self, step: int) -> int | None:
         """The step at which time will be up at the pace so far; None before the second step."""
-        if self._begun is None or step <= self._begun[0]:
+        if self._steps < 1:
             return None
-        first, begun = self._begun
-        pace = (time.monotonic() - begun) / (step - first)
+        pace = self._pace + self._evaluation / self.eval_interval
         return step + max(0, int(self.left / max(pace, 1e-9)))
+
+    @property
+    def _pace(self) -> float:
+        return self._step_seconds / self._steps if self._steps > 0 else 0.0
+
+    @property
+    def _evaluation(self) -> float:
+        known = self._evaluation_seconds
+        return self.evaluation_steps * self._pace if known is None else known

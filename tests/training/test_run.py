@@ -603,8 +603,8 @@ def test_patience_that_grows_continues_a_run_that_it_ended(text: Path, registry:
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"train__batch_size": 10**9}, "a batch of 1,000,000,000 sequences"),
-        ({"train__gradient_accumulation_steps": 2**31 - 1}, "does not fit in memory"),
+        ({"train__batch_size": 10**9}, "a step of 1,000,000,000 sequences"),
+        ({"train__gradient_accumulation_steps": 2**31 - 1}, "a step of 2,147,483,647 times 4 sequences"),
         ({"model__n_layer": 100_000, "model__n_embd": 2, "model__n_head": 1}, "too deep"),
         ({"train__eval_iters": 2**31 - 1}, "too many"),
     ],
@@ -627,7 +627,7 @@ def test_f11_a_batch_is_measured_before_the_first_step(
     """As on a computer with just enough memory for the lower bound that arithmetic gives."""
     monkeypatch.setattr(memory, "of_device", lambda device: 3_000_000)
     wide = make(text, train__batch_size=64, model__n_layer=3)
-    with pytest.raises(InputError, match="a batch of 64 sequences of 16 tokens does not fit") as caught:
+    with pytest.raises(InputError, match="a step of 64 sequences of 16 tokens does not fit") as caught:
         run(wide, registry)
     assert "training needs about" in caught.value.why
     assert caught.value.hint == "lower train.batch_size"

@@ -66,13 +66,19 @@ def test_a_lengthened_run_warms_up_again_and_joins_the_longer_schedule() -> None
 def test_the_horizon_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("quill.training.schedule.time.monotonic", lambda: now[0])
-    budget = Budget(seconds=60.0, clock=100.0, reserve=0.0)
+    budget = Budget(100.0, 100.0, eval_interval=10, evaluation_steps=5.0, final_evaluations=1.0)
     assert budget.horizon(0) is None
-    now[0] = 110.0  # the first step is slow and does not count
-    budget.stepped(1)
-    now[0] = 120.0
-    assert budget.horizon(11) == 11 + 40
-    now[0] = 140.0
-    assert budget.horizon(21) == 21 + 13
-    budget.evaluated(100.0)
-    assert budget.left == pytest.approx(14.0), "a tenth of the time is kept back at most"
+    now[0] = 110.0
+    budget.stepped(10.0)
+    assert budget.horizon(1) is None, "the first step is slow and does not count"
+    now[0] = 111.0
+    budget.stepped(1.0)
+    # An evaluation is estimated at 5 s: one at the end, and half a second for each step.
+    assert budget.left == pytest.approx(89.0 - 5.0 - 2.0)
+    assert budget.horizon(2) == 2 + int(82.0 / 1.5)
+    budget.evaluated(0.0)
+    assert budget.horizon(2) == 2 + 87
+    budget.stepped(3.0)
+    assert budget.horizon(3) == 3 + int(87.0 / 2.0), "a slower pace brings it nearer"
+    budget.evaluated(1000.0)
+    assert budget.left == pytest.approx(89.0 - 30.0), "the end may take three tenths of the time"
