@@ -61,7 +61,6 @@ _COMMANDS = {
     "init": "config init",
     "settings": "config table",
     "options": "config table",
-    "info-env": "doctor",
     "env": "doctor",
     "diagnose": "doctor",
     "autocomplete": "completion",
@@ -152,7 +151,7 @@ def explain(failure: Exception, arguments: Sequence[str] = (), params: Iterable[
         params: The parameters of the command that ran.
     """
     params = list(params)
-    error = _translate(failure, params)
+    error = _translate(failure, params, _called(arguments))
     flags = _flags.of_command(params)
     error.what, error.why = _flags.spell(error.what, flags), _flags.spell(error.why, flags)
     error.hint = _flags.complete(_flags.spell(error.hint, flags), PROGRAM, arguments)
@@ -182,11 +181,16 @@ def no_such_command(name: str, known: Sequence[str], rest: Sequence[str] = ()) -
     return InputError(what, why=f"the commands are {', '.join(known)}", hint=f"{PROGRAM} --help")
 
 
-def _translate(failure: Exception, params: list[Any]) -> QuillError:
+def _called(arguments: Sequence[str]) -> str:
+    """The program and the command that was called."""
+    return " ".join([PROGRAM, *[a for a in arguments[:1] if not a.startswith("-")]])
+
+
+def _translate(failure: Exception, params: list[Any], called: str) -> QuillError:
     if isinstance(failure, QuillError):
         return failure
     if isinstance(failure, typer.TyperException):
-        return _usage_error(failure, params)
+        return _usage_error(failure, params, called)
     if _is_out_of_memory(failure):
         return ResourceError(
             "out of memory",
@@ -206,10 +210,10 @@ def _translate(failure: Exception, params: list[Any]) -> QuillError:
     )
 
 
-def _usage_error(failure: typer.TyperException, params: list[Any]) -> InputError:
+def _usage_error(failure: typer.TyperException, params: list[Any], called: str) -> InputError:
     """Typer's refusals in quill's words, told apart by their attributes: their classes are private."""
     context: Any = getattr(failure, "ctx", None)
-    path = context.command_path if context is not None else PROGRAM
+    path = context.command_path if context is not None else called
     option = getattr(failure, "option_name", None)
     possibilities = getattr(failure, "possibilities", None)
     param = getattr(failure, "param", None)
@@ -217,7 +221,7 @@ def _usage_error(failure: typer.TyperException, params: list[Any]) -> InputError
     hint = f"{path} --help"
     if possibilities is not None and option:
         command = context.command if context is not None else None
-        return _no_such_flag(option, possibilities, command.params if command else params, path)
+        return _no_such_flag(option, command.params if command else params, path)
     if message.startswith("Missing command"):
         return InputError(
             f"'{path}' requires a subcommand", why=_choices(context.command.commands), hint=hint
@@ -233,18 +237,29 @@ def _usage_error(failure: typer.TyperException, params: list[Any]) -> InputError
     return InputError(message[:1].lower() + message[1:], hint=hint)
 
 
-def _no_such_flag(flag: str, close: Sequence[str], params: Iterable[Any], path: str) -> InputError:
-    known = {o for p in params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
-    meant = f"--{_FLAGS.get(flag.strip('-').replace('_', '-').lower(), '')}"
-    if meant in known:
-        why = f"quill calls it {meant}"
-        if "epoch" in flag:
-            why = "quill counts optimizer steps (--max-iters), not epochs; --dry-run shows both"
-    elif close:
-        why = f"did you mean {' or '.join(sorted(close))}?"
+def _no_such_flag(flag: str, params: Iterable[Any], path: str) -> InputError:
+    """The error for an unknown flag, with those that mean the same or are spelled alike."""
+    names = [o for p in params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")]
+    known = {name.removeprefix("--") for name in names}
+    word = flag.strip("-").replace("_", "-").lower()
+    if "epoch" in word and "max-iters" in known:
+        why = "quill counts optimizer steps (--max-iters), not epochs; --dry-run shows both"
+    elif _FLAGS.get(word) in known:
+        why = f"quill calls it --{_FLAGS[word]}"
+    elif close := _close_flags(word, known):
+        why = f"did you mean {' or '.join(f'--{name}' for name in close)}?"
     else:
         why = f"{path} has no such flag"
     return InputError(f"no flag {shorten(flag)}", why=why, hint=f"{path} --help")
+
+
+def _close_flags(word: str, known: set[str]) -> list[str]:
+    """Flags that begin like a word, are spelled like it, or mean what a word spelled like it means."""
+    meanings = {other: name for other, name in _FLAGS.items() if name in known and len(other) > 2}
+    meanings |= {name: name for name in known}
+    begun = sorted(name for name in known if len(word) > 2 and name.startswith(word))
+    alike = [meanings[m] for m in get_close_matches(word, meanings, 3, cutoff=0.75)]
+    return list(dict.fromkeys([*begun, *alike]))[:3]
 
 
 def _choices(names: Iterable[str]) -> str:

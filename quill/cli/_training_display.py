@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from quill.cli._curves import draw
@@ -111,6 +111,10 @@ class Live:
         self._lift()
         if isinstance(event, events.Stage):
             self._output.say(describe(event))
+        elif isinstance(event, events.Finished):
+            # On a terminal, where the model is and what to do next follow below a sample.
+            self._output.event(SCHEMA, {"event": "finished", **asdict(event)})
+            self._output.say(describe(replace(event, path="", next="")))
         else:
             self._lines(event)
 
