@@ -366,12 +366,14 @@ def _validate(path: Path, manifest: Any) -> None:
             and all(type(n) is int and type(h) is str for n, h in sizes.values())
             and isinstance(manifest["key"], str)
             and isinstance(source["sha256"], str)
+            and len(source["sha256"]) == 64
             and all(type(source[of]) is int and source[of] >= 0 for of in ("bytes", "documents"))
             and isinstance(source["given"], list)
             and all(isinstance(given, str) for given in source["given"])
             and isinstance(settings["tokenizer"], str)
             and type(settings["val_fraction"]) in (int, float)
             and isinstance(tokenizer["kind"], str)
+            and len(tokenizer["kind"]) <= 64
             and type(tokenizer["vocab_size"]) is int
         )
     except (KeyError, TypeError, AttributeError) as e:

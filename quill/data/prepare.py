@@ -5,7 +5,6 @@ As nanoGPT does it, the validation split is the end of the text, and each split 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -90,77 +89,13 @@ def prepare(
         root,
         encoding=config.encoding,
         text_field=config.text_field,
-        on_bytes=_reporter(observer),
+        on_bytes=reporter(observer),
     ) as text:
         preparation = _Preparation(
             text, settings, root, workers, observer, tokenizer, config.unknown or "error"
         )
         with locks.shared(root / (name or text.label)):
             return preparation.run(name, force=force)
-
-
-def ensure(
-    config: DataConfig,
-    root: Path,
-    observer: Observer | None = None,
-    tokenizer: base.Tokenizer | None = None,
-) -> Dataset:
-    """Return the dataset that a run's settings name, preparing it if it does not exist.
-
-    A source without "/" is a prepared dataset, else a named source, else a file in the working directory. For
-    a named source, a dataset of the same text and settings will do under any name.
-
-    Args:
-        config: The run's data settings.
-        root: The data root.
-        observer: Called with progress and notices.
-        tokenizer: As for `prepare`.
-
-    Raises:
-        InputError: A dataset of that name was prepared with other settings.
-        NotFoundError: There is no dataset, named source or file of that name.
-    """
-    given = [config.source] if isinstance(config.source, str) else config.source
-    source = given[0] if len(given) == 1 else ""
-    if not source or "/" in source or source == sources.STDIN:
-        return prepare(config, root, observer=observer, tokenizer=tokenizer)
-    if os.path.lexists(root / source / MANIFEST):
-        try:
-            dataset = Dataset.open(root / source)
-            dataset.verify(_reporter(observer), again=False)
-        except CorruptError:
-            # A named source can be prepared again.
-            if source not in NAMED:
-                raise
-        else:
-            conflicts = matching.conflicts(config, dataset, tokenizer)
-            if not conflicts:
-                return dataset
-            if source not in NAMED:
-                raise matching.refuse(dataset, conflicts, config, tokenizer)
-    elif source not in NAMED and not os.path.exists(source) and not glob.has_magic(source):
-        have = ", ".join(d.name for d in store.datasets(root))
-        raise NotFoundError(
-            f"no dataset named '{source}' in {root}",
-            why=f"datasets: {have or 'none'}; named sources: {', '.join(NAMED)}",
-            hint="name one of them, or a text file",
-        )
-    if source in NAMED and (same := _same_text(source, config, root, observer, tokenizer)):
-        return same
-    return prepare(config, root, observer=observer, tokenizer=tokenizer)
-
-
-def _same_text(
-    source: str, config: DataConfig, root: Path, observer: Observer | None, tokenizer: base.Tokenizer | None
-) -> Dataset | None:
-    """Find a dataset that was made of a named text with these settings, wherever the text came from."""
-    key = matching.key_of(matching.settings_of(config, tokenizer), NAMED[source].sha256)
-    for dataset in store.datasets(root):
-        if dataset.key == key:
-            with suppress(CorruptError):
-                dataset.verify(_reporter(observer), again=False)
-                return dataset
-    return None
 
 
 def _restore(source: str, root: Path) -> None:
@@ -181,7 +116,9 @@ def _restore(source: str, root: Path) -> None:
                     return
 
 
-def _reporter(observer: Observer | None) -> OnBytes:
+def reporter(observer: Observer | None) -> OnBytes:
+    """Return a callback that passes progress on to an observer."""
+
     def report(stage: str, done: int, total: int | None) -> None:
         if observer:
             observer(Progress(stage, done, total))
@@ -386,7 +323,7 @@ class _Preparation:
 
     def _is_intact(self, dataset: Dataset) -> bool:
         try:
-            dataset.verify(_reporter(self.observer), again=False)
+            dataset.verify(reporter(self.observer), again=False)
         except CorruptError:
             return False
         return True
@@ -411,7 +348,7 @@ class _Preparation:
             try:
                 there = Dataset.open(path)
                 if there.key == key and not force:
-                    there.verify(_reporter(self.observer), again=False)
+                    there.verify(reporter(self.observer), again=False)
             except CorruptError:
                 fsio.discard(path, self.root / fsio.TRASH)
                 return name, None

@@ -58,7 +58,7 @@ def find(
         InputError: There is no such split, or a character of the text has no token.
         NotFoundError: There is no such data.
     """
-    from quill.data import named_sources, prepare, sources
+    from quill.data import named_sources, resolve, sources
     from quill.data.dataset import MANIFEST, Dataset
 
     reference, settings = checkpoint.version.reference, checkpoint.config.data
@@ -69,12 +69,12 @@ def find(
                 why="it was imported",
                 hint=f"quill eval {reference} --data TEXT",
             )
-        dataset = prepare.ensure(settings, root, observer)
+        dataset = resolve.ensure(settings, root, observer)
     elif "/" not in data and os.path.lexists(root / data / MANIFEST):
         dataset = Dataset.open(root / data)
     elif data in named_sources.NAMED:
         # The text is the same whichever tokenizer prepared it.
-        dataset = prepare.ensure(settings.model_copy(update={"source": data}), root, observer)
+        dataset = resolve.ensure(settings.model_copy(update={"source": data}), root, observer)
     elif split is None:
         with sources.find(data, root) as found:
             text = "".join(chunk.joined() for chunk in found.chunks("reading"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from quill.checkpoint.load import read_config, read_tokenizer
 from quill.config.settings import DataConfig, RunConfig, TrainConfig
-from quill.data import prepare
+from quill.data import prepare, resolve
 from quill.data.batches import check_length
 from quill.errors import InputError, NotFoundError
 from quill.formats import importing
@@ -76,7 +76,7 @@ def settle(
                 hint="leave data.tokenizer unset",
             )
         data = _with_tokenizer_of(data, known)
-    dataset = prepare.ensure(data, data_root, on_data, tokenizer=known)
+    dataset = resolve.ensure(data, data_root, on_data, tokenizer=known)
     tokens = dataset.tokenizer.vocab_size
     if parent is not None:
         model = model.model_copy(update={"vocab_size": max(model.vocab_size or 0, tokens)})

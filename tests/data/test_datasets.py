@@ -17,7 +17,8 @@ import pytest
 from quill import fsio
 from quill.data import batches, store
 from quill.data.dataset import Dataset, record_of
-from quill.data.prepare import ensure, prepare
+from quill.data.prepare import prepare
+from quill.data.resolve import ensure
 from quill.data.shards import Shard
 from quill.errors import CorruptError, InputError, NotFoundError, QuillError
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quill.config import reading
-from quill.data import prepare, shards, store
+from quill.data import prepare, resolve, shards, store
 from quill.data.dataset import Dataset
 from quill.registry.store import Registry
 from quill.training import run
@@ -52,7 +52,7 @@ def test_they_are_found_by_name_and_by_text(
     earlier: Path, name: str, unwritten: None, config: Callable[..., Any]
 ) -> None:
     for settings in ({}, NAMES[name]):
-        assert prepare.ensure(config(name, **settings), earlier).path == earlier / name
+        assert resolve.ensure(config(name, **settings), earlier).path == earlier / name
     if name != "pairs" or pytest.importorskip("rustbpe"):
         assert prepare.prepare(config(TEXT, **NAMES[name]), earlier).path == earlier / name
 

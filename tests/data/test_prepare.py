@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from quill import fsio
-from quill.data import encode, named_sources, prepare, shards, store, survey
+from quill.data import encode, named_sources, prepare, resolve, shards, store, survey
 from quill.data.dataset import Dataset
 from quill.data.prepare import Notice, Progress
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, ResourceError
@@ -474,33 +474,33 @@ def harpoon(write: Write, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_named_source_is_prepared_on_first_use(
     harpoon: Path, data: Path, config: Config, encoded: list[str]
 ) -> None:
-    first = prepare.ensure(config("harpoon"), data)
+    first = resolve.ensure(config("harpoon"), data)
     assert (first.name, first.manifest["tokenizer"]["kind"]) == ("harpoon", "char")
-    assert prepare.ensure(config("harpoon"), data).path == first.path
+    assert resolve.ensure(config("harpoon"), data).path == first.path
     assert encoded == ["text"]
 
 
 def test_a_named_source_with_another_tokenizer_has_another_name(
     harpoon: Path, data: Path, config: Config, encoded: list[str]
 ) -> None:
-    prepare.ensure(config("harpoon"), data)
+    resolve.ensure(config("harpoon"), data)
     for _ in range(2):
-        assert prepare.ensure(config("harpoon", tokenizer="word"), data).name == "harpoon-word"
-        assert prepare.ensure(config("harpoon"), data).name == "harpoon"
+        assert resolve.ensure(config("harpoon", tokenizer="word"), data).name == "harpoon-word"
+        assert resolve.ensure(config("harpoon"), data).name == "harpoon"
     assert encoded == ["text"] * 2
 
 
 def test_a_damaged_named_source_is_prepared_again(harpoon: Path, data: Path, config: Config) -> None:
-    prepare.ensure(config("harpoon"), data)
+    resolve.ensure(config("harpoon"), data)
     (data / "harpoon" / "val.bin").unlink()
-    prepare.ensure(config("harpoon"), data).verify()
+    resolve.ensure(config("harpoon"), data).verify()
 
 
 def test_a_damaged_dataset_of_a_file_is_reported(write: Write, data: Path, config: Config) -> None:
     prepare.prepare(config(write("t.txt")), data, name="sea")
     (data / "sea" / "val.bin").unlink()
     with pytest.raises(CorruptError, match="sea") as e:
-        prepare.ensure(config("sea"), data)
+        resolve.ensure(config("sea"), data)
     assert e.value.hint == f"quill prepare {data.parent}/t.txt --name sea --force"
 
 
@@ -508,8 +508,8 @@ def test_a_prepared_dataset_takes_precedence_over_a_named_source(
     harpoon: Path, write: Write, data: Path, config: Config
 ) -> None:
     mine = prepare.prepare(config(write("mine.txt", "My own text of that name. " * 30)), data, name="harpoon")
-    assert prepare.ensure(config("harpoon"), data).key == mine.key
-    theirs = prepare.ensure(config("harpoon", tokenizer="word"), data)
+    assert resolve.ensure(config("harpoon"), data).key == mine.key
+    theirs = resolve.ensure(config("harpoon", tokenizer="word"), data)
     assert theirs.name == "harpoon-word"
     assert "bells" in decoded(theirs)
 
@@ -519,8 +519,8 @@ def test_a_prepared_dataset_is_found_by_name_alone(write: Write, data: Path, con
         config(write("t.txt"), tokenizer="word", vocab_size=80, val_fraction=0.2), data, name="sea"
     )
     for settings in ({}, {"tokenizer": "word"}, {"vocab_size": 80}, {"val_fraction": 0.2}):
-        assert prepare.ensure(config("sea", **settings), data).key == made.key
-        assert prepare.ensure(config(["sea"], **settings), data).key == made.key
+        assert resolve.ensure(config("sea", **settings), data).key == made.key
+        assert resolve.ensure(config(["sea"], **settings), data).key == made.key
 
 
 @pytest.mark.parametrize(
@@ -537,24 +537,24 @@ def test_a_dataset_with_other_settings_is_refused_with_the_difference(
 ) -> None:
     prepare.prepare(config(write("t.txt")), data, name="sea")
     with pytest.raises(InputError, match="'sea' was prepared with other settings") as e:
-        prepare.ensure(config("sea", **settings), data)
+        resolve.ensure(config("sea", **settings), data)
     assert said in e.value.why
     assert e.value.hint.startswith(f"quill prepare {data.parent}/t.txt --name sea-")
 
 
 def test_the_datasets_own_vocabulary_matches(write: Write, data: Path, config: Config, text: str) -> None:
     made = prepare.prepare(config(write("t.txt")), data, name="sea")
-    assert prepare.ensure(config("sea", vocabulary=sorted(set(text))), data).key == made.key
+    assert resolve.ensure(config("sea", vocabulary=sorted(set(text))), data).key == made.key
 
 
 def test_files_are_prepared_on_first_use(
     write: Write, data: Path, config: Config, encoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write("sea.txt")
-    assert prepare.ensure(config(path), data).name == "sea"
+    assert resolve.ensure(config(path), data).name == "sea"
     monkeypatch.chdir(path.parent)
-    assert prepare.ensure(config("sea.txt"), data).name == "sea"
-    assert prepare.ensure(config(["sea.txt"]), data).name == "sea"
+    assert resolve.ensure(config("sea.txt"), data).name == "sea"
+    assert resolve.ensure(config(["sea.txt"]), data).name == "sea"
     assert encoded == ["text"]
 
 
@@ -562,22 +562,22 @@ def test_a_pattern_without_a_folder_is_prepared(
     write: Write, data: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(write("sea.txt").parent)
-    assert prepare.ensure(config("*.txt"), data).manifest["source"]["documents"] == 1
+    assert resolve.ensure(config("*.txt"), data).manifest["source"]["documents"] == 1
 
 
 def test_a_file_whose_name_is_taken_gets_another(write: Write, data: Path, config: Config) -> None:
-    one = prepare.ensure(config(write("a/sea.txt")), data)
-    two = prepare.ensure(config(write("b/sea.txt", "Another sea altogether. " * 40)), data)
-    three = prepare.ensure(config(write("c/sea.txt", "And a third sea. " * 40)), data)
+    one = resolve.ensure(config(write("a/sea.txt")), data)
+    two = resolve.ensure(config(write("b/sea.txt", "Another sea altogether. " * 40)), data)
+    three = resolve.ensure(config(write("c/sea.txt", "And a third sea. " * 40)), data)
     assert [one.name, two.name] == ["sea", "sea-char"]
     assert three.name.startswith("sea-char-")
-    assert prepare.ensure(config(data.parent / "c" / "sea.txt"), data).name == three.name
+    assert resolve.ensure(config(data.parent / "c" / "sea.txt"), data).name == three.name
 
 
 def test_an_unknown_name_is_not_found(write: Write, data: Path, config: Config) -> None:
     prepare.prepare(config(write("t.txt")), data, name="sea")
     with pytest.raises(NotFoundError, match="'see'") as e:
-        prepare.ensure(config("see"), data)
+        resolve.ensure(config("see"), data)
     assert e.value.exit_code == 3
     assert "sea" in e.value.why
     assert "shakespeare" in e.value.why
@@ -588,4 +588,4 @@ def test_f50_a_prepared_name_needs_no_network(
 ) -> None:
     monkeypatch.setattr(named_sources, "_download", lambda *a: pytest.fail("it went to the network"))
     made = prepare.prepare(config(write("input.txt")), data, name="shakespeare")
-    assert prepare.ensure(config("shakespeare", tokenizer="char"), data).key == made.key
+    assert resolve.ensure(config("shakespeare", tokenizer="char"), data).key == made.key
