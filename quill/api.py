@@ -105,10 +105,12 @@ def train(
     resume: Literal["auto", "never", "must"] = "auto",
     new_version: bool = False,
     max_seconds: float | None = None,
+    publish: bool = True,
     wait: float = 0.0,
     keep: int | None = None,
     progress: bool | None = None,
     observer: Observer | None = None,
+    on_data: preparing.Observer | None = None,
     poll: Callable[[], None] = lambda: None,
     **settings: Unpack[RunSettings],
 ) -> Version | None:
@@ -121,17 +123,21 @@ def train(
         registry: The registry's folder; found as the command line finds it if None.
         resume: Resume an unfinished run if there is one (auto), never, or fail without one (must).
         new_version: Train another version of a model that is finished with other settings.
-        max_seconds: Save and return after this time; call again to resume.
+        max_seconds: Time for this call. If it does not suffice for max_iters, the learning rate decays to the
+            end of the time instead, and the model reached by then is published.
+        publish: Whether to publish at the end of the time; if not, the state is saved, and another call
+            resumes.
         wait: Seconds to wait for another process that is training this name.
         keep: Afterwards remove all but this many of the newest versions; those with an alias stay.
         progress: Whether to show progress on stderr; only in a notebook if None.
         observer: Called with each of the run's events; see `quill.events`.
+        on_data: Called with the progress of preparing the data.
         poll: Called between forward passes; may raise to stop the run.
         **settings: Fields of DataConfig, ModelConfig and TrainConfig by the names of their flags, such as
             data="shakespeare", max_iters=300; they win over `config`.
 
     Returns:
-        The version; None if max_seconds ended the call first.
+        The version; None if the time ended the call and `publish` is False.
 
     Raises:
         InputError: A setting is invalid.
@@ -158,9 +164,11 @@ def train(
             resume=resume,
             new_version=new_version,
             max_seconds=max_seconds,
+            publish=publish,
             wait=wait,
             keep=keep,
             observer=observe,
+            on_data=on_data,
             poll=poll,
         ).version
     finally:

@@ -68,6 +68,26 @@ def test_keywords_are_the_fields_of_the_settings(
     assert get_type_hints(declared) == {word: plain(field.annotation) for word, field in fields.items()}
 
 
+def test_it_takes_every_argument_of_the_library() -> None:
+    from quill.data.prepare import prepare
+    from quill.formats.exporting import export
+    from quill.formats.importing import import_model
+    from quill.training.run import train
+
+    renamed = {"format_name": "format", "version": "reference", "root": "registry", "data_root": "registry"}
+    for ours, theirs in (
+        (quill.train, train),
+        (quill.prepare, prepare),
+        (quill.export, export),
+        (quill.import_model, import_model),
+    ):
+        wanted = {renamed.get(name, name) for name in inspect.signature(theirs).parameters}
+        if ours is quill.prepare:
+            # Settings come as keywords, and a model's tokenizer belongs to fine-tuning.
+            wanted -= {"config"}
+        assert wanted <= set(inspect.signature(ours).parameters), theirs.__module__
+
+
 def test_help_shows_every_setting_with_its_default() -> None:
     from quill.generation.generator import Generator
 

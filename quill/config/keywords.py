@@ -39,6 +39,7 @@ class TextSettings(TypedDict, total=False):
     val_fraction: float
     text_field: str
     encoding: str
+    unknown: Literal["add", "skip", "error"] | None
 
 
 class RunSettings(TextSettings, total=False):
