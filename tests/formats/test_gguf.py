@@ -477,6 +477,24 @@ def test_llama_cpp_computes_the_same(shape, dtype, runtime, characters, tmp_path
     assert difference <= limit * max(1, magnitude)
 
 
+@pytest.mark.parametrize("likeliest", [b"\xf0", b"\xa9", b"<|endoftext|>", b"a"])
+def test_log_probabilities_are_reported_whatever_token_is_the_likeliest(likeliest, pairs, tmp_path):
+    pytest.importorskip("xllamacpp")
+    made = model_of(pairs, tie_embeddings=False)
+    token = [pairs.token_bytes(i) for i in range(pairs.vocab_size)].index(likeliest)
+    with torch.no_grad():
+        made.model.ln_f.weight[0] = 0.0
+        made.model.lm_head.weight[:] *= 0.5
+        made.model.lm_head.weight[token] *= 20.0
+    GGUF.write(made, tmp_path / "m.gguf", "float32")
+    idx = torch.randint(256, (1, 63), generator=torch.Generator().manual_seed(3))
+    found = GGUF.logits(tmp_path / "m.gguf", idx)
+    theirs = torch.stack(list(found.values()))[:, : pairs.vocab_size].log_softmax(-1)
+    ours = made.model.predict(idx)[0, list(found)].log_softmax(-1)
+    assert bool((ours.argmax(-1) == token).any())
+    assert float((ours.clamp(min=-80) - theirs.clamp(min=-80)).abs().max()) < 1e-3
+
+
 def test_the_added_token_has_the_mean_of_all_logits(characters, tmp_path):
     pytest.importorskip("xllamacpp")
     GGUF.write(model_of(characters, **SHAPES["modern"]), tmp_path / "m.gguf", "float32")
@@ -622,6 +640,13 @@ def with_keys(path: Path, out: Path, **keys: Any) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_a_tokenizer_that_adds_a_token_before_a_text_is_noted(characters, tmp_path):
+    GGUF.write(model_of(characters, **SHAPES["modern"]), tmp_path / "plain.gguf", "float32")
+    assert GGUF.read(tmp_path / "plain.gguf", Supplied()).notes == ()
+    with_keys(tmp_path / "plain.gguf", tmp_path / "m.gguf", **{"tokenizer.ggml.add_bos_token": True})
+    assert "special tokens around a text" in GGUF.read(tmp_path / "m.gguf", Supplied()).notes[0]
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,10 @@ class Gguf(base.Format):
         config = reading.check(ModelConfig, settings, origin=str(path), error=CorruptError)
         weights = model.weights(file, config.shape())
         quantized = sum(entry.dtype == "q8_0" for entry in file.tensors.values())
-        notes = (f"{quantized} tensors are quantized to 8 bits",) if quantized else ()
-        return base.Incoming(config, weights, tokenizer, notes=notes)
+        notes = [f"{quantized} tensors are quantized to 8 bits"] if quantized else []
+        if any(file.get(f"tokenizer.ggml.add_{end}_token", bool, False) for end in ("bos", "eos")):
+            notes.append("its tokenizer adds special tokens around a text; quill adds none")
+        return base.Incoming(config, weights, tokenizer, notes=tuple(notes))
 
 
 def _general(shape: Shape, name: str, dtype: str) -> dict[str, Value]:

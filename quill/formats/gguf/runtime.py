@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from quill.errors import CorruptError
 from quill.formats import base
+from quill.formats.tokenizer_json.byte_level import unspell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ def _by_server(path: Path, ids: Sequence[int]) -> dict[int, Tensor]:
     import torch
 
     xllamacpp: Any = import_module("xllamacpp")
-    context, rows = _sizes(path)
+    context, rows, plain = _facts(path)
     options = xllamacpp.CommonParams()
     options.model.path, options.n_ctx, options.verbosity = str(path), context, -1
     options.n_parallel, options.warmup = 1, False
@@ -72,9 +73,11 @@ def _by_server(path: Path, ids: Sequence[int]) -> dict[int, Tensor]:
     if len(lengths) > _MOST_PROMPTS:
         lengths = lengths[: _MOST_PROMPTS // 2] + lengths[-_MOST_PROMPTS // 2 :]
     for length in lengths:
-        body = {"prompt": list(ids[:length]), "max_tokens": 1, "temperature": 0, "logprobs": rows}
-        answer = server.handle_completions(body)
-        if "choices" not in answer:
+        # Nothing is reported if the end of text or part of a character is drawn, so another token is forced.
+        # The probabilities are those before this bias.
+        body = {"prompt": list(ids[:length]), "max_tokens": 1, "logprobs": rows, "logit_bias": [[plain, 1e9]]}
+        answer = server.handle_completions({**body, "temperature": 0})
+        if not (answer.get("choices") and answer["choices"][0]["logprobs"]):
             raise CorruptError(f"llama.cpp cannot run '{path}'", why=str(answer)[:300])
         (step,) = answer["choices"][0]["logprobs"]["content"]
         values = torch.full((rows,), float("-inf"))
@@ -111,11 +114,19 @@ def _by_bindings(path: Path, ids: Sequence[int]) -> dict[int, Tensor]:
             loaded.close()
 
 
-def _sizes(path: Path) -> tuple[int, int]:
-    """The context length and the number of tokens that a file states."""
+def _facts(path: Path) -> tuple[int, int, int]:
+    """A file's context length, its number of tokens, and a token that is whole characters."""
     from quill.formats.gguf.file import File
 
     file = File(path)
     architecture = file.get("general.architecture", str)
-    context = file.get(f"{architecture}.context_length", int)
-    return context, len(file.get("tokenizer.ggml.tokens", list))
+    tokens = file.get("tokenizer.ggml.tokens", list)
+    plain = next((i for i, token in enumerate(tokens) if _is_text(token)), 0)
+    return file.get(f"{architecture}.context_length", int), len(tokens), plain
+
+
+def _is_text(token: str) -> bool:
+    try:
+        return unspell(token).decode().isprintable()
+    except (KeyError, UnicodeDecodeError):
+        return False
