@@ -88,8 +88,8 @@ class Format:
         dtypes: The dtypes that weights can be exported in, the default first; empty if it is import-only.
         extra: The extra of quill that exporting or importing needs, for the hint; "" for none.
         runtime: The foreign program that `logits` runs, and its package, such as "onnxruntime".
-        tolerance: The largest difference of logits that `--verify` lets pass, by dtype; of the largest
-            logit's magnitude where that is above 1.
+        tolerance: The largest difference of logits that verifying an export accepts, by dtype; relative to
+            the largest logit's magnitude where that is above 1.
         log_probabilities: Whether the foreign program only reports log probabilities, not logits.
     """
 

@@ -157,7 +157,9 @@ class NanoGPT(Format):
         if tied:
             stored.pop("lm_head.weight", None)
         else:
-            notes.append("Its output head has weights of its own, as no head of nanoGPT has; they are kept.")
+            notes.append(
+                "Its output head does not share the embedding's weights, unlike nanoGPT's; both are kept."
+            )
         file.verify(stored)
         if document.get("optimizer"):
             notes.append("The optimizer's state was not imported; fine-tuning starts with a fresh one.")

@@ -19,7 +19,7 @@ from quill.registry.store import Registry
 FORMATS = base.names()
 WRITTEN = [n for n in FORMATS if base.load(n).writes]
 BOTH = [n for n in WRITTEN if base.load(n).reads]
-# Files that tell a person something, and a reader nothing that it needs.
+# Files for people, which importing does not need.
 DISPENSABLE = {"README.md", "generation_config.json", "tokenizer_config.json"}
 TEXT = "The 3 seas are calm, said old Ahab"
 

@@ -45,10 +45,10 @@ else:
 import json
 import torch
 
-beside = {"config.json": "", "tokenizer.json": ""}
-model = torch.export.load(sys.argv[1], extra_files=beside).module()
-characters = json.loads(beside["tokenizer.json"])["vocabulary"]
-context = json.loads(beside["config.json"])["model"]["block_size"]
+extra = {"config.json": "", "tokenizer.json": ""}
+model = torch.export.load(sys.argv[1], extra_files=extra).module()
+characters = json.loads(extra["tokenizer.json"])["vocabulary"]
+context = json.loads(extra["config.json"])["model"]["block_size"]
 ids = [characters.index(c) for c in "Once upon a time"]
 with torch.no_grad():
     for _ in range(50):
@@ -141,12 +141,12 @@ def test_narrow_dtypes_halve_the_weights_and_keep_the_logits(shape, dtype, share
 
 def test_the_archive_contains_config_and_tokenizer_but_no_pickles_and_no_paths(exported, root):
     made, path = exported("modern", n_layer=1)
-    beside = {"config.json": "", "tokenizer.json": ""}
+    extra = {"config.json": "", "tokenizer.json": ""}
     with open(path, "rb") as file:
-        torch.export.load(file, extra_files=beside)
-    config = strictjson.parse(beside["config.json"].encode(), origin="config.json")
+        torch.export.load(file, extra_files=extra)
+    config = strictjson.parse(extra["config.json"].encode(), origin="config.json")
     assert config == made.config.to_dict()
-    kept = tokenizers_of_quill.read(beside["tokenizer.json"].encode())
+    kept = tokenizers_of_quill.read(extra["tokenizer.json"].encode())
     assert kept.fingerprint == made.tokenizer.fingerprint
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():

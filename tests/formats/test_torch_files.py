@@ -272,7 +272,7 @@ CALLS: dict[str, Callable[[str], Any]] = {
     "a numpy scalar of no dtype": lambda mark: Call(np.float64(1).__reduce__()[0], mark, b"12345678"),
     "a numpy scalar of too few bytes": lambda mark: Call(np.float64(1).__reduce__()[0], np.dtype("f8"), b"1"),
     "a numpy scalar of objects": lambda mark: Call(np.float64(1).__reduce__()[0], np.dtype("O"), b"12345678"),
-    "an encoding of its own": lambda mark: Call(codecs.encode, "text", "idna"),
+    "an unusual encoding": lambda mark: Call(codecs.encode, "text", "idna"),
     "a set": lambda mark: {1, 2},
     "a dict with keys of tuples": lambda mark: {(1, 2): 3},
 }

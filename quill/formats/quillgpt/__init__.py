@@ -107,7 +107,9 @@ class QuillGPT(Format):
                 weights[name] = weights[name][: tokenizer.vocab_size].clone()
             notes.append(f"{rows} rows without a character are left out.")
         if shape.tie_embeddings:
-            notes.append("QuillGPT's output head has weights of its own: a copy of the embedding's.")
+            notes.append(
+                "QuillGPT's output head does not share the embedding's weights, so it has a copy of them."
+            )
         if not (shape.bias and shape.head_bias):
             notes.append("QuillGPT has biases everywhere; those missing in the model are zeros.")
         mask = _mask(shape) or "tril"

@@ -450,7 +450,7 @@ def _limit_resources() -> None:
     """Give up what a reader does not need; nothing gives it back to this process."""
     lookup("cp437")  # The codec of names in zip archives is a file, and none can be opened later.
     if sys.platform == "win32":
-        return  # It has no such limits. Those on instructions and the parent's clock hold there too.
+        return  # It has no such limits; those on instructions and on the time in the parent remain.
     import resource
 
     for name, limit in (

@@ -1,4 +1,4 @@
-"""Untrusted pickles, read in a child process that can do nothing else (`child` holds the protocol)."""
+"""Untrusted pickles, read in a child process that can do nothing else; `child` describes the protocol."""
 
 from __future__ import annotations
 
