@@ -32,7 +32,7 @@ _DENIED = ("permission denied", "ls -ld {folder}")
 _REASONS: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("the disk is full", "df -h {folder}"),
     getattr(errno, "EDQUOT", errno.ENOSPC): ("the disk quota is used up", "quota -s"),
-    errno.EIO: ("the disk reported an input/output error", "check the disk's health: dmesg | tail"),
+    errno.EIO: ("the disk reported an input/output error", "dmesg | tail"),
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
     errno.EROFS: ("the filesystem is read-only", "choose a folder on a writable filesystem"),
