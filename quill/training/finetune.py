@@ -11,7 +11,7 @@ from quill.model.gpt import GPT
 
 # Tensors with a row for each token of the vocabulary.
 _TABLES = ("wte.weight", "lm_head.weight", "lm_head.bias")
-# Dropout is chosen anew for each training; it changes no tensor.
+# Dropout changes no tensor, so each run may choose its own.
 _FREE = frozenset({"dropout"})
 
 

@@ -27,7 +27,7 @@ _BYTES_PER_PARAMETER = 16
 _BYTES_PER_WINDOW = 24
 # Beyond this depth, building the modules takes longer than any use of them is worth.
 _MOST_LAYERS = 10_000
-# An estimate of so many batches may not read the validation split more often than this.
+# More than this many batches may read the validation split at most this many times.
 _MANY_BATCHES, _MOST_READINGS = 10_000, 1000
 ROWS_OF_ESTIMATE = 16
 

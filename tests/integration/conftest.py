@@ -1,4 +1,4 @@
-"""What whole runs of the command line need: a place with text prepared, and a run that nobody disturbed."""
+"""Fixtures for whole runs of the command line: prepared text, and an uninterrupted run to compare with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Place(NamedTuple):
 
     Attributes:
         folder: With the dataset `tiny`, and a registry.
-        whole: What a training that nobody disturbed comes to.
+        whole: The result of an uninterrupted run.
         seconds: How long that took.
     """
 
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 @pytest.fixture(scope="session")
 def prepared(tiny_registry, tmp_path_factory) -> Place:
-    """The dataset `tiny` beside an empty registry, and the run that all others are compared to."""
+    """The dataset `tiny`, an empty registry, and the run that all others are compared with."""
     import time
 
     folder = tmp_path_factory.mktemp("trainings")

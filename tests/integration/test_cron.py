@@ -138,7 +138,7 @@ def test_f30_f49_last_nights_run_is_still_at_it(nightly):
 
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "</dev/null >/dev/full 2>&1"])
 def test_f36_a_training_without_streams_outlives_its_terminal(place, streams):
-    """As `nohup setsid quill train ... &`: nobody reads what it says, and the hangup is no concern of it."""
+    """As `nohup setsid quill train ... &`: its output is not read, and it ignores the hangup."""
     quill = shlex.join([sys.executable, "-m", "quill", *place.arguments("m")])
     command = f"trap '' HUP; exec {quill} {streams}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -150,7 +150,7 @@ def test_f36_a_training_without_streams_outlives_its_terminal(place, streams):
         os.kill(process.pid, signal.SIGHUP)
     code = process.wait(timeout=60)
     if "full" in streams:
-        # What it would say has no place to go: it ends, and goes on when it is repeated.
+        # It cannot write its output, so it ends, and resumes when it is repeated.
         assert code in (0, 7)
         command = command.replace("/dev/full", "/dev/null")
         assert subprocess.run(["/bin/sh", "-c", command], cwd=place.folder, env=environment).returncode == 0

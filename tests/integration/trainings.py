@@ -44,7 +44,7 @@ def start(arguments: Sequence[str], folder: Path, said: Path, fault: Any = None)
     Args:
         arguments: As after the program's name.
         folder: Where it runs.
-        said: Its standard output goes there; what it says on stderr, beside it as `.err`.
+        said: The file of its standard output; its stderr goes to the same name with `.err`.
         fault: Called in the child before it begins; it can be pickled.
 
     Returns:

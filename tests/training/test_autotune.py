@@ -22,7 +22,7 @@ def test_float16_does_not_train_on_a_cpu() -> None:
         autotune.candidates("cpu", TrainConfig(dtype="float16"))
 
 
-def test_a_precision_that_is_asked_for_is_not_measured() -> None:
+def test_an_explicit_precision_is_not_measured() -> None:
     assert autotune.candidates("cpu", TrainConfig(dtype="bfloat16")) == ["bfloat16"]
     assert autotune.candidates("cpu", TrainConfig())[0] == "float32"
 
@@ -61,7 +61,7 @@ def test_a_choice_is_measured_once_and_remembered(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 3}'])
-def test_a_damaged_or_unwritable_cache_is_no_failure(
+def test_a_damaged_or_unwritable_cache_is_ignored(
     content: str,
     setting: tuple[GPT, RunConfig, Dataset],
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Starting from another model: its shape, its tokenizer, its weights, and the rates that suit it."""
+"""Fine-tuning: shape, tokenizer and weights of the parent, new characters, and learning rates."""
 
 from __future__ import annotations
 
@@ -133,9 +133,7 @@ def test_sizes_of_another_model_are_refused_by_name(parent: Version, text: Path,
     assert load_checkpoint(version).model.shape.block_size == 8
 
 
-def test_fine_tuning_has_lower_rates_unless_they_are_given(
-    parent: Version, text: Path, registry: Registry
-) -> None:
+def test_fine_tuning_uses_lower_rates_by_default(parent: Version, text: Path, registry: Registry) -> None:
     events: list[Event] = []
     version = run(tuned(text), registry, observer=events.append).version
     assert version is not None
@@ -157,7 +155,7 @@ def test_fine_tuning_has_lower_rates_unless_they_are_given(
         ({"init_from": "x", "min_lr": 1e-3}, (3e-3, 0.02), 0),
     ],
 )
-def test_rates_that_are_not_given_follow_from_those_that_are(
+def test_rates_that_are_not_given_follow_from_the_given_ones(
     given: dict[str, Any], expected: tuple[float, float], sentences: int
 ) -> None:
     settled, notes = rates(TrainConfig(**given), fine_tuning="init_from" in given)
@@ -165,7 +163,7 @@ def test_rates_that_are_not_given_follow_from_those_that_are(
     assert len(notes) == sentences
 
 
-def test_training_that_makes_it_worse_publishes_the_parents_weights_and_warns(
+def test_a_worse_result_publishes_the_parents_weights_and_warns(
     parent: Version, text: Path, registry: Registry
 ) -> None:
     events: list[Event] = []

@@ -95,7 +95,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def test_a_run_leaves_a_version_that_loads(config: RunConfig, registry: Registry) -> None:
+def test_a_run_publishes_a_version_that_loads(config: RunConfig, registry: Registry) -> None:
     events: list[Event] = []
     outcome = run(config, registry, observer=events.append)
     assert (outcome.reference, outcome.reason) == ("tide:v1", "trained")
@@ -120,7 +120,7 @@ def test_metrics_have_a_line_for_every_step_and_evaluation(config: RunConfig, re
     assert [line["step"] for line in lines if "val_loss" in line] == [4, 8, 12]
 
 
-def test_the_best_weights_are_published_and_not_the_last(text: Path, registry: Registry) -> None:
+def test_the_best_weights_are_published(text: Path, registry: Registry) -> None:
     wild = make(text, train__learning_rate=3.0, train__min_lr=3.0, train__optimizer="adamw")
     events: list[Event] = []
     version = run(wild, registry, observer=events.append).version
@@ -134,7 +134,7 @@ def test_the_best_weights_are_published_and_not_the_last(text: Path, registry: R
 
 
 @pytest.mark.parametrize("steps", [(1,), (4,), (7,), (2, 3, 1)])
-def test_interrupted_and_repeated_equals_uninterrupted(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     steps: tuple[int, ...], config: RunConfig, tmp_path: Path
 ) -> None:
     whole, broken = Registry(tmp_path / "a" / "weights"), Registry(tmp_path / "b" / "weights")
@@ -152,7 +152,7 @@ def test_interrupted_and_repeated_equals_uninterrupted(
     assert [untimed(line) for line in first] == [untimed(line) for line in second]
 
 
-def test_f34_a_signal_anywhere_saves_and_the_repeated_run_is_the_same(text: Path, tmp_path: Path) -> None:
+def test_f34_a_signal_at_any_moment_saves_a_state_that_resumes_exactly(text: Path, tmp_path: Path) -> None:
     """Between steps, between the batches of a step and of an evaluation, and while publishing."""
     settings = {"train__gradient_accumulation_steps": 2, "train__max_iters": 4, "train__eval_interval": 2}
     config = make(text, model__n_layer=1, model__n_embd=8, **settings)
@@ -183,7 +183,7 @@ def test_f34_a_signal_anywhere_saves_and_the_repeated_run_is_the_same(text: Path
         assert lines[0] == lines[1], nth
 
 
-def test_f30_a_name_that_is_being_trained_is_locked(config: RunConfig, registry: Registry) -> None:
+def test_f30_a_name_is_locked_while_it_is_trained(config: RunConfig, registry: Registry) -> None:
     registry.root.mkdir(parents=True)
     with locks.hold(registry.root, "tide"):
         with pytest.raises(LockedError, match="working on 'tide'") as caught:
@@ -193,7 +193,7 @@ def test_f30_a_name_that_is_being_trained_is_locked(config: RunConfig, registry:
     assert run(config, registry).reason == "trained"
 
 
-def test_f30_a_second_training_may_wait_for_the_first(config: RunConfig, registry: Registry) -> None:
+def test_f30_a_second_run_can_wait_for_the_first(config: RunConfig, registry: Registry) -> None:
     began = threading.Event()
 
     def first() -> None:
@@ -211,7 +211,7 @@ def test_f30_a_second_training_may_wait_for_the_first(config: RunConfig, registr
 
 
 @pytest.mark.parametrize("step", [1, 5, 12])
-def test_f32_a_run_that_was_taken_over_ends_and_the_other_goes_on(
+def test_f32_a_run_that_was_taken_over_ends_and_the_other_continues(
     step: int, config: RunConfig, registry: Registry
 ) -> None:
     """As where locks do nothing: the second finds no lock, takes the draft and leaves its mark."""
@@ -259,7 +259,7 @@ def test_another_config_under_the_same_name_is_refused(text: Path, registry: Reg
     assert run(other, registry).reason == "already trained"
 
 
-def test_where_it_runs_does_not_make_it_another_run(text: Path, registry: Registry) -> None:
+def test_the_device_is_not_part_of_a_runs_identity(text: Path, registry: Registry) -> None:
     run(make(text), registry)
     assert run(make(text, train__device="auto", train__keep_states=5), registry).reason == "already trained"
 
@@ -279,7 +279,7 @@ def test_f43_a_run_is_not_resumed_with_other_settings_or_text(
     assert run(config, registry, resume="never").reason == "trained"
 
 
-def test_f43_a_damaged_newest_state_is_passed_over(config: RunConfig, registry: Registry) -> None:
+def test_f43_a_damaged_newest_state_is_skipped(config: RunConfig, registry: Registry) -> None:
     with pytest.raises(InterruptedRun):
         run(config, registry, stop_after=6)
     draft = registry.unfinished("tide")
@@ -295,7 +295,7 @@ def test_f43_a_damaged_newest_state_is_passed_over(config: RunConfig, registry: 
     assert any("damaged" in getattr(e, "message", "") for e in events)
 
 
-def test_resuming_is_refused_where_there_is_nothing_to_resume(config: RunConfig, registry: Registry) -> None:
+def test_resuming_without_an_unfinished_run_is_refused(config: RunConfig, registry: Registry) -> None:
     with pytest.raises(NotFoundError):
         run(config, registry, resume="must")
 
@@ -306,7 +306,7 @@ def test_the_time_limit_pauses_with_the_state_saved(config: RunConfig, registry:
     assert run(config, registry).reason == "trained"
 
 
-def test_patience_ends_a_run_that_gets_no_better(text: Path, registry: Registry) -> None:
+def test_patience_ends_a_run_that_stops_improving(text: Path, registry: Registry) -> None:
     events: list[Event] = []
     wild = make(
         text,
@@ -323,7 +323,7 @@ def test_patience_ends_a_run_that_gets_no_better(text: Path, registry: Registry)
     assert finished.step == finished.best_step + 2
 
 
-def test_killed_before_publishing_it_publishes_what_it_had(
+def test_a_run_killed_before_publishing_publishes_on_resume(
     config: RunConfig, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object) -> None:
@@ -362,7 +362,7 @@ def test_f39_a_diverged_run_keeps_its_last_state(text: Path, registry: Registry)
     assert run(config, registry).reason == "trained"
 
 
-def test_published_weights_may_be_small(text: Path, registry: Registry) -> None:
+def test_published_weights_can_be_float16(text: Path, registry: Registry) -> None:
     version = run(make(text, train__weights_dtype="float16"), registry).version
     assert version is not None
     header = (version.path / "model.safetensors").read_bytes()[8:2000]
@@ -382,7 +382,7 @@ def test_a_model_starts_from_another(text: Path, registry: Registry) -> None:
     assert version.manifest["best_val_loss"] < parent.manifest["best_val_loss"] + 0.1
 
 
-def test_a_finished_run_is_another_once_the_model_it_starts_from_is(text: Path, registry: Registry) -> None:
+def test_a_changed_parent_makes_it_another_run(text: Path, registry: Registry) -> None:
     run(make(text), registry)
     tuned = make(text, train__init_from="tide", train__max_iters=4).model_copy(update={"name": "tuned"})
     run(tuned, registry)
@@ -394,7 +394,7 @@ def test_a_finished_run_is_another_once_the_model_it_starts_from_is(text: Path, 
     assert run(tuned, registry, new_version=True).reference == "tuned:v2"
 
 
-def test_a_run_goes_on_although_its_parent_is_gone(text: Path, registry: Registry) -> None:
+def test_a_run_resumes_after_its_parent_was_removed(text: Path, registry: Registry) -> None:
     parent = run(make(text), registry).version
     assert parent is not None
     tuned = make(text, train__init_from="tide", train__max_iters=8).model_copy(update={"name": "tuned"})
@@ -417,7 +417,7 @@ def prepare(text: str, folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "vocab_size"), [("char", None), ("word", 60), ("bpe", 270)])
-def test_another_text_is_read_with_the_tokenizer_of_the_model_it_starts_from(
+def test_fine_tuning_reads_another_text_with_the_parents_tokenizer(
     kind: str, vocab_size: int | None, text: Path, tmp_path: Path, registry: Registry
 ) -> None:
     if kind == "bpe":
@@ -451,7 +451,7 @@ def test_f16_text_too_short_for_the_context(text: Path, registry: Registry) -> N
 @pytest.mark.parametrize(
     "shape", [{"model__n_layer": 10**6}, {"model__n_embd": 2**20, "model__mlp_size": 2**20}]
 )
-def test_f11_what_cannot_be_held_is_refused_before_it_is_allocated(
+def test_f11_a_model_that_does_not_fit_is_refused_before_it_is_allocated(
     shape: dict[str, int], text: Path, registry: Registry
 ) -> None:
     huge = make(text, **shape, **({"model__n_embd": 1024} if "model__n_layer" in shape else {}))
@@ -461,7 +461,7 @@ def test_f11_what_cannot_be_held_is_refused_before_it_is_allocated(
     assert not registry.entries() and not registry.drafts()
 
 
-def test_memory_is_that_of_the_machine() -> None:
+def test_memory_is_that_of_the_computer() -> None:
     assert 10**8 < memory.of_device("cpu") < 10**15
 
 
@@ -527,7 +527,7 @@ def test_a_time_limit_publishes_a_model_whose_rate_has_decayed(text: Path, regis
     assert run(endless, registry).reason == "already trained"
 
 
-def test_a_time_limit_that_is_not_reached_changes_no_bit(config: RunConfig, tmp_path: Path) -> None:
+def test_an_unreached_time_limit_changes_no_bit(config: RunConfig, tmp_path: Path) -> None:
     free, limited = Registry(tmp_path / "a" / "weights"), Registry(tmp_path / "b" / "weights")
     a, b = run(config, free).version, run(config, limited, max_seconds=600.0).version
     assert a is not None and b is not None
@@ -587,7 +587,7 @@ def test_a_finished_run_can_be_lengthened(text: Path, registry: Registry, stop_a
     assert run(make(text, train__max_iters=24), registry).reference == "tide:v2"
 
 
-def test_patience_that_grows_continues_a_run_that_it_ended(text: Path, registry: Registry) -> None:
+def test_more_patience_continues_a_run_that_it_ended(text: Path, registry: Registry) -> None:
     wild = {
         "train__learning_rate": 3.0, "train__min_lr": 3.0, "train__optimizer": "adamw",
         "train__eval_interval": 1, "train__max_iters": 20,

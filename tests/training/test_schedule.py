@@ -36,13 +36,13 @@ def test_constant_stays_at_the_peak() -> None:
     assert {rate(step, constant) for step in range(10, 500)} == {1.0}
 
 
-def test_the_fall_may_end_before_the_run() -> None:
+def test_the_decay_can_end_before_the_run() -> None:
     early = CONFIG.model_copy(update={"lr_decay_iters": 60})
     assert rate(35, early) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert rate(60, early) == rate(110, early) == pytest.approx(0.1)
 
 
-def test_a_warmup_longer_than_the_run_is_no_division_by_zero() -> None:
+def test_a_warmup_longer_than_the_run_does_not_divide_by_zero() -> None:
     assert rate(5, CONFIG.model_copy(update={"max_iters": 5, "warmup_iters": 5})) == pytest.approx(0.1)
 
 
@@ -52,7 +52,7 @@ def test_a_time_limit_compresses_the_schedule() -> None:
     assert rate(4, CONFIG, horizon=20) == pytest.approx(1.0), "warmup takes a fifth of what is left at most"
 
 
-def test_a_time_limit_that_is_not_reached_changes_nothing() -> None:
+def test_an_unreached_time_limit_changes_nothing() -> None:
     for step in range(0, 120, 7):
         assert rate(step, CONFIG, horizon=110) == rate(step, CONFIG) == rate(step, CONFIG, horizon=5000)
 
