@@ -109,7 +109,7 @@ def test_f26_f27_f28_a_training_struck_at_a_write_goes_on_as_if_nothing_had_been
             assert (
                 ("No space" in err or "disk is full" in err)
                 if way.startswith("enospc")
-                else "read or write" in err
+                else "input/output error" in err
             )
         now = whole_versions(place.weights)
         assert before.items() <= now.items()
