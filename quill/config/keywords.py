@@ -36,7 +36,6 @@ class TextSettings(TypedDict, total=False):
     tokenizer: str | None
     vocab_size: int | None
     vocabulary: list[str] | None
-    unknown: Literal["add", "skip", "error"] | None
     val_fraction: float
     text_field: str
     encoding: str
