@@ -28,8 +28,8 @@ def settings() -> str:
     """The settings page."""
     return (
         "# Settings\n\n"
-        "Generated from their declarations. `train.batch_size` is `batch_size` in the section `train` of a config\n"
-        "file, `--batch-size` on the command line and the keyword `batch_size` in Python.\n\n"
+        "Generated from their declarations. In a config file `train.batch_size` is `batch_size` in the\n"
+        "section `train`, on the command line it is `--batch-size`, in Python the keyword `batch_size`.\n\n"
         + schema.table()
     )
 
