@@ -29,6 +29,12 @@ PROCESS_WIDE = {
     "mallopt", "putenv", "chdir", "umask",
 }  # fmt: skip
 
+# Put back before the function returns: dropout draws from a forked generator, and a program opts into one thread.
+RESTORED = {
+    "quill/training/trainer.py": {"torch.manual_seed"},
+    "quill/generation/cpu.py": {"torch.set_num_threads"},
+}
+
 _LONGEST_FUNCTION = 60
 
 
@@ -100,7 +106,9 @@ def test_the_library_neither_prints_nor_changes_the_process(path: Path) -> None:
                 for t in targets
                 if isinstance(t, ast.Subscript) and _dotted(t.value) == "os.environ"
             ]
-    allowed = ["sys.stdout", "sys.stderr"] if path == TALKS_TO_ITS_PARENT else []
+    allowed = RESTORED.get(_name(path), set())
+    if path == TALKS_TO_ITS_PARENT:
+        allowed = {"sys.stdout", "sys.stderr"}
     assert [f for f in found if f not in allowed] == []
 
 
