@@ -29,7 +29,7 @@ PROCESS_WIDE = {
     "mallopt", "putenv", "chdir", "umask",
 }  # fmt: skip
 
-# Put back before the function returns: dropout draws from a forked generator, and a program opts into one thread.
+# Restored before the function returns: dropout seeds a forked generator, decoding opts into one thread.
 RESTORED = {
     "quill/training/trainer.py": {"torch.manual_seed"},
     "quill/generation/cpu.py": {"torch.set_num_threads"},
