@@ -1,6 +1,6 @@
-"""The nightly script of the README, as cron runs it: no environment, no terminal, no input, from /.
+"""The nightly script of the manual, as cron runs it: no environment, no terminal, no input, from /.
 
-The script is the README's own, word for word but for its folder, the size of the model, and how many
+The script is the one of the page on nightly training, word for word but for its folder, the size of the model, and how many
 versions of it are kept.
 """
 
@@ -30,9 +30,11 @@ KEEP = 2
 
 @pytest.fixture
 def script(root: Path) -> str:
-    """The script in the README that trains every night."""
+    """The script in the manual that trains every night."""
     found = re.findall(
-        r"```sh\n(#!/bin/sh\n.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL
+        r"```sh\n(#!/bin/sh\n.*?)```",
+        (root / "quill" / "docs" / "nightly.md").read_text(encoding="utf-8"),
+        re.DOTALL,
     )
     assert len(found) == 1
     return found[0]
