@@ -1,7 +1,7 @@
 """The nightly script of the manual, as cron runs it: no environment, no terminal, no input, from /.
 
-The script is the one of the page on nightly training, word for word but for its folder, the size of the model, and how many
-versions of it are kept.
+The script is that of the page on nightly training, word for word but for its folder, the size of the
+model, and how many versions of it are kept.
 """
 
 from __future__ import annotations
