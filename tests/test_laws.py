@@ -137,16 +137,18 @@ def test_functions_fit_on_a_screen(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LIBRARY, ids=_name)
 def test_messages_of_the_library_name_settings_not_flags(path: Path) -> None:
-    words = [
-        part.value
+    messages = [
+        "".join(
+            part.value if isinstance(part, ast.Constant) else "VALUE"
+            for part in (node.value.values if isinstance(node.value, ast.JoinedStr) else [node.value])
+            if isinstance(part, ast.FormattedValue) or isinstance(getattr(part, "value", None), str)
+        )
         for node in ast.walk(_tree(path))
         if isinstance(node, ast.keyword) and node.arg in ("what", "why", "hint")
-        for part in ast.walk(node.value)
-        if isinstance(part, ast.Constant) and isinstance(part.value, str)
     ]
     # A command to run has flags; a sentence does not.
-    sentences = [w for w in words if not re.match(r"(quill|pip|git|df|ls|ulimit|python) ", w)]
-    assert [w for w in sentences if re.search(r"(?<![\w-])--[a-z]", w)] == []
+    sentences = [m for m in messages if not re.match(r"(quill|pip|git|df|ls|cp|ulimit|python|curl) ", m)]
+    assert [m for m in sentences if re.search(r"(?<![\w-])--[a-z]", m)] == []
 
 
 def test_files_are_named_by_what_they_hold() -> None:

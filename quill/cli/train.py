@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from quill.config.settings import RunConfig
     from quill.evaluation.curves import Curves
     from quill.registry.folder import Folder
+    from quill.registry.store import Registry
     from quill.training.events import Event
     from quill.training.plan import Plan
+    from quill.training.run import Outcome
 
 # The settings that people change; the others are in --help-all.
 _FACE = {
@@ -154,55 +156,60 @@ def command(
             planned = plan(run, registry, data_root, on_data)
         _print_plan(output, planned)
         return
-    with Signals() as signals:
-        from quill.cli import _training_display
-        from quill.training.events import Stage
-
-        def history(reference: str) -> Curves:
-            from quill.evaluation import curves
-
-            return curves.curves(curves.parse(registry.find(reference, in_progress=True).metrics()))
-
-        with ExitStack() as preparing, _training_display.watch(output, history) as observer:
-            on_data = preparing.enter_context(watch_data(output))
-
-            def observe(event: Event) -> None:
-                # Preparing is over: its progress bar makes room for the run's.
-                preparing.close()
-                signals.notice(event)
-                observer(event)
-
-            observer(Stage("loading torch", 0.0))
-            from quill.training.run import train
-
-            outcome = train(
-                run,
-                registry,
-                data_root,
-                resume=resume,
-                new_version=new_version,
-                max_seconds=_seconds(max_minutes),
-                publish=publish,
-                wait=wait,
-                keep=keep,
-                observer=observe,
-                on_data=on_data,
-                poll=signals.poll,
-            )
-    manifest = outcome.version.manifest if outcome.version else None
-    output.event(
-        _training_display.SCHEMA,
-        {
-            "event": "result",
-            "reference": outcome.reference,
-            "reason": outcome.reason,
-            "manifest": manifest,
-        },
+    outcome = _train(
+        output,
+        run,
+        registry,
+        data_root,
+        resume=resume,
+        new_version=new_version,
+        max_seconds=_seconds(max_minutes),
+        publish=publish,
+        wait=wait,
+        keep=keep,
     )
+    from quill.cli import _training_display
+
+    result = {
+        "event": "result",
+        "reference": outcome.reference,
+        "reason": outcome.reason,
+        "manifest": outcome.version.manifest if outcome.version else None,
+    }
+    output.event(_training_display.SCHEMA, result)
     if output.form == "human" and output.live and outcome.version:
         _what_next(output, outcome.version, fresh=outcome.reason == "trained", device=run.train.device)
     if output.form != "json" and outcome.version:
         output.write(outcome.reference + "\n")
+
+
+def _train(output: Output, run: RunConfig, registry: Registry, data_root: Path, **limits: Any) -> Outcome:
+    """Train with the display and the signal handlers of the command line; the limits are those of `train`."""
+    from quill.cli import _training_display
+    from quill.training.events import Stage
+
+    def history(reference: str) -> Curves:
+        from quill.evaluation import curves
+
+        return curves.curves(curves.parse(registry.find(reference, in_progress=True).metrics()))
+
+    with (
+        Signals() as signals,
+        ExitStack() as preparing,
+        _training_display.watch(output, history) as observer,
+    ):
+        on_data = preparing.enter_context(watch_data(output))
+
+        def observe(event: Event) -> None:
+            # Preparing is over: its progress bar makes room for the run's.
+            preparing.close()
+            signals.notice(event)
+            observer(event)
+
+        observer(Stage("loading torch", 0.0))
+        from quill.training.run import train
+
+        return train(run, registry, data_root, observer=observe, on_data=on_data, poll=signals.poll, **limits)
 
 
 def read_config(session: Session, file: Path | None, name: str | None, what: str | None = None) -> RunConfig:
