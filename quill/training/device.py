@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,23 @@ class Device:
             return nullcontext()
         return torch.autocast(self.kind, dtype=getattr(torch, self.dtype))
 
+    def seeded(self, seed: int) -> AbstractContextManager[None]:
+        """A context in which torch's generators start at `seed`; the caller's are restored at its end."""
+        return _seeded([torch.device(self.name)] if self.kind == "cuda" else [], seed)
+
     def synchronize(self) -> None:
         """Wait until the device is idle, before reading a clock."""
         if self.kind == "cuda":
             torch.cuda.synchronize()
         elif self.kind == "mps":
             torch.mps.synchronize()
+
+
+@contextmanager
+def _seeded(devices: list[torch.device], seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
 
 
 def find_device(wanted: str) -> str:

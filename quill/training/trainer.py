@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,9 +116,10 @@ class Trainer:
             )
             device = self.device.name
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+            masks: AbstractContextManager[None] = nullcontext()
             if self.model.shape.dropout:
-                torch.manual_seed((c.seed * 1_000_003 + self.step * n_micro + micro) % 2**63)
-            with self.device.autocast():
+                masks = self.device.seeded((c.seed * 1_000_003 + self.step * n_micro + micro) % 2**63)
+            with masks, self.device.autocast():
                 logits = self._forward(x)
             part = loss(logits.float(), y) / n_micro
             (part * self._scale if self._scale != 1.0 else part).backward()  # type: ignore[no-untyped-call]

@@ -124,3 +124,12 @@ def test_the_seed_determines_the_run() -> None:
     a, b, c = make(seed=1), make(seed=1), make(seed=2)
     assert [a.advance() for _ in range(2)] == [b.advance() for _ in range(2)]
     assert a.advance() != c.advance()
+
+
+def test_a_step_leaves_the_random_numbers_of_the_caller_alone() -> None:
+    trainer = make(dropout=0.2)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    trainer.advance()
+    assert torch.equal(torch.rand(3), expected)
