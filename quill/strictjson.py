@@ -1,7 +1,7 @@
 """Strict JSON: duplicate keys are refused, and syntax errors name the line and column.
 
 Python's reader silently keeps the last of duplicate keys. NaN, Infinity and numbers too large for a float
-are read as the floats they stand for, so that whoever validates the document can name their key.
+are read as the floats they stand for, so that the validation of the document can name their key.
 Format: RFC 8259.
 """
 
@@ -116,7 +116,7 @@ def _integer(digits: str) -> int | float:
 
 
 def _explain(text: str, e: json.JSONDecodeError) -> tuple[str, str]:
-    """Say why the text is refused and how to fix it, in the words of whoever typed it."""
+    """Say why the text is refused and how to fix it, in plain words."""
     rest = text[e.pos :].lstrip()
     before = text[: e.pos].rstrip()
     if rest[:2] in ("//", "/*") or rest[:1] == "#":

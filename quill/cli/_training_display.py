@@ -24,7 +24,7 @@ SCHEMA = "quill.train/1"
 _FRAMES_PER_SECOND = 4
 # More points than a wide terminal can tell apart; beyond it neighbours are averaged.
 _MOST_POINTS = 1024
-# Lines of a panel beside the rows of its chart: title, axis, numbers, "step", legend, facts, bar.
+# Lines of a panel besides the rows of its chart: title, axis, numbers, "step", legend, facts, bar.
 _AROUND_CHART = 10
 _CHART_ROWS = range(5, 13)
 

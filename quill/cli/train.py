@@ -246,7 +246,7 @@ def read_config(session: Session, file: Path | None, name: str | None, what: str
 
 
 def _what_next(output: Output, version: Folder, *, fresh: bool, device: str) -> None:
-    """After training on a terminal: a sample, where the model is, and commands to go on with."""
+    """After training on a terminal: a sample, where the model is, and what to run next."""
     with suppress(QuillError):
         if fresh:
             from quill.checkpoint.load import load_checkpoint

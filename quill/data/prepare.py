@@ -338,7 +338,7 @@ class _Preparation:
         """Return the first usable name and the dataset that has it now.
 
         A name is usable if it is free or its dataset is this one or an older state of it. A damaged dataset
-        is removed: it is no loss.
+        is removed; nothing is lost.
         """
         taken = RefusedError("no name is free")
         for name in names:

@@ -302,7 +302,7 @@ def _label(source: str) -> str:
     if source == STDIN:
         return "stdin"
     path = Path(os.path.abspath(source))
-    # A pattern has no name of its own; an existing file has one, whatever characters are in it.
+    # A pattern gives no name; an existing file does, whatever characters are in it.
     while glob.has_magic(path.name) and not path.exists():
         path = path.parent
     stem = path.name

@@ -94,7 +94,7 @@ class Plan:
         for name, planned in self._of_models.items():
             try:
                 with locks.hold(self._rules.registry.root, name):
-                    # Whoever had the name locked until now may have changed everything.
+                    # The process that held the lock may have changed everything.
                     still = {(r.kind, r.path): r for r in self._rules.of_model(name, [])}
                     for removal in planned:
                         if current := still.get((removal.kind, removal.path)):
@@ -173,7 +173,7 @@ def plan(
         registry: Where to look.
         data_root: The folder of prepared datasets, to look for leftovers too.
         glob: Only models whose names match, and nothing outside of them.
-        keep: How many of the newest published versions of each model to keep, beside those with an alias;
+        keep: How many of the newest published versions of each model to keep, in addition to those with an alias;
             None for all.
         older_than: Leftovers must have been unchanged for this many seconds; use 0 only while nothing else
             writes here.

@@ -27,7 +27,7 @@ from quill import fsio
 from quill.errors import CorruptError, LockedError
 
 FOLDER = ".locks"
-# Locks on a name's model.json, in a folder of their own: a name cannot contain a slash.
+# Locks on a name's model.json, in a separate folder: a name cannot contain a slash.
 _RECORDS = "ledgers"
 _FOLDERS = (FOLDER, _RECORDS)
 # Seconds to wait for a process that only looks at a lock, or finds that it has nothing to do.

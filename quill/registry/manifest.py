@@ -21,7 +21,7 @@ from quill.registry import migrations
 FILE = "manifest.json"
 CONFIG, WEIGHTS, TOKENIZER = REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")
 METRICS, CARD = "metrics.jsonl", "README.md"
-# What a run keeps beside them until it is published; the log stays.
+# What a run keeps next to them until it is published; the log stays.
 STATE, STATUS, LOG = "state", "status.json", "run.log"
 _MOST_BYTES = 16 << 20
 _SHA256_DIGITS = 64

@@ -98,7 +98,7 @@ class Registry:
             of their name, and never written to.
 
     Attributes:
-        shipped: Them as a registry of their own, or None.
+        shipped: The registry that contains them, or None.
     """
 
     def __init__(self, root: Path, why: str = "", shipped: Path | None = None) -> None:
@@ -368,7 +368,7 @@ def _open_folder(text: str) -> Version:
     if not os.path.isdir(path):
         why = "it is a file, not a folder" if os.path.exists(path) else "there is no such folder"
         raise NotFoundError(f"no model in '{text}'", why=why, hint="quill list")
-    # This folder may be a link: whoever typed its path has chosen it.
+    # This folder may be a link: the user chose it by typing its path.
     full, label = Path(os.path.realpath(path)), text
     number = names.version_number(full.name)
     name = full.parent.name if number else full.name

@@ -136,7 +136,7 @@ def publish_run(
     found = registry.find(reference, in_progress=True)
     if not found.is_published:
         with locks.hold(found.root, found.name):
-            # Whoever had the name locked until now may have published or discarded it.
+            # The process that held the lock may have published or discarded it.
             found = registry.find(reference if found.label else found.reference)
             if not found.is_published and found.has(manifest.WEIGHTS):
                 draft = Draft(found.root, found.name, found.number)
