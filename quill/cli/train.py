@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from quill.registry.store import Registry
     from quill.training.events import Event
     from quill.training.plan import Plan
-    from quill.training.run import Outcome
 
 # The settings that people change; the others are in --help-all.
 _FACE = {
@@ -156,18 +156,21 @@ def command(
             planned = plan(run, registry, data_root, on_data)
         _print_plan(output, planned)
         return
-    outcome = _train(
-        output,
-        run,
-        registry,
-        data_root,
-        resume=resume,
-        new_version=new_version,
-        max_seconds=_seconds(max_minutes),
-        publish=publish,
-        wait=wait,
-        keep=keep,
-    )
+    with _watched(output, registry) as watchers:
+        from quill.training.run import train
+
+        outcome = train(
+            run,
+            registry,
+            data_root,
+            resume=resume,
+            new_version=new_version,
+            max_seconds=_seconds(max_minutes),
+            publish=publish,
+            wait=wait,
+            keep=keep,
+            **watchers,
+        )
     from quill.cli import _training_display
 
     result = {
@@ -183,8 +186,9 @@ def command(
         output.write(outcome.reference + "\n")
 
 
-def _train(output: Output, run: RunConfig, registry: Registry, data_root: Path, **limits: Any) -> Outcome:
-    """Train with the display and the signal handlers of the command line; the limits are those of `train`."""
+@contextmanager
+def _watched(output: Output, registry: Registry) -> Iterator[dict[str, Any]]:
+    """The display and the signal handlers of a run, as the arguments of `train` that take them."""
     from quill.cli import _training_display
     from quill.training.events import Stage
 
@@ -207,9 +211,7 @@ def _train(output: Output, run: RunConfig, registry: Registry, data_root: Path, 
             observer(event)
 
         observer(Stage("loading torch", 0.0))
-        from quill.training.run import train
-
-        return train(run, registry, data_root, observer=observe, on_data=on_data, poll=signals.poll, **limits)
+        yield {"observer": observe, "on_data": on_data, "poll": signals.poll}
 
 
 def read_config(session: Session, file: Path | None, name: str | None, what: str | None = None) -> RunConfig:

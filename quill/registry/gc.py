@@ -173,7 +173,7 @@ def plan(
         registry: Where to look.
         data_root: The folder of prepared datasets, to look for leftovers too.
         glob: Only models whose names match, and nothing outside of them.
-        keep: How many of the newest published versions of each model to keep, in addition to those with an alias;
+        keep: How many of the newest published versions of each model to keep, besides those with an alias;
             None for all.
         older_than: Leftovers must have been unchanged for this many seconds; use 0 only while nothing else
             writes here.

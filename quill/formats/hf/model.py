@@ -120,9 +120,7 @@ def write(
             notes = (f"a plain MLP with {shape.activation} is Apertus's, which requires transformers 4.56",)
         elif shape.activation == "relu2":
             made |= {n.replace("up_proj", "gate_proj"): t for n, t in weights.items() if "up_proj" in n}
-            notes = (
-                "ReLU squared is written as ReLU gated by its own input, with the MLP's first matrix twice",
-            )
+            notes = ("ReLU squared is written as ReLU times itself, with the MLP's first matrix twice",)
     return settings, {_theirs(name, kind): tensor for name, tensor in made.items()}, notes
 
 
