@@ -16,7 +16,7 @@ from quill.config.settings import SECTIONS, DataConfig, RunConfig
 if TYPE_CHECKING:
     from os import PathLike
 
-    from quill.config.keywords import RunSettings, TextSettings
+    from quill.config.keyword_types import RunSettings, TextSettings
     from quill.data import prepare as preparing
     from quill.data.dataset import Dataset
     from quill.evaluation.measure import Figures

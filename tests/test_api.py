@@ -14,7 +14,7 @@ import pytest
 
 import quill
 from quill import notebook
-from quill.config import keywords
+from quill.config import keyword_types, keywords
 from quill.config.settings import SECTIONS, DataConfig, SampleConfig, Section
 from quill.errors import InputError, NotFoundError
 from quill.generation.generator import Samples
@@ -52,9 +52,9 @@ def plain(annotation: Any) -> Any:
 @pytest.mark.parametrize(
     ("declared", "sections", "without"),
     [
-        (keywords.SampleSettings, {"": SampleConfig}, set()),
-        (keywords.TextSettings, {"data": DataConfig}, {"data"}),
-        (keywords.RunSettings, SECTIONS, set()),
+        (keyword_types.SampleSettings, {"": SampleConfig}, set()),
+        (keyword_types.TextSettings, {"data": DataConfig}, {"data"}),
+        (keyword_types.RunSettings, SECTIONS, set()),
     ],
 )
 def test_keywords_are_the_fields_of_the_settings(

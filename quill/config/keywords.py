@@ -1,7 +1,6 @@
-"""Settings as keyword arguments of the Python API, for type checkers and for `help`.
+"""Settings as keyword arguments of the Python API: their names, and signatures that `help` shows.
 
-The TypedDicts repeat names and types of the settings' fields, because a type checker cannot derive them; a
-test keeps them equal. Defaults and meanings are in the fields alone.
+Type checkers cannot derive them from the fields; they read `keyword_types`, which is generated.
 """
 
 from __future__ import annotations
@@ -9,87 +8,11 @@ from __future__ import annotations
 import inspect
 import keyword
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 from quill.config.settings import Section
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class SampleSettings(TypedDict, total=False):
-    """The fields of SampleConfig."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    repetition_penalty: float
-    num_samples: int
-    seed: int | None
-    stop: list[str]
-
-
-class TextSettings(TypedDict, total=False):
-    """The fields of DataConfig but its source."""
-
-    tokenizer: str | None
-    vocab_size: int | None
-    vocabulary: list[str] | None
-    val_fraction: float
-    text_field: str
-    encoding: str
-    unknown: Literal["add", "skip", "error"] | None
-
-
-class RunSettings(TextSettings, total=False):
-    """The fields of DataConfig, ModelConfig and TrainConfig."""
-
-    data: str | list[str]
-    block: str
-    n_layer: int
-    n_head: int
-    n_kv_head: int | None
-    n_embd: int
-    head_size: int | None
-    mlp_size: int | None
-    block_size: int
-    model_vocab_size: int | None
-    activation: str | None
-    dropout: float
-    bias: bool
-    qkv_bias: bool | None
-    head_bias: bool
-    tie_embeddings: bool
-    attention_scale: float | None
-    rope_theta: float
-    norm_eps: float | None
-    batch_size: int
-    gradient_accumulation_steps: int
-    max_iters: int
-    optimizer: Literal["adamw", "muon"]
-    learning_rate: float
-    muon_learning_rate: float
-    min_lr: float
-    schedule: Literal["cosine", "linear", "constant"]
-    warmup_iters: int
-    lr_decay_iters: int | None
-    weight_decay: float
-    beta1: float
-    beta2: float
-    muon_momentum: float
-    grad_clip: float
-    eval_interval: int
-    eval_iters: int | None
-    log_interval: int
-    patience: int | None
-    keep_states: int
-    weights_dtype: Literal["float32", "bfloat16", "float16"]
-    init_from: str | None
-    seed: int
-    device: str
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    compile: Literal["auto", "on", "off"]
 
 
 def paths(sections: Mapping[str, type[Section]]) -> dict[str, str]:

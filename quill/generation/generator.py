@@ -9,7 +9,8 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
-from quill.config.keywords import SampleSettings, documented
+from quill.config.keyword_types import SampleSettings
+from quill.config.keywords import documented
 from quill.config.reading import check
 from quill.config.settings import SampleConfig
 from quill.config.shape import Shape
