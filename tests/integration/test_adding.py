@@ -71,7 +71,7 @@ from quill.cli import options
 from quill.cli.options import Session
 
 
-@options.command()
+@options.command(examples="quill tally")
 def command(session: Session) -> None:
     """Print the folder of the registry."""
     session.output.write(f"{session.registry().root.name}\\n")
@@ -139,7 +139,7 @@ def test_a_command_is_one_file(package: Path, quill: Callable[..., str]) -> None
 
 def test_a_setting_is_one_declaration(package: Path, quill: Callable[..., str], tmp_path: Path) -> None:
     settings = package / "config" / "settings.py"
-    declared = '    label_smoothing: _Share = setting(0.0, "Share of the uniform distribution.")\n'
+    declared = '    label_smoothing: _Fraction = setting(0.0, "Share of the uniform distribution.")\n'
     lines = settings.read_text(encoding="utf-8").splitlines(keepends=True)
     at = next(i for i, line in enumerate(lines) if line.startswith("    grad_clip"))
     settings.write_text("".join([*lines[:at], declared, *lines[at:]]), encoding="utf-8")

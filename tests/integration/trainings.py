@@ -155,7 +155,8 @@ def reached(said: Path) -> str:
         return "evaluating" if due else "stepping"
     if kind == "saved" and last["step"] == 24:
         return "publishing"
-    return {"evaluated": "saving", "finished": "ending", "result": "ending"}.get(kind, "stepping")
+    words = {"stage": "starting", "evaluated": "saving", "finished": "ending", "result": "ending"}
+    return words.get(kind, "stepping")
 
 
 def result(folder: Path) -> dict[str, Any]:
