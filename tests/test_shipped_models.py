@@ -19,6 +19,8 @@ from quill.config import reading
 from quill.errors import NotFoundError
 from quill.registry.store import Registry, locate
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["fill", "finish", "publish", "registry", "unsynced"]
 
 

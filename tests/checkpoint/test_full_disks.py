@@ -27,6 +27,8 @@ from quill.registry.draft import Draft
 from quill.registry.store import Registry
 from quill.registry.version import Version
 
+pytestmark = pytest.mark.slow
+
 TENSORS = {"w": torch.arange(6000.0), "b": torch.ones(7, dtype=torch.bfloat16)}
 BYTES = 25_000
 

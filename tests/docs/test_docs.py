@@ -15,6 +15,8 @@ import pytest
 
 import quill
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 MANUAL = sorted((ROOT / "quill" / "docs").glob("*.md"))

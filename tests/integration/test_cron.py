@@ -22,6 +22,8 @@ from trainings import result
 from quill.cli.app import main
 from quill.registry.store import Registry
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "--n-layer=1 --n-head=1 --n-embd=16 --block-size=16 --batch-size=4 --warmup-iters=0 --eval-interval=20"
 )

@@ -22,6 +22,8 @@ from trainings import events, finish, reached, result, start
 
 from quill.registry.store import Registry
 
+pytestmark = pytest.mark.slow
+
 KILLS = 50
 
 

@@ -19,6 +19,8 @@ from trainings import events, finish, result, send, start, until
 from quill.registry import gc, locks
 from quill.registry.store import Registry
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def second(place):

@@ -26,6 +26,8 @@ from quill.errors import LockedError, NotFoundError
 from quill.registry import aliases, gc
 from quill.registry.store import Registry
 
+pytestmark = pytest.mark.slow
+
 WRITERS, PUBLISHES = 8, 50
 FSYNC = os.fsync
 

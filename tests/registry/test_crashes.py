@@ -20,6 +20,8 @@ from quill.errors import CorruptError
 from quill.registry import aliases
 from quill.registry.store import Registry
 
+pytestmark = pytest.mark.slow
+
 
 def save(draft, step):
     return save_state(draft, step, {"w": torch.full((64,), float(step))}, {"step": step})

@@ -19,6 +19,8 @@ from quill.errors import NotFoundError, RefusedError
 from quill.registry import aliases, copy, gc, remove, rename
 from quill.registry.store import Registry
 
+pytestmark = pytest.mark.slow
+
 OTHERS = {"c:v1"}
 # One refusal that passes and one that stays; each has its like in the tests of a publish.
 _WAYS = [w for w in WAYS if w not in ("enospc", "eio lasting")]
