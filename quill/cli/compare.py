@@ -38,6 +38,8 @@ _FIGURES = (
 # Up to this many models are compared in columns; more are rows.
 _SIDE_BY_SIDE = 3
 # Differences of any two models that a row has no room for.
+# Characters of a list of values that a table shows.
+_LONGEST = 40
 _NOT_TOLD = {"created", "text sha256"}
 
 
@@ -197,5 +199,6 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        text = ", ".join(map(str, value))
+        return text if len(text) <= _LONGEST else f"{len(value):,} values: {text[:_LONGEST]}..."
     return str(value)

@@ -109,13 +109,15 @@ def rates(train: TrainConfig, *, fine_tuning: bool) -> tuple[TrainConfig, tuple[
     chosen: dict[str, float] = {}
     notes = []
     rate = train.learning_rate
-    lower = _FINE_TUNING_SHARE * _DEFAULTS["learning_rate"]
+    lower = float(f"{_FINE_TUNING_SHARE * _DEFAULTS['learning_rate']:.6g}")
     if fine_tuning and not _is_given(train, "learning_rate") and train.min_lr <= lower:
         rate = chosen["learning_rate"] = lower
         notes.append(f"fine-tuning at a learning rate of {lower:g}, a tenth of the default for a new model")
     ratio = rate / _DEFAULTS["learning_rate"]
     if train.optimizer == "muon" and ratio != 1 and not _is_given(train, "muon_learning_rate"):
-        muon = chosen["muon_learning_rate"] = min(100.0, ratio * _DEFAULTS["muon_learning_rate"])
+        muon = chosen["muon_learning_rate"] = min(
+            100.0, float(f"{ratio * _DEFAULTS['muon_learning_rate']:.6g}")
+        )
         notes.append(f"Muon's learning rate is {muon:g}, in proportion to learning_rate")
     return train.model_copy(update=chosen), tuple(notes)
 
