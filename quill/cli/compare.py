@@ -37,9 +37,9 @@ _FIGURES = (
 
 # Up to this many models are compared in columns; more are rows.
 _SIDE_BY_SIDE = 3
-# Differences of any two models that a row has no room for.
 # Characters of a list of values that a table shows.
 _LONGEST = 40
+# Differences of any two models that a row has no room for.
 _NOT_TOLD = {"created", "text sha256"}
 
 
