@@ -167,16 +167,14 @@ def test_other_numpy_values_are_refused(value, tmp_path):
     assert "numpy" in refused(path).why
 
 
-def test_the_hint_saves_a_careless_checkpoint_again(tmp_path):
+def test_the_hint_for_a_careless_checkpoint_loads_nothing(tmp_path):
+    """A malicious file may name a harmless object first, so no command to load it is ever offered."""
     path = tmp_path / "it's mine.pt"
-    value = {"w": torch.arange(3.0), "sizes": np.arange(3), "out": Path("out"), "n": 3}
-    torch.save(value, path)
+    torch.save({"w": torch.arange(3.0), "sizes": np.arange(3), "out": Path("out"), "n": 3}, path)
     error = refused(path)
     assert "pathlib" in error.why or "numpy" in error.why
-    subprocess.run([sys.executable, *shlex.split(error.hint)[1:]], check=True, timeout=60)
-    file = TorchFile(tmp_path / "it's mine-plain.pt")
-    assert file.value["n"] == 3
-    assert file.tensor(file.value["w"]).tolist() == [0, 1, 2]
+    assert "torch.save(model.state_dict(), path)" in error.hint
+    assert "load(" not in error.hint
 
 
 def test_f44_no_hint_advises_to_load_a_malicious_file(tmp_path):

@@ -22,11 +22,6 @@ _HEAD_BYTES = 512
 _CARELESS = ("numpy", "torch", "pathlib", "collections", "datetime")
 # With weights_only, torch runs no code from the file either.
 _WEIGHTS = 'import sys, torch; torch.save(torch.load(sys.argv[1], "cpu", weights_only=True), sys.argv[2])'
-_PLAIN = (
-    "import sys, torch; plain = lambda v: {k: plain(x) for k, x in v.items()} if isinstance(v, dict) else "
-    "v if isinstance(v, (torch.Tensor, int, float, str)) else str(v); "
-    'torch.save(plain(torch.load(sys.argv[1], "cpu", weights_only=False)), sys.argv[2])'
-)
 # What a Python outside the system's own folders needs to find its libraries.
 _KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
@@ -122,10 +117,10 @@ def decode(value: Any, make_tensor: Callable[..., Any] | None = None) -> Any:
     return {k: decode(v, make_tensor) for k, v in value["map"]}
 
 
-def resave(path: Path, program: str = _WEIGHTS) -> str:
-    """The command that saves a file again, next to it, in a way that quill reads."""
+def resave(path: Path) -> str:
+    """The command that saves the weights of a file again, next to it; it runs no code from the file."""
     target = path.with_name(f"{path.stem}-plain{path.suffix}")
-    return shlex.join(["python", "-c", program, str(path), str(target)])
+    return shlex.join(["python", "-c", _WEIGHTS, str(path), str(target)])
 
 
 def damaged(path: Path, why: str) -> CorruptError:
@@ -137,8 +132,8 @@ def _foreign(path: Path, name: str) -> CorruptError:
     """The refusal of a file that needs code to be read: malicious, or saved carelessly."""
     why, hint = f"it refers to {name}, and quill runs no code from a file", ""
     if name.partition(".")[0] in _CARELESS:
-        why += "; if you trust its source, save it again with tensors and plain values alone"
-        hint = resave(path, _PLAIN)
+        # No command loads it here: a malicious file may name a harmless object first.
+        hint = "in the program that wrote it, save the weights alone: torch.save(model.state_dict(), path)"
     return CorruptError(f"'{path}' is not safe to read", why=why, hint=hint)
 
 
