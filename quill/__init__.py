@@ -47,10 +47,7 @@ _API = (
     "train",
 )
 _HOMES = {
-    "quill.api": (
-        *("alias", "compare", "evaluate", "export", "import_model", "load", "models", "prepare"),
-        *("rm", "show", "train"),
-    ),
+    "quill.api": _API,
     "quill.config.settings": ("DataConfig", "ModelConfig", "RunConfig", "SampleConfig", "TrainConfig"),
     "quill.errors": ("QuillError",),
 }
