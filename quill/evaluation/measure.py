@@ -104,10 +104,15 @@ def evaluate(
     return Figures(
         loss=nats / count,
         perplexity=_exp(nats / count),
-        bits_per_byte=nats / math.log(2) / measured if measured else math.nan,
+        bits_per_byte=bits_per_byte(nats, measured),
         tokens=count,
         bytes=round(measured),
     )
+
+
+def bits_per_byte(nats: float, n_bytes: float) -> float:
+    """Summed cross entropy as bits per byte of the text it was measured on; NaN for a text of no bytes."""
+    return nats / math.log(2) / n_bytes if n_bytes else math.nan
 
 
 @torch.inference_mode()

@@ -107,6 +107,11 @@ def encode(tokenizer: Tokenizer, text: str, unknown: Unknown = "error") -> tuple
     return tokens, len(text.encode()) - _first_bytes(tokenizer, tokens)
 
 
+def predicted_bytes(dataset: Dataset, split: Split) -> int:
+    """Count the UTF-8 bytes that all tokens of a split but the first stand for: those that are predicted."""
+    return dataset.count(split, "bytes") - _first_bytes(dataset.tokenizer, dataset.split(split))
+
+
 def _of_dataset(checkpoint: Checkpoint, dataset: Dataset, split: Split, unknown: Unknown) -> Text:
     if not dataset.count(split):
         raise InputError(
@@ -117,7 +122,7 @@ def _of_dataset(checkpoint: Checkpoint, dataset: Dataset, split: Split, unknown:
     name = f"{dataset.name}/{split}"
     tokens, tokenizer = dataset.split(split), dataset.tokenizer
     if tokenizer.fingerprint == checkpoint.tokenizer.fingerprint:
-        return Text(name, tokens, dataset.count(split, "bytes") - _first_bytes(tokenizer, tokens))
+        return Text(name, tokens, predicted_bytes(dataset, split))
     return _encode(checkpoint, _decode(tokenizer, tokens), name, unknown)
 
 

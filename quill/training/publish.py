@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from quill.checkpoint.card import card
 from quill.checkpoint.load import Checkpoint, load_checkpoint
 from quill.config.settings import RunConfig, SampleConfig
-from quill.evaluation import chart, curves, measure
+from quill.evaluation import chart, curves, measure, texts
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
 from quill.registry import locks, manifest
@@ -187,14 +186,15 @@ def _published_loss(
     c = config.train
     if estimate is None or (c.eval_iters is None and c.weights_dtype == "float32"):
         return estimate
-    n_bytes = dataset.count("val", "bytes")
+    n_bytes = texts.predicted_bytes(dataset, "val")
     return float(measure.evaluate(model, dataset.val, n_bytes=n_bytes, poll=poll).loss)
 
 
 def _bits_per_byte(loss: float | None, dataset: Dataset) -> float | None:
-    """A loss in nats per token as bits per byte of the validation text."""
-    targets, n_bytes = dataset.count("val") - 1, dataset.count("val", "bytes")
-    return None if loss is None or not n_bytes else loss * targets / math.log(2) / n_bytes
+    """A loss in nats per token as bits per byte of the validation text, as `quill eval` counts them."""
+    if loss is None or not (n_bytes := texts.predicted_bytes(dataset, "val")):
+        return None
+    return measure.bits_per_byte(loss * (dataset.count("val") - 1), n_bytes)
 
 
 def _sample(generator: Generator, seed: int, poll: Callable[[], None]) -> str:

@@ -17,6 +17,7 @@ from quill.checkpoint.weights import save_weights
 from quill.config.settings import RunConfig
 from quill.data import prepare
 from quill.errors import CorruptError, InputError, InterruptedRun, RefusedError, ResourceError
+from quill.evaluation import texts
 from quill.model.gpt import GPT
 from quill.registry import gc, locks
 from quill.registry.draft import Draft
@@ -292,7 +293,7 @@ class Run:
             self._write_weights()
             self._evaluated = step
             return
-        n_bytes = self.dataset.count("val", "bytes")
+        n_bytes = texts.predicted_bytes(self.dataset, "val")
         loss = self.trainer.evaluate(self.dataset.val, n_bytes, self._poll).loss
         is_best = self._best_loss is None or loss < self._best_loss
         if is_best:

@@ -113,6 +113,13 @@ def test_bits_per_byte_leave_out_the_first_token_as_in_python(there, tiny_regist
     assert (row["bytes"], row["bits_per_byte"]) == (figures.bytes, pytest.approx(figures.bits_per_byte))
 
 
+def test_the_figures_of_a_version_are_those_of_eval(there, tiny, capsys):
+    [row] = measured(capsys, "tiny")
+    facts = tiny.facts
+    assert row["loss"] == pytest.approx(facts["best_val_loss"], rel=1e-6)
+    assert row["bits_per_byte"] == pytest.approx(facts["bits_per_byte"], rel=1e-6)
+
+
 def test_documents_of_another_tokenizer_are_measured_as_their_text(there, tmp_path, capsys, monkeypatch):
     pytest.importorskip("rustbpe")
     monkeypatch.setenv("QUILL_DATA", str(tmp_path / "data"))
