@@ -85,6 +85,8 @@ ROWS = {
     "F48": Row("an export that is killed, or meets an existing file"),
     "F49": Row("unwritable HOME, C locale, cron's environment, 20 columns"),
     "F50": Row("no network"),
+    "F51": Row("a dataset with damaged bytes"),
+    "F52": Row("a dataset file that shrinks while it is read"),
     "H1": Row("a request that is no JSON, or holds NaN or lone surrogates", uncovered=_SERVER),
     "H2": Row("an oversized request", uncovered=_SERVER),
     "H3": Row("a wrong or missing key", uncovered=_SERVER),

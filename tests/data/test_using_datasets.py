@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_a_config_counts_the_byte_order_mark(run: Run, write: Any) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "zero", "large id"])
-def test_f3_damaged_tokens_neither_train_nor_evaluate(run: Run, write: Any, damage: str) -> None:
+def test_f3_f51_damaged_tokens_neither_train_nor_evaluate(run: Run, write: Any, damage: str) -> None:
     write("sea.txt")
     assert train(run, "--data", "sea.txt", "--name", "m")[0] == 0
     for split in ("train", "val"):
@@ -137,21 +138,50 @@ def test_f17_a_fifo_or_device_in_a_dataset_is_refused_at_once(
     assert run("list", "--data", "-q")[:2] == (0, "data:sea\n")
 
 
-def test_a_file_that_shrinks_while_training_ends_the_run(run: Run, write: Any, monkeypatch: Any) -> None:
+def test_f51_any_flipped_bit_ends_training_and_evaluation(run: Run, write: Any, injections: Any) -> None:
+    write("sea.txt")
+    assert train(run, "--data", "sea.txt", "--name", "m")[0] == 0
+    random, evaluate = Random(1), ["eval", "m", "--data", "sea"]
+    for name in ("train.bin", "val.bin", "tokenizer.json"):
+        file = Path("data/sea", name)
+        whole = file.read_bytes()
+        for _ in range(10):
+            raw = bytearray(whole)
+            raw[random.randrange(len(raw))] ^= 1 << random.randrange(8)
+            file.write_bytes(raw)
+            for command in (["train", "--data", "sea", "--name", "n", *SHAPE.split()], evaluate):
+                # An evaluation reads only one split.
+                if command[0] == "train" or name != "train.bin":
+                    code, out, err = run(*command)
+                    assert (code, out) == (5, ""), err
+                    assert "bug" not in err
+        file.write_bytes(whole)
+        injections.add("a dataset", "bit flipped", 10)
+    assert run(*evaluate)[0] == 0
+    assert not Path("weights/n").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_f52_a_file_that_shrinks_while_it_is_read_ends_the_run(
+    run: Run, write: Any, command: str, monkeypatch: Any
+) -> None:
     from quill.data.shards import Shard
 
     write("sea.txt")
-    assert run("prepare", "sea.txt")[0] == 0
+    assert train(run, "--data", "sea.txt", "--name", "m")[0] == 0
     rows, calls = Shard.rows, [0]
 
     def shrinking(self: Shard, *arguments: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 20:
+        if calls[0] == 20 or command == "eval":
             os.truncate("data/sea/train.bin", 10)
         return rows(self, *arguments)
 
     monkeypatch.setattr(Shard, "rows", shrinking)
-    code, _, err = train(run, "--data", "sea", "--name", "m", steps=200)
+    if command == "train":
+        code, _, err = train(run, "--data", "sea", "--name", "n", steps=200)
+    else:
+        code, _, err = run("eval", "m", "--split", "train")
     assert code == 5
     assert "became shorter while it was in use" in err
 
