@@ -34,6 +34,7 @@ def show(output: Output, found: Folder) -> None:
         "reference": found.reference,
         "train": [line for line in lines if "loss" in line],
         "val": [line for line in lines if "val_loss" in line],
+        "samples": [line for line in lines if "sample" in line],
         "best": {"step": best.step, "val_loss": best.loss} if best else None,
     }
     stored = raw.decode(errors="replace").splitlines()

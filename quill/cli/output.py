@@ -29,6 +29,8 @@ LINE_INTERVAL = 30.0
 
 # Hints that begin so are commands to copy.
 _COMMANDS = ("quill ", "pip ", "cp ")
+# Quoted text is indented by this much.
+_QUOTED = "    "
 # C0 and C1 controls, and the marks that reorder or split a line on screen.
 _CONTROLS = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"
 _UNSAFE = re.compile(f"[{_CONTROLS}]")
@@ -218,11 +220,15 @@ class Output:
         width = canvas_of(self._err, self.env).width
         if width is None:
             return text
-        lines = text.split("\n")
-        return "\n".join(
-            line if _COMMANDS[0] in line or line.startswith(" ") else "\n".join(_tables.wrap(line, width))
-            for line in lines
-        )
+        folded: list[str] = []
+        for line in text.split("\n"):
+            indent = _QUOTED if line.startswith(_QUOTED) else ""
+            if _COMMANDS[0] in line or (line.startswith(" ") and not indent):
+                folded.append(line)
+            else:
+                lines = _tables.wrap(line.removeprefix(indent), width - len(indent))
+                folded += [indent + part for part in lines]
+        return "\n".join(folded)
 
 
 def safe(text: str) -> str:

@@ -78,6 +78,7 @@ class RunSettings(TypedDict, total=False):
     eval_interval: int
     eval_iters: int | None
     log_interval: int
+    sample_every: int | None
     patience: int | None
     keep_states: int
     weights_dtype: Literal["float32", "bfloat16", "float16"]

@@ -304,6 +304,9 @@ class TrainConfig(Section):
         None, "Number of batches per evaluation; defaults to the whole validation split."
     )
     log_interval: _Count = setting(10, "Number of steps between lines of metrics.jsonl.")
+    sample_every: _Count | None = setting(
+        None, "Number of steps between short samples of the current weights; defaults to never."
+    )
     patience: _Count | None = setting(
         None, "Stop after this many evaluations without a better validation loss; defaults to never."
     )

@@ -65,6 +65,15 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """A short text was generated with the current weights."""
+
+    step: int
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Saved:
     """A resume state is on disk."""
 
@@ -96,7 +105,7 @@ class Notice:
     message: str
 
 
-Event = Stage | Started | Stepped | Evaluated | Saved | Finished | Notice
+Event = Stage | Started | Stepped | Evaluated | Sampled | Saved | Finished | Notice
 Observer = Callable[[Event], None]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import Any
 
 from quill.evaluation.curves import METRICS, read_metrics
 from quill.registry.draft import Draft
 from quill.registry.manifest import LOG
-from quill.training.events import Evaluated, Event, Finished, Notice, Saved, Stage, Started, Stepped
+from quill.training.events import Evaluated, Event, Finished, Notice, Sampled, Saved, Stage, Started, Stepped
 from quill.units import duration
 
 
@@ -50,15 +51,18 @@ class RunLog:
                 )
             case Evaluated():
                 self._metric({"step": event.step, "val_loss": event.val_loss})
+            case Sampled():
+                self._metric({"step": event.step, "sample": event.text})
         if text := describe(event):
-            self._log.append(text)
+            for line in text.split("\n"):
+                self._log.append(line)
 
     def _metric(self, line: dict[str, Any]) -> None:
         self._metrics.append(json.dumps(line))
 
 
 def describe(event: Event) -> str:
-    """One line for people; empty for a Stepped event."""
+    """One line for people, followed by the text of a sample; empty for a Stepped event."""
     match event:
         case Started():
             how = f"resuming at step {event.step:,} of" if event.resumed else "training for"
@@ -72,6 +76,8 @@ def describe(event: Event) -> str:
         case Evaluated():
             mark = "best" if event.best else f"best {event.best_val_loss:.4f} at step {event.best_step:,}"
             return f"step {event.step:,}: val loss {event.val_loss:.4f} ({mark})"
+        case Sampled():
+            return f"step {event.step:,}: sample\n" + textwrap.indent(event.text.strip("\n"), "    ")
         case Saved():
             return f"step {event.step:,}: resume state saved"
         case Finished():

@@ -30,7 +30,7 @@ Resume = Literal["auto", "never", "must"]
 _FREE = frozenset({
     "name", "$schema", "schema_version", "data.source", "data.encoding", "data.text_field",
     "train.device", "train.dtype", "train.compile", "train.keep_states", "train.log_interval",
-    "train.eval_interval", "train.patience",
+    "train.eval_interval", "train.patience", "train.sample_every",
 })  # fmt: skip
 _LENGTH = "train.max_iters"
 

@@ -5,19 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from quill import fsio
 from quill.checkpoint.load import WEIGHTS, load_checkpoint
 from quill.checkpoint.resume_state import load_state, save_state
 from quill.checkpoint.weights import save_weights
-from quill.config.settings import RunConfig
+from quill.config.settings import RunConfig, SampleConfig
 from quill.data import prepare
-from quill.errors import CorruptError, InputError, InterruptedRun, RefusedError, ResourceError
+from quill.errors import (
+    CorruptError,
+    DivergedError,
+    InputError,
+    InterruptedRun,
+    RefusedError,
+    ResourceError,
+)
 from quill.evaluation import texts
+from quill.generation.generator import Generator
 from quill.model.gpt import GPT
 from quill.registry import gc, locks
 from quill.registry.draft import Draft
@@ -33,6 +42,7 @@ from quill.training.events import (
     Finished,
     Notice,
     Observer,
+    Sampled,
     Saved,
     Stage,
     Started,
@@ -47,8 +57,8 @@ from quill.training.resume import Found, Resume, begin, find, progress
 from quill.training.schedule import Budget
 from quill.training.trainer import Trainer
 
-if TYPE_CHECKING:
-    pass
+# Few enough to be generated within a second or two: a signal waits for them.
+_SAMPLE = SampleConfig(max_new_tokens=150, seed=1)
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,8 @@ def train(
                     run.start()
                     while not run.is_done and not run.is_late:
                         run.step()
+                        if run.is_sample_due:
+                            run.sample()
                         if run.is_evaluation_due:
                             run.evaluate()
                             run.save()
@@ -264,6 +276,25 @@ class Run:
         self._lap = now
         if self._budget is not None:
             self._budget.stepped(seconds)
+
+    @property
+    def is_sample_due(self) -> bool:
+        """Whether a sample follows this step."""
+        every = self.config.train.sample_every
+        return every is not None and self.trainer.step % every == 0
+
+    def sample(self) -> None:
+        """Generate a short text with the current weights; the run's arithmetic does not notice."""
+        start = time.monotonic()
+        generator = Generator(self.trainer.model, self.dataset.tokenizer)
+        # Of weights that have diverged, the next step or evaluation says what to do.
+        with suppress(DivergedError):
+            [text] = generator.generate("", _SAMPLE)
+            seconds = time.monotonic() - start
+            self._emit(Sampled(self.trainer.step, text, seconds))
+            if self._budget is not None:
+                self._budget.sampled(seconds)
+        self._lap = time.monotonic()
 
     @property
     def is_evaluation_due(self) -> bool:

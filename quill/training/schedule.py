@@ -81,6 +81,10 @@ class Budget:
         """Note how long an evaluation took."""
         self._evaluation_seconds = seconds
 
+    def sampled(self, seconds: float) -> None:
+        """Note how long a sample between two steps took."""
+        self._step_seconds += seconds
+
     @property
     def left(self) -> float:
         """Seconds left for steps; not above 0 when time is up."""

@@ -23,6 +23,7 @@ METRICS = [
     {"step": 20, "val_loss": 3.25},
     {"step": 30, "loss": 2.0, "learning_rate": 0.1},
     {"step": 40, "loss": 1.5, "learning_rate": 0.1},
+    {"step": 40, "sample": "The tide\n"},
     {"step": 40, "val_loss": 2.5},
 ]
 
@@ -111,6 +112,7 @@ def test_metrics_for_programs(curved, capsys):
     assert document["reference"] == "a:v1"
     assert document["train"] == [line for line in METRICS if "loss" in line]
     assert document["val"] == [line for line in METRICS if "val_loss" in line]
+    assert document["samples"] == [{"step": 40, "sample": "The tide\n"}]
     assert document["best"] == {"step": 40, "val_loss": 2.5}
     stored = [json.loads(line) for line in run(capsys, "show", "a", "--metrics", "-q")[1].splitlines()]
     assert stored == METRICS

@@ -108,6 +108,19 @@ def test_a_config_file_and_flags_that_win(place, capsys):
     assert stored["train"]["batch_size"] == 4
 
 
+def test_samples_during_training_go_to_stderr_to_the_log_and_to_json(place, capsys):
+    assert train("--name=a", "--sample-every=2") == 0
+    out, err = capsys.readouterr()
+    assert out == "a:v1\n"
+    assert [line for line in err.splitlines() if "sample" in line][:2] == ["step 2: sample", "step 4: sample"]
+    assert main(["logs", "a"]) == 0
+    assert "step 4: sample\n    " in capsys.readouterr().out
+    assert train("--name=b", "--sample-every=4", "--json") == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    [sample] = [e for e in found if e["event"] == "sampled"]
+    assert (sample["step"], len(sample["text"])) == (4, 150)
+
+
 def test_a_dry_run_prints_size_and_time_and_creates_no_model(place, capsys):
     assert train("--name=a", "--dry-run", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
@@ -302,6 +315,26 @@ def test_a_resumed_run_shows_the_losses_before_it(monkeypatch):
         now[0] = 10.0
         observer(stepped(51, seconds=1.0))
     assert "validation: 4.5000 at step 40" in err.getvalue()
+
+
+def test_a_sample_stays_above_the_live_display_and_is_folded(monkeypatch):
+    now, err, watched = live(monkeypatch, 40, 24)
+    text = "\nThe captain said to the mate that the tide was in.\n\nMATE: Aye.\x1b[2J"
+    with watched as observer:
+        observer(STARTED)
+        for step in (1, 2):
+            now[0] = float(step)
+            observer(stepped(step))
+        observer(events.Sampled(2, text, 0.1))
+        observer(stepped(3))
+    shown = on_screen(err.getvalue())
+    at = shown.index("step 2: sample")
+    assert shown[at + 1 : at + 5] == [
+        "    The captain said to the mate that",
+        "    the tide was in.",
+        "",
+        r"    MATE: Aye.\x1b[2J",
+    ]
 
 
 def test_a_long_series_keeps_its_shape_in_bounded_memory():

@@ -27,10 +27,11 @@ from quill.errors import (
     NotFoundError,
     RefusedError,
 )
+from quill.generation.generator import Generator
 from quill.registry import locks
 from quill.registry.store import Registry
 from quill.training import memory
-from quill.training.events import Evaluated, Event, Finished, Saved, Started, Stepped
+from quill.training.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
 from quill.training.log import read_metrics
 from quill.training.plan import plan
 from quill.training.run import Outcome, train
@@ -554,7 +555,7 @@ def test_an_unfinished_run_can_be_lengthened(text: Path, tmp_path: Path) -> None
 def test_settings_outside_the_arithmetic_may_change_on_resume(text: Path, registry: Registry) -> None:
     with pytest.raises(InterruptedRun):
         run(make(text), registry, stop_after=5)
-    changed = {"eval_interval": 3, "patience": 50, "log_interval": 2, "keep_states": 3}
+    changed = {"eval_interval": 3, "patience": 50, "log_interval": 2, "keep_states": 3, "sample_every": 4}
     events: list[Event] = []
     other = make(text, **{f"train__{k}": v for k, v in changed.items()})
     version = run(other, registry, observer=events.append).version
@@ -562,6 +563,72 @@ def test_settings_outside_the_arithmetic_may_change_on_resume(text: Path, regist
     assert [e.step for e in events if isinstance(e, Evaluated)] == [6, 9, 12]
     train = load_checkpoint(version).config.train
     assert {k: getattr(train, k) for k in changed} == changed
+
+
+def test_samples_change_no_bit_of_a_run(text: Path, tmp_path: Path) -> None:
+    runs = {}
+    for every in (None, 3):
+        registry, events = Registry(tmp_path / str(every) / "weights"), list[Event]()
+        torch.manual_seed(5)
+        version = run(make(text, train__sample_every=every), registry, observer=events.append).version
+        assert version is not None
+        lines = [untimed(line) for line in read_metrics(version.path / "metrics.jsonl")]
+        others = [line for line in lines if "sample" not in line]
+        weights = digests(version.path)["model.safetensors"]
+        runs[every] = weights, others, torch.rand(1).item()
+        samples = [e for e in events if isinstance(e, Sampled)]
+        assert [e.step for e in samples] == ([] if every is None else [3, 6, 9, 12])
+        assert [{"step": e.step, "sample": e.text} for e in samples] == [x for x in lines if "sample" in x]
+    assert runs[None] == runs[3], "weights, metrics and the caller's random numbers"
+    checkpoint = load_checkpoint(version)
+    assert version.facts["best_step"] == 12
+    expected = Generator(checkpoint.model, checkpoint.tokenizer).generate(seed=1, max_new_tokens=150)
+    assert [samples[-1].text] == expected
+    log = (version.path / "run.log").read_text(encoding="utf-8").split("\n")
+    at = log.index("step 12: sample")
+    quoted = "\n".join(line.removeprefix("    ") for line in log[at + 1 :])
+    assert quoted.startswith(samples[-1].text.strip("\n"))
+
+
+@pytest.mark.parametrize("stop_after", [6, 7])
+def test_a_resumed_run_has_each_sample_once(text: Path, tmp_path: Path, stop_after: int) -> None:
+    whole, broken = Registry(tmp_path / "a" / "weights"), Registry(tmp_path / "b" / "weights")
+    config = make(text, train__sample_every=3)
+    run(config, whole)
+    with pytest.raises(InterruptedRun):
+        run(config, broken, stop_after=stop_after)
+    run(config, broken)
+    lines = [read_metrics(r.resolve("tide").path / "metrics.jsonl") for r in (whole, broken)]
+    assert [untimed(x) for x in lines[0]] == [untimed(x) for x in lines[1]]
+
+
+def test_the_time_of_samples_is_not_that_of_steps(
+    text: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = Generator.generate
+
+    def slow(*arguments: Any, **settings: Any) -> Any:
+        time.sleep(1.0)
+        return generate(*arguments, **settings)
+
+    monkeypatch.setattr(Generator, "generate", slow)
+    events: list[Event] = []
+    run(make(text, train__sample_every=6), registry, observer=events.append)
+    after = next(e for e in events if isinstance(e, Stepped) and e.step == 7)
+    assert after.tokens_per_second > 4 * 16 / 1.0
+    assert all(e.seconds >= 1.0 for e in events if isinstance(e, Sampled))
+
+
+def test_a_model_that_cannot_be_sampled_is_trained_on(
+    text: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(*_: object) -> None:
+        raise DivergedError("the model's logits contain NaN or infinity")
+
+    monkeypatch.setattr(Generator, "generate", diverged)
+    events: list[Event] = []
+    assert run(make(text, train__sample_every=1), registry, observer=events.append).reason == "trained"
+    assert not any(isinstance(e, Sampled) for e in events)
 
 
 @pytest.mark.parametrize("stop_after", [None, 13, 17])

@@ -80,5 +80,7 @@ def test_the_horizon_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert budget.horizon(2) == 2 + 87
     budget.stepped(3.0)
     assert budget.horizon(3) == 3 + int(87.0 / 2.0), "a slower pace brings it nearer"
+    budget.sampled(2.0)
+    assert budget.horizon(3) == 3 + int(87.0 / 3.0), "samples take their share"
     budget.evaluated(1000.0)
     assert budget.left == pytest.approx(89.0 - 30.0), "the end may take three tenths of the time"
