@@ -157,7 +157,7 @@ def _find(registry: Registry, ref: str | None) -> Iterator[Folder]:
 
 
 def _check_aliases(model: Folder) -> Result | None:
-    """Check that a model's model.json can be read, and that its aliases name existing versions."""
+    """Check that a model's aliases are known and name existing versions, and that they are kept twice."""
     error: QuillError | None = None
     try:
         for alias, number in aliases.read_for_removal(model.path).items():
@@ -171,7 +171,15 @@ def _check_aliases(model: Folder) -> Result | None:
         error = e
     if not os.path.lexists(model.path):
         return None
-    return Result(model.name, model.kind, model.path, [File(aliases.FILE, None, error)])
+    files = [File(aliases.FILE, None, error)]
+    if error is None and aliases.has_damaged_copy(model.path):
+        damaged = CorruptError(
+            f"'{model.path / aliases.COPY}' is damaged",
+            why=f"it is not a copy of {aliases.FILE}",
+            hint=f"quill alias restore {model.name}",
+        )
+        files.append(File(aliases.COPY, None, damaged))
+    return Result(model.name, model.kind, model.path, files)
 
 
 def _open(target: Folder) -> Folder:

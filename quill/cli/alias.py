@@ -120,7 +120,31 @@ def list_aliases(
         output.say("no aliases yet: quill alias set NAME:v1 champion")
 
 
-COMMANDS = {"set": set_alias, "rm": remove_alias, "list": list_aliases}
+@options.command(examples="quill alias restore shakespeare")
+def restore_aliases(
+    session: Session,
+    name: Annotated[
+        str, Argument(metavar="NAME", help="Model whose aliases are lost.", autocompletion=_names_only)
+    ],
+) -> None:
+    """Restore aliases from their copy after model.json was lost or damaged.
+
+    Until then no version of the model is removed. Prints the aliases.
+    """
+    from quill.registry import aliases as stored
+    from quill.registry import names
+
+    output, registry = session.output, session.registry()
+    if names.check_name(name) not in _names(registry):
+        registry.resolve(name, shipped=False)
+    stored.restore(_folder(registry, name))
+    rows = _rows(registry, [name])
+    output.show("quill.alias.restore/1", rows, _COLUMNS, key="alias", within="aliases")
+    if not rows:
+        output.say(f"restored: {name} has no aliases")
+
+
+COMMANDS = {"set": set_alias, "rm": remove_alias, "list": list_aliases, "restore": restore_aliases}
 
 
 def _parse(text: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ from quill.cli._tables import Column, Style
 from quill.cli.options import Session
 from quill.errors import QuillError
 from quill.units import size
+
+if TYPE_CHECKING:
+    from quill.registry.store import Model
 
 State = Literal["ok", "warning", "wrong"]
 Finding = tuple[str, State, str]
@@ -148,10 +151,26 @@ def _models(session: Session) -> list[Finding]:
     found: list[Finding] = [("models", "ok", str(len(versions)))]
     if damaged:
         found = [("models", "warning", f"{len(versions)}, damaged: {', '.join(damaged)}")]
+    found += _aliases(session, models)
     runs = [(d.state, d.reference) for m in models for d in m.drafts]
     for state in ("training", "unfinished"):
         if which := [reference for of, reference in runs if of == state]:
             found.append((state, "ok", ", ".join(which)))
+    return found
+
+
+def _aliases(session: Session, models: list[Model]) -> list[Finding]:
+    """The models whose aliases are not known, of which no version can be removed."""
+    from quill.registry import aliases
+
+    found: list[Finding] = []
+    for model in models:
+        if not (model.drafts or any(v.number for v in model.versions)):
+            continue
+        try:
+            aliases.read_for_removal(session.registry().root / model.name)
+        except QuillError as e:
+            found.append(("aliases", "warning", f"{e.what}; {e.hint}" if e.hint else e.what))
     return found
 
 

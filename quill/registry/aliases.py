@@ -1,7 +1,8 @@
-"""A model's aliases, tags, former names and next version number, kept in its model.json.
+"""A model's aliases, tags, former names and next version number, kept in its model.json and in a copy of it.
 
 model.json stays when the last version is removed, so that no number is used twice. To change it, or to
-remove a version that an alias may name, a process takes its lock.
+remove a version that an alias may name, a process takes its lock. While it is missing or damaged no version
+is removed; `restore` writes it again from the copy.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any, TypedDict, cast
 from quill import fsio, naming
 from quill.errors import CorruptError, InputError, NotFoundError, QuillError, RefusedError
 from quill.registry import locks, manifest, migrations, names
-from quill.registry.folder import is_flat, is_published, refuse_link, scan
+from quill.registry.folder import exists, is_flat, is_published, refuse_link, scan
 
-FILE = "model.json"
+FILE, COPY = "model.json", "model.copy.json"
 _MOST_VERSIONS = 10**9
 
 
@@ -56,28 +57,15 @@ def read(folder: Path) -> Record:
         CorruptError: It is damaged. The versions are not.
         InputError: It was made by a newer quill.
     """
-    path = folder / FILE
-    blank: dict[str, Any] = {"schema": 1, "aliases": {}, "tags": {}, "next_version": 1, "formerly": {}}
-    blank |= {"removing": [], "aliases_lost": False}
     try:
-        document = blank | migrations.migrate(manifest.read_object(path), "model", origin=str(path))
-    except (FileNotFoundError, NotADirectoryError):
+        return _parse(folder / FILE)
+    except FileNotFoundError:
+        known = _copy_of(folder) or _complete({}, folder / FILE)
         published = (is_published(folder / e.name) for e in scan(folder) if names.version_number(e.name))
-        document = blank | {"aliases_lost": any(published)}
-    numbers: list[Any] = [document["next_version"]]
-    for key in ("aliases", "formerly"):
-        numbers += document[key].values() if isinstance(document[key], dict) else [None]
-    if any(type(n) is not int or not 1 <= n < _MOST_VERSIONS for n in numbers):
-        raise CorruptError(
-            f"'{path}' is damaged",
-            why="its next_version, an alias or a former name has no version number",
-            hint="repair it, or delete it: the versions stay, the aliases are lost",
-        )
-    if not isinstance(document["removing"], list):
-        document["removing"] = []
-    document["aliases_lost"] = bool(document["aliases_lost"])
-    document["aliases"] = dict(sorted(document["aliases"].items()))
-    return cast(Record, document)
+        return known | {"aliases_lost": any(published)}
+    except CorruptError as e:
+        hint = f"move it elsewhere, and set the aliases again: quill alias set {folder.name} ALIAS"
+        raise CorruptError(e.what, why=e.why, hint=_repair(folder) or hint) from None
 
 
 def read_for_removal(folder: Path) -> dict[str, int]:
@@ -88,12 +76,43 @@ def read_for_removal(folder: Path) -> dict[str, int]:
     """
     record = read(folder)
     if record["aliases_lost"]:
-        raise CorruptError(
-            f"the aliases of '{folder.name}' are lost",
-            why=f"'{folder / FILE}' was missing, and a version that has an alias must not be removed",
-            hint=f"restore the file, or set the aliases again: quill alias set {folder.name} ALIAS",
-        )
+        raise _lost(folder)
     return record["aliases"]
+
+
+def restore(folder: Path) -> dict[str, int]:
+    """Write a lost or damaged model.json again from its copy, or else the copy from model.json.
+
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        The version number that each alias names.
+
+    Raises:
+        CorruptError: Neither can be read.
+        LockedError: Another process keeps the record locked.
+    """
+    refuse_link(folder)
+    with locks.record(folder):
+        known = _copy_of(folder)
+        try:
+            record = read(folder)
+        except CorruptError:
+            if known is None:
+                raise
+            record = known
+        if record["aliases_lost"]:
+            if known is None:
+                raise _lost(folder)
+            record = record | {"aliases": known["aliases"], "aliases_lost": False}
+        _write(folder, record)
+    return record["aliases"]
+
+
+def has_damaged_copy(folder: Path) -> bool:
+    """Whether a model's copy of its model.json cannot be read; a model of an earlier quill has none."""
+    return exists(folder / COPY) and _copy_of(folder) is None
 
 
 def update(folder: Path, change: Change) -> None:
@@ -115,11 +134,60 @@ def update_locked(folder: Path, change: Change) -> None:
     refuse_link(folder)
     before = read(folder)
     after = change(before)
-    if after != before or not (folder / FILE).exists():
-        fsio.write_json(folder / FILE, {k: v for k, v in after.items() if v or k not in _OPTIONAL})
+    if after != before or not ((folder / FILE).exists() and (folder / COPY).exists()):
+        _write(folder, after)
+
+
+def _write(folder: Path, record: Record) -> None:
+    content = {k: v for k, v in record.items() if v or k not in _OPTIONAL}
+    if not record["aliases_lost"]:
+        # First, so that the copy has every change that was reported as done.
+        fsio.write_json(folder / COPY, content)
+    fsio.write_json(folder / FILE, content)
 
 
 _OPTIONAL = ("formerly", "removing", "aliases_lost")
+
+
+def _parse(path: Path) -> Record:
+    return _complete(migrations.migrate(manifest.read_object(path), "model", origin=str(path)), path)
+
+
+def _complete(document: dict[str, Any], path: Path) -> Record:
+    """Validate a record, and give the fields that are missing their defaults."""
+    blank: dict[str, Any] = {"schema": 1, "aliases": {}, "tags": {}, "next_version": 1, "formerly": {}}
+    document = blank | {"removing": [], "aliases_lost": False} | document
+    numbers: list[Any] = [document["next_version"]]
+    for key in ("aliases", "formerly"):
+        numbers += document[key].values() if isinstance(document[key], dict) else [None]
+    if any(type(n) is not int or not 1 <= n < _MOST_VERSIONS for n in numbers):
+        why = "its next_version, an alias or a former name has no version number"
+        raise CorruptError(f"'{path}' is damaged", why=why)
+    if not isinstance(document["removing"], list):
+        document["removing"] = []
+    document["aliases_lost"] = bool(document["aliases_lost"])
+    document["aliases"] = dict(sorted(document["aliases"].items()))
+    return cast(Record, document)
+
+
+def _copy_of(folder: Path) -> Record | None:
+    """The copy of a model.json; None if there is none that can be read."""
+    with suppress(FileNotFoundError, QuillError):
+        return _parse(folder / COPY)
+    return None
+
+
+def _lost(folder: Path) -> CorruptError:
+    return CorruptError(
+        f"the aliases of '{folder.name}' are lost",
+        why=f"'{folder / FILE}' was missing, and a version that has an alias must not be removed",
+        hint=_repair(folder) or f"set the aliases again: quill alias set {folder.name} ALIAS",
+    )
+
+
+def _repair(folder: Path) -> str:
+    """The command that restores model.json; empty if there is no copy of it."""
+    return f"quill alias restore {folder.name}" if _copy_of(folder) else ""
 
 
 def reserve(folder: Path, number: int) -> None:

@@ -246,9 +246,20 @@ def test_aliases_must_point_to_versions(registry, trained):
     (verdict,) = (v for v in verdicts(registry) if v.kind == "model")
     assert verdict.reference == "tiny"
     assert "'tiny:lost' points to a missing version" in str(verdict.errors[0])
-    (folder / "model.json").write_text("{")
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.copy.json"])
+def test_f53_damage_to_aliases_names_the_command_that_restores_them(registry, trained, name):
+    trained()
+    folder = registry.root / "tiny"
+    aliases.set_alias(folder, "champion", 1)
+    (folder / name).write_text("{")
     (verdict,) = (v for v in verdicts(registry) if v.kind == "model")
     assert verdict.state == "damaged"
+    assert [f.name for f in verdict.files if f.error] == [name]
+    assert [e.hint for e in verdict.errors] == ["quill alias restore tiny"]
+    aliases.restore(folder)
+    assert [v.errors for v in verdicts(registry)] == [[], []]
 
 
 def test_f14_linked_models_and_versions_are_damage(registry, trained, tmp_path):

@@ -296,6 +296,22 @@ class TestAlias:
         assert run(capsys, "alias", "list", "-q")[1] == "b:champion\n"
         assert run(capsys, "alias", "list", "a")[0] == 5
 
+    def test_f53_aliases_are_restored_from_their_copy(self, publish, registry, capsys):
+        publish("a")
+        publish("b")
+        run(capsys, "alias", "set", "a", "champion")
+        (registry.root / "a" / "model.json").unlink()
+        found = run(capsys, "doctor")[1]
+        assert "the aliases of 'a' are lost; quill alias restore a" in " ".join(found.split())
+        code, out, err = run(capsys, "rm", "a", "-y")
+        assert (code, out) == (5, "")
+        assert err.splitlines()[-1] == "  try: quill alias restore a"
+        assert run(capsys, "alias", "restore", "a", "-q") == (0, "a:champion\n", "")
+        assert run(capsys, "rm", "a", "-y")[0] == 4
+        assert "aliases" not in [f["what"] for f in document(capsys, "doctor")["findings"]]
+        assert run(capsys, "alias", "restore", "b") == (0, "", "restored: b has no aliases\n")
+        assert run(capsys, "alias", "restore", "c")[0] == 3
+
     def test_an_alias_of_a_removed_version_is_marked(self, publish, registry, capsys):
         publish("a")
         aliases.update(registry.root / "a", lambda held: held | {"aliases": {"lost": 7}})

@@ -167,14 +167,16 @@ def test_f12_a_model_json_of_a_newer_quill_is_not_written_over(folder):
 LOST = "the aliases of 'a' are lost"
 
 
-@pytest.fixture
-def lost(registry, publish):
+@pytest.fixture(params=["with a copy", "without a copy"])
+def lost(registry, publish, request):
     """A model of three versions whose model.json, with an alias for v1, was deleted."""
     for _ in range(3):
         publish("a")
     folder = registry.root / "a"
     aliases.set_alias(folder, "champion", 1)
     (folder / "model.json").unlink()
+    if request.param == "without a copy":
+        (folder / "model.copy.json").unlink()
     return folder
 
 
@@ -187,7 +189,7 @@ REMOVALS = {
 
 @pytest.mark.parametrize("action", REMOVALS)
 @pytest.mark.parametrize("state", ["missing", "damaged", "missing, then a run began", "of a newer quill"])
-def test_nothing_is_removed_while_the_aliases_are_not_known(registry, lost, action, state):
+def test_f53_nothing_is_removed_while_the_aliases_are_not_known(registry, lost, action, state):
     if state == "damaged":
         (lost / "model.json").write_text("{")
     elif state == "of a newer quill":
@@ -202,7 +204,7 @@ def test_nothing_is_removed_while_the_aliases_are_not_known(registry, lost, acti
 
 
 @pytest.mark.parametrize("state", ["missing", "damaged", "missing, then a run began"])
-def test_gc_keep_skips_a_model_whose_aliases_are_not_known(registry, publish, lost, state):
+def test_f53_gc_keep_skips_a_model_whose_aliases_are_not_known(registry, publish, lost, state):
     if state == "damaged":
         (lost / "model.json").write_text("{")
     elif state == "missing, then a run began":
@@ -217,7 +219,7 @@ def test_gc_keep_skips_a_model_whose_aliases_are_not_known(registry, publish, lo
     assert snapshot(lost) == before
 
 
-def test_gc_removes_no_superseded_run_while_the_aliases_are_not_known(registry, publish):
+def test_f53_gc_removes_no_superseded_run_while_the_aliases_are_not_known(registry, publish):
     registry.begin("a").update_status(step=1)
     publish("a")
     (registry.root / "a" / "model.json").unlink()
@@ -226,7 +228,7 @@ def test_gc_removes_no_superseded_run_while_the_aliases_are_not_known(registry, 
     assert registry.drafts() != []
 
 
-def test_a_plan_made_before_the_aliases_were_lost_removes_nothing(registry, publish):
+def test_f53_a_plan_made_before_the_aliases_were_lost_removes_nothing(registry, publish):
     publish("a")
     publish("a")
     plans = [remove.plan(registry, ["a:v1"]), gc.plan(registry, keep=1)]
@@ -237,7 +239,7 @@ def test_a_plan_made_before_the_aliases_were_lost_removes_nothing(registry, publ
     assert len(registry.entries(all_versions=True)) == 2
 
 
-def test_aliases_that_are_set_again_end_that(registry, lost):
+def test_f53_aliases_that_are_set_again_end_that(registry, lost):
     registry.begin("a").discard()
     aliases.set_alias(lost, "champion", 2)
     assert "aliases_lost" not in (lost / "model.json").read_text()
@@ -246,7 +248,7 @@ def test_aliases_that_are_set_again_end_that(registry, lost):
         remove.plan(registry, ["a:v2"])
 
 
-def test_a_renamed_model_whose_aliases_are_lost_stays_so(registry, lost):
+def test_f53_a_renamed_model_whose_aliases_are_lost_stays_so(registry, lost):
     rename.plan(registry, "a", "b").execute()
     with pytest.raises(CorruptError, match="the aliases of 'b' are lost"):
         remove.plan(registry, ["b:v1"])
@@ -256,3 +258,68 @@ def test_files_put_there_by_hand_never_had_a_model_json_and_can_be_removed(regis
     (registry.root / "hand").mkdir(parents=True)
     fill(registry.root / "hand")
     assert [r.what for r in remove.plan(registry, ["hand"]).execute()] == ["hand:v1"]
+
+
+BROKEN = {
+    "missing": lambda path: path.unlink(),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "zeros": lambda path: path.write_bytes(bytes(200)),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "another's": lambda path: path.write_text('{"aliases": {"champion": "v1"}}'),
+}
+
+
+@pytest.mark.parametrize("state", BROKEN)
+def test_f53_the_copy_restores_the_aliases(registry, folder, state):
+    aliases.set_alias(folder, "champion", 1)
+    remove.plan(registry, ["a:v2"]).execute()
+    before = (folder / "model.json").read_bytes()
+    BROKEN[state](folder / "model.json")
+    with pytest.raises(CorruptError) as caught:
+        aliases.read_for_removal(folder)
+    assert caught.value.hint == "quill alias restore a"
+    if state == "a folder":
+        (folder / "model.json").rmdir()
+    assert aliases.restore(folder) == {"champion": 1}
+    assert (folder / "model.json").read_bytes() == (folder / "model.copy.json").read_bytes() == before
+    assert registry.resolve("a:champion").number == 1
+    assert registry.begin("a").number == 3
+
+
+def test_f53_a_model_json_that_is_missing_is_read_from_its_copy(registry, folder):
+    aliases.set_alias(folder, "champion", 1)
+    remove.plan(registry, ["a:v2"]).execute()
+    (folder / "model.json").unlink()
+    assert registry.resolve("a:champion").number == 1
+    assert registry.begin("a").number == 3
+    with pytest.raises(CorruptError, match=LOST):
+        remove.plan(registry, ["a:v1"])
+    assert aliases.restore(folder) == {"champion": 1}
+    with pytest.raises(RefusedError):
+        remove.plan(registry, ["a:v1"])
+
+
+@pytest.mark.parametrize("state", BROKEN)
+def test_f53_a_lost_copy_is_written_again(registry, folder, state):
+    aliases.set_alias(folder, "champion", 1)
+    BROKEN[state](folder / "model.copy.json")
+    if state == "a folder":
+        (folder / "model.copy.json").rmdir()
+    assert aliases.has_damaged_copy(folder) == (state not in ("missing", "a folder"))
+    assert aliases.restore(folder) == {"champion": 1}
+    assert (folder / "model.json").read_bytes() == (folder / "model.copy.json").read_bytes()
+
+
+def test_f53_without_model_json_and_copy_nothing_is_restored(registry, folder):
+    (folder / "model.copy.json").unlink()
+    (folder / "model.json").write_text("{")
+    with pytest.raises(CorruptError, match=r"model\.json"):
+        aliases.restore(folder)
+    (folder / "model.json").unlink()
+    with pytest.raises(CorruptError, match=LOST) as caught:
+        aliases.restore(folder)
+    assert caught.value.hint == "set the aliases again: quill alias set a ALIAS"
+    registry.begin("a").discard()
+    with pytest.raises(CorruptError, match=LOST):
+        aliases.restore(folder)

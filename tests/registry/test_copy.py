@@ -17,6 +17,8 @@ from quill.errors import CorruptError, InputError, LockedError, NotFoundError, R
 from quill.registry import aliases, copy, remove, rename
 from quill.registry.store import Registry
 
+RECORDS = ["model.copy.json", "model.json"]
+
 
 def rm(registry: Registry, *refs: str, **options: bool) -> list[str]:
     return [r.what for r in remove.plan(registry, refs, **options).execute()]
@@ -159,12 +161,12 @@ class TestMove:
         draft = registry.begin("a")
         draft.update_status(step=5)
         aliases.set_alias(registry.root / "a", "champion", 1)
-        before = {n: raw for n, raw in snapshot(registry.root / "a").items() if n != "model.json"}
+        before = {n: raw for n, raw in snapshot(registry.root / "a").items() if n not in RECORDS}
         assert rename.plan(registry, "a", "b").execute() == ["b:v1", "b:v2", "b:v3"]
         assert references(registry) == ["b:v1", "b:v2"]
         assert [d.reference for d in registry.drafts()] == ["b:v3"]
         assert registry.resolve("b:champion").number == 1
-        assert {n: r for n, r in snapshot(registry.root / "b").items() if n != "model.json"} == before
+        assert {n: r for n, r in snapshot(registry.root / "b").items() if n not in RECORDS} == before
         assert not (registry.root / "a").exists()
         fill(registry.unfinished("b"))
         assert registry.unfinished("b").publish().reference == "b:v3"
@@ -412,7 +414,7 @@ class TestRemove:
     def test_nothing_is_left_of_it(self, registry, publish):
         publish("a")
         rm(registry, "a")
-        assert list((registry.root / "a").iterdir()) == [registry.root / "a" / "model.json"]
+        assert sorted(p.name for p in (registry.root / "a").iterdir()) == RECORDS
         assert list((registry.root / ".trash").iterdir()) == []
 
     def test_what_has_an_alias_stays_and_so_does_all_else_that_was_named(self, registry, publish):
@@ -503,7 +505,7 @@ class TestRemove:
         folder = by_hand("hand")
         publish("hand")
         assert rm(registry, "hand:v1") == ["hand:v1"]
-        assert sorted(p.name for p in folder.iterdir()) == ["model.json", "v2"]
+        assert sorted(p.name for p in folder.iterdir()) == [*RECORDS, "v2"]
         assert references(registry) == ["hand:v2"]
         assert "removing" not in (folder / "model.json").read_text()
         by_hand("other")

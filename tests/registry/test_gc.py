@@ -473,7 +473,7 @@ class TestPrune:
         publish("a")
         assert [v.reference for v in prune(registry, "a", 1)] == ["a:v1"]
         assert json.loads((folder / "model.json").read_text())["next_version"] == 3
-        assert sorted(p.name for p in folder.iterdir()) == ["model.json", "v2"]
+        assert sorted(p.name for p in folder.iterdir()) == ["model.copy.json", "model.json", "v2"]
 
     def test_f41_what_cannot_be_removed_is_told(self, registry, publish, monkeypatch):
         publish("a")
