@@ -129,6 +129,7 @@ def invariants(registry: Registry, older: Mapping[str, Mapping[str, bytes]]) -> 
     for draft in registry.drafts():
         if (draft.path / "state").is_dir() and (found := load_state(draft)):
             assert found[2] == [], "a save that was cut short is not damage"
+            assert draft.status() is not None, "a run that has a state can be resumed"
     return seen
 
 

@@ -88,6 +88,7 @@ ROWS = {
     "F51": Row("a dataset with damaged bytes"),
     "F52": Row("a dataset file that shrinks while it is read"),
     "F53": Row("a model.json that is missing or damaged"),
+    "F54": Row("a power cut that takes the status of a run and leaves its resume states"),
     "H1": Row("a request that is no JSON, or holds NaN or lone surrogates", uncovered=_SERVER),
     "H2": Row("an oversized request", uncovered=_SERVER),
     "H3": Row("a wrong or missing key", uncovered=_SERVER),

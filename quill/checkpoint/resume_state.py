@@ -20,7 +20,12 @@ WEIGHTS, INFO = "state.safetensors", "state.json"
 
 
 def save_state(
-    draft: Draft, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any], keep: int = 2
+    draft: Draft,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    info: Mapping[str, Any],
+    keep: int = 2,
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Save a resume state, and keep only the newest ones.
 
@@ -30,6 +35,7 @@ def save_state(
         tensors: Weights, optimizer and random number generators, by name.
         info: Everything else, as finite JSON.
         keep: How many states to keep, this one included.
+        facts: What the run's status says of this step.
 
     Returns:
         The state's folder.
@@ -43,7 +49,7 @@ def save_state(
         fsio.create(folder / INFO, [strictjson.encode(dict(info))])
         save_tensors(folder / WEIGHTS, tensors)
 
-    return draft.save_state(step, make, keep)
+    return draft.save_state(step, make, keep, facts)
 
 
 def load_state(draft: Draft) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:

@@ -29,6 +29,8 @@ _STEP_OF_LINE = re.compile(rb'^\{"step": ([0-9]{1,15})[,}]', re.MULTILINE)
 class Status(TypedDict):
     """What a run records of itself while it is unfinished; None for what it did not record.
 
+    The status file is not synced. What a run needs to resume is in its resume states too, which are.
+
     Attributes:
         facts: What its manifest would say if its best weights so far were published.
     """
@@ -57,6 +59,7 @@ _STATUS: Mapping[str, type] = {
     "facts": dict,
     "extends": dict,
 }
+_DURABLE = ("data_key", "parent", "extends")
 
 
 class ResumeState(Folder):
@@ -159,10 +162,23 @@ class Draft(Folder):
         )
 
     def status(self) -> Status | None:
-        """The last recorded status; None if there is none or it cannot be read."""
-        try:
+        """The last recorded status; where it was lost, that of the newest resume state.
+
+        Returns:
+            None if there is neither.
+        """
+        status: dict[str, Any] | None = None
+        with suppress(FileNotFoundError, QuillError):
             status = manifest.read_object(self.path / manifest.STATUS)
-        except (FileNotFoundError, QuillError):
+        if status is None or status.get("data_key") is None:
+            for state in self.states():
+                with suppress(FileNotFoundError, QuillError):
+                    saved = manifest.read_object(state.path / manifest.FILE).get("status")
+                    status = (
+                        {"step": state.step} | (saved if isinstance(saved, dict) else {}) | (status or {})
+                    )
+                    break
+        if status is None:
             return None
         # A field of the wrong type must not hide the others: a run needs them to resume.
         known = {k: v if manifest.fits(v := status.get(k), kind) else None for k, kind in _STATUS.items()}
@@ -266,13 +282,17 @@ class Draft(Folder):
         self.check_owner()
         return fsio.Log(self.path / name, content, fence=self.check_owner)
 
-    def save_state(self, step: int, make: Callable[[Path], object], keep: int = 2) -> Path:
-        """Save a resume state as a whole and remove outdated ones.
+    def save_state(
+        self, step: int, make: Callable[[Path], object], keep: int = 2, facts: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Save a resume state as a whole, record the status, and remove outdated states.
 
         Args:
             step: Optimizer steps done.
             make: Called with an empty staged folder to write the state's files into; it need not sync.
             keep: How many states to keep, this one included.
+            facts: What the status says of this step. The state contains it too, with what a run needs to
+                resume, so that a power cut that takes the status leaves the run resumable.
 
         Returns:
             The state's folder.
@@ -282,6 +302,7 @@ class Draft(Folder):
             ResourceError: Disk or permission; the earlier states are untouched.
         """
         self.check_owner()
+        status = {k: v for k, v in (self.status() or {}).items() if k in _DURABLE} | dict(facts or {})
         folder = self.path / manifest.STATE
         target = folder / f"{_STEP}{step:06d}"
         fsio.make_dir(folder)
@@ -289,8 +310,10 @@ class Draft(Folder):
         with fsio.stage(target, fence=self.check_owner) as staged:
             os.mkdir(staged)
             make(staged)
-            document = manifest.of_state(staged, self.reference, step)
+            document = manifest.of_state(staged, self.reference, step) | {"status": status}
             fsio.create(staged / manifest.FILE, [strictjson.encode(document)])
+        if facts:
+            self.update_status(**facts)
         states = self.states()
         # A later step belongs to a future that was given up; it must not count as the newest.
         kept = [s for s in states if s.step <= step][: max(keep, 1)]

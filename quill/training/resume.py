@@ -81,7 +81,11 @@ def find(
         if has_settings:
             status = draft.status()
             ran = reading.parse(draft.read_object("config.json"), origin=draft.reference)
-            changed = _changes(ran, inputs, draft.facts["data"], key=status["data_key"] if status else None)
+            key, data = status["data_key"] if status else None, draft.facts["data"]
+            changed = _changes(ran, inputs, data, key=key)
+            if key is None and data is None and ran.data.source != inputs.config.data.source:
+                # A state of an earlier quill whose status was lost does not say what the run read.
+                changed.append(f"data.source {ran.data.source!r} -> {inputs.config.data.source!r}")
             if not changed and resume != "never":
                 return Found(inputs.adopt(ran), draft=draft, longer=_extended(draft, registry))
         if resume == "must" or (changed and resume == "auto" and not new_version):

@@ -356,8 +356,8 @@ class Run:
             "evaluated": reached[1],
             "seconds": self._seconds(),
         }
-        path = save_state(self.draft, step, tensors, info, self.config.train.keep_states)
-        self.draft.update_status(**progress(step), facts=self._facts())
+        facts = progress(step) | {"facts": self._facts()}
+        path = save_state(self.draft, step, tensors, info, self.config.train.keep_states, facts)
         self._saved = reached
         self._emit(Saved(step, str(path)))
         self._lap = time.monotonic()

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.slow
 
 
 def save(draft, step):
-    return save_state(draft, step, {"w": torch.full((64,), float(step))}, {"step": step})
+    tensors, facts = {"w": torch.full((64,), float(step))}, {"step": step, "data_key": "k"}
+    return save_state(draft, step, tensors, {"step": step}, facts=facts)
 
 
 @pytest.fixture

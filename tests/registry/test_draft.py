@@ -77,6 +77,35 @@ def test_a_status_keeps_what_is_readable_of_it(draft):
     assert json.loads((draft.path / "status.json").read_text()) == {"data_key": "k", "x": 1, "step": 2}
 
 
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", bytes(300), b"{", b"[]", b'{"pid": 1}'],
+    ids=["missing", "empty", "zeros", "cut off", "a list", "without the data"],
+)
+def test_f54_a_lost_status_is_read_from_the_newest_state(registry, content):
+    draft = registry.begin("b")
+    draft.update_status(data_key="k", parent={"reference": "a:v1", "digest": None}, pid=7, token="t")
+    for step in (10, 20):
+        draft.save_state(step, lambda folder: None, facts={"step": step, "facts": {"steps": step}})
+    if content is None:
+        (draft.path / "status.json").unlink()
+    else:
+        (draft.path / "status.json").write_bytes(content)
+    status = draft.status()
+    assert (status["data_key"], status["step"], status["facts"]) == ("k", 20, {"steps": 20})
+    assert status["parent"] == {"reference": "a:v1", "digest": None}
+    assert status["token"] is None, "it is not taken by the process that died"
+    (draft.path / "state" / "step-000020" / "manifest.json").write_text("{")
+    assert draft.status()["step"] == 10
+
+
+def test_f54_a_state_of_an_earlier_quill_tells_its_step(registry):
+    draft = registry.begin("b")
+    draft.save_state(10, lambda folder: None)
+    assert draft.status()["step"] == 10
+    assert draft.status()["data_key"] is None
+
+
 def test_a_draft_is_read_like_a_version(draft, fill):
     assert draft.config() == {"train": {"eval_interval": 250, "max_iters": 1000}}
     assert draft.metrics() == b""

@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from crashing import power_loss
 
+from quill import fsio
 from quill.checkpoint.load import load_checkpoint
+from quill.checkpoint.resume_state import load_state
 from quill.config import reading
 from quill.config.settings import DataConfig, RunConfig
 from quill.data import prepare as preparing
@@ -30,11 +33,15 @@ from quill.errors import (
 from quill.generation.generator import Generator
 from quill.registry import locks
 from quill.registry.store import Registry
-from quill.training import memory
+from quill.training import memory, resume
 from quill.training.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
+from quill.training.inputs import settle
 from quill.training.log import read_metrics
 from quill.training.plan import plan
 from quill.training.run import Outcome, train
+
+# Files of a run that are written without a sync.
+UNSYNCED = ("status.json", "metrics.jsonl", "run.log")
 
 
 @pytest.fixture
@@ -151,6 +158,85 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert a[file] == b[file], file
     first, second = (read_metrics(r.resolve("tide").path / "metrics.jsonl") for r in (whole, broken))
     assert [untimed(line) for line in first] == [untimed(line) for line in second]
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "zeros", "cut off", "of the first save"])
+def test_f54_a_run_whose_unsynced_files_were_lost_resumes(
+    damage: str, config: RunConfig, tmp_path: Path
+) -> None:
+    whole, broken = Registry(tmp_path / "a" / "weights"), Registry(tmp_path / "b" / "weights")
+    run(config, whole)
+    early: dict[str, bytes] = {}
+
+    def keep(event: Event) -> None:
+        if isinstance(event, Saved) and not early:
+            early.update({n: (folder / n).read_bytes() for n in UNSYNCED})
+
+    folder = broken.root / "tide" / "v1"
+    with pytest.raises(InterruptedRun):
+        run(config, broken, stop_after=9, observer=keep)
+    for name in UNSYNCED:
+        raw = (folder / name).read_bytes()
+        lost = {"empty": b"", "zeros": bytes(len(raw)), "cut off": raw[:-7], "of the first save": early[name]}
+        (folder / name).unlink()
+        if damage != "missing":
+            (folder / name).write_bytes(lost[damage])
+    assert [d.step for d in broken.drafts()] == [4 if damage == "of the first save" else 9]
+    steps: list[int] = []
+    outcome = run(
+        config, broken, resume="must", observer=lambda e: steps.append(e.step) if type(e) is Stepped else None
+    )
+    assert (outcome.reference, steps) == ("tide:v1", [10, 11, 12])
+    a, b = (r.resolve("tide") for r in (whole, broken))
+    assert a.digest == b.digest
+    assert a.manifest is not None
+    assert b.manifest is not None
+    assert [a.manifest[k] for k in ("data", "parent", "steps")] == [
+        b.manifest[k] for k in ("data", "parent", "steps")
+    ]
+
+
+def test_f54_a_run_on_other_data_is_refused_without_its_status(config: RunConfig, registry: Registry) -> None:
+    with pytest.raises(InterruptedRun):
+        run(config, registry, stop_after=5)
+    (registry.root / "tide" / "v1" / "status.json").unlink()
+    source = Path(str(config.data.source))
+    source.write_text(source.read_text(encoding="utf-8") + "and more\n", encoding="utf-8")
+    with pytest.raises(RefusedError, match="started with other settings") as caught:
+        run(config, registry)
+    assert "the text or its preparation" in caught.value.why
+
+
+@pytest.mark.slow
+def test_f29_f54_a_run_resumes_from_its_states_whatever_a_power_cut_leaves(
+    text: Path, registry: Registry, tmp_path: Path, injections: Any
+) -> None:
+    """After every operation of a run: whatever state is whole is where the run resumes."""
+    config = make(text, train__max_iters=4, train__eval_interval=2, model__n_layer=1, model__n_embd=8)
+    fsio.make_dir(registry.root)
+    saved, resumed = [0], 0
+
+    def note(event: Event) -> None:
+        if isinstance(event, Saved):
+            saved[0] = event.step
+
+    def then(found: Registry, outcome: Any) -> None:
+        nonlocal resumed
+        draft = found.unfinished("tide")
+        if draft is None or draft.is_published or not (whole := load_state(draft)):
+            assert not saved[0] or found.entries()
+            return
+        assert whole[1]["trainer"]["step"] >= saved[0], "what was reported as saved is saved"
+        earlier = resume.find(inputs, found, "must", False)
+        assert earlier.draft is not None
+        assert earlier.draft.number == draft.number
+        assert load_state(earlier.draft) is not None
+        resumed += 1
+
+    inputs = settle(config, registry.root.parent / "data", None)
+    states = power_loss(registry, lambda r: run(config, r, observer=note), then, tmp_path / "lost", draws=1)
+    injections.add("train", "power loss", states)
+    assert resumed > 100
 
 
 def test_f34_a_signal_at_any_moment_saves_a_state_that_resumes_exactly(text: Path, tmp_path: Path) -> None:
