@@ -71,9 +71,15 @@ class RunSettings(TypedDict, total=False):
     warmup_iters: int
     lr_decay_iters: int | None
     weight_decay: float
+    embedding_weight_decay: float | None
+    head_weight_decay: float | None
+    weight_decay_schedule: Literal["constant", "linear", "cosine"]
+    cautious_weight_decay: bool
     beta1: float
     beta2: float
     muon_momentum: float
+    muon_coefficients: Literal["quintic", "polar_express"]
+    muon_scale: Literal["original", "match_rms_adamw", "spectral"]
     grad_clip: float
     eval_interval: int
     eval_iters: int | None

@@ -289,6 +289,18 @@ class TrainConfig(Section):
         None, "Step at which the learning rate reaches min_lr; defaults to max_iters."
     )
     weight_decay: _Rate = setting(0.1, "Weight decay of matrices; vectors are not decayed.")
+    embedding_weight_decay: _Rate | None = setting(
+        None, "Weight decay of the embeddings, and of a tied output head; defaults to weight_decay."
+    )
+    head_weight_decay: _Rate | None = setting(
+        None, "Weight decay of the output head, if untied; defaults to weight_decay."
+    )
+    weight_decay_schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "Course of the weight decay over the run: constant, or falling to 0."
+    )
+    cautious_weight_decay: bool = setting(
+        False, "Decay only weights that the update does not move away from zero."
+    )
     beta1: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.9, "AdamW's decay rate for the running mean of gradients."
     )
@@ -296,6 +308,16 @@ class TrainConfig(Section):
         0.99, "AdamW's decay rate for the running mean of squared gradients."
     )
     muon_momentum: Annotated[float, Field(ge=0, lt=1)] = setting(0.95, "Momentum of Muon.")
+    muon_coefficients: Literal["quintic", "polar_express"] = setting(
+        "quintic",
+        "Polynomials that orthogonalize Muon's updates: quintic in bfloat16, as in PyTorch, or the more "
+        "exact polar_express in the run's precision.",
+    )
+    muon_scale: Literal["original", "match_rms_adamw", "spectral"] = setting(
+        "original",
+        "Factor on Muon's updates: original is sqrt(max(1, out/in)), match_rms_adamw 0.2 sqrt(max(out, in)), "
+        "spectral sqrt(out/in).",
+    )
     grad_clip: _Rate = setting(1.0, "Maximum norm of the gradients; 0 turns clipping off.")
     eval_interval: _Count = setting(
         250, "Number of steps between evaluations; a resume state is saved at each."

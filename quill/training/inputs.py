@@ -101,7 +101,7 @@ def settle(
 
 
 def rates(train: TrainConfig, *, fine_tuning: bool) -> tuple[TrainConfig, tuple[str, ...]]:
-    """Derive the learning rates that were not given: lower for fine-tuning, Muon's in proportion to AdamW's.
+    """Derive the learning rates that were not given: lower for fine-tuning, Muon's after AdamW's.
 
     Returns:
         The settings, and a sentence for each derived rate that is not the default.
@@ -113,12 +113,15 @@ def rates(train: TrainConfig, *, fine_tuning: bool) -> tuple[TrainConfig, tuple[
     if fine_tuning and not _is_given(train, "learning_rate") and train.min_lr <= lower:
         rate = chosen["learning_rate"] = lower
         notes.append(f"fine-tuning at a learning rate of {lower:g}, a tenth of the default for a new model")
-    ratio = rate / _DEFAULTS["learning_rate"]
-    if train.optimizer == "muon" and ratio != 1 and not _is_given(train, "muon_learning_rate"):
-        muon = chosen["muon_learning_rate"] = min(
-            100.0, float(f"{ratio * _DEFAULTS['muon_learning_rate']:.6g}")
-        )
-        notes.append(f"Muon's learning rate is {muon:g}, in proportion to learning_rate")
+    if train.optimizer == "muon" and not _is_given(train, "muon_learning_rate"):
+        # The scale match_rms_adamw is made for AdamW's own rate.
+        is_alike = train.muon_scale == "match_rms_adamw"
+        base = _DEFAULTS["learning_rate" if is_alike else "muon_learning_rate"]
+        muon = min(100.0, float(f"{rate / _DEFAULTS['learning_rate'] * base:.6g}"))
+        if muon != train.muon_learning_rate:
+            chosen["muon_learning_rate"] = muon
+            follows = "the same as learning_rate" if is_alike else "in proportion to learning_rate"
+            notes.append(f"Muon's learning rate is {muon:g}, {follows}")
     return train.model_copy(update=chosen), tuple(notes)
 
 

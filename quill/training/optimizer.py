@@ -1,16 +1,22 @@
 """AdamW, alone or with Muon for the matrices inside the blocks.
 
-AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101. Muon: Jordan et al. 2024, "Muon: An optimizer for
-hidden layers in neural networks", as implemented by torch.optim.
+AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101, as implemented by torch.optim.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quill.config.settings import TrainConfig
 from quill.model.gpt import GPT
+from quill.training.muon import Muon, shrink
+
+# The weight decay of a group of AdamW's parameters, if it is cautious.
+_CAUTIOUS = "cautious_weight_decay"
 
 
 class Optimizer:
@@ -19,52 +25,32 @@ class Optimizer:
     Args:
         model: Its parameters are grouped by role: matrices decay, vectors do not.
         config: Rates, decay and momenta.
+        dtype: Precision of the run, in which Muon may compute.
 
     Attributes:
-        optimizers: Those of torch, Muon before AdamW.
+        optimizers: Muon before AdamW.
     """
 
-    def __init__(self, model: GPT, config: TrainConfig) -> None:
+    def __init__(self, model: GPT, config: TrainConfig, dtype: str) -> None:
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._names: dict[Tensor, str] = {p: n for n, p in named.items()}
         # Muon is for maps between activations; embeddings and the head are tables.
-        hidden = {p for n, p in named.items() if n.startswith("h.") and p.dim() == 2}
-        if config.optimizer != "muon":
-            hidden = set()
-        rest = [p for p in named.values() if p not in hidden]
-        groups = [
-            {"params": [p for p in rest if p.dim() >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        self.optimizers: list[torch.optim.Optimizer] = []
-        if hidden:
-            self.optimizers.append(
-                torch.optim.Muon(
-                    [p for p in named.values() if p in hidden],
-                    lr=config.muon_learning_rate,
-                    weight_decay=config.weight_decay,
-                    momentum=config.muon_momentum,
-                )
-            )
-        self.optimizers.append(
-            torch.optim.AdamW(
-                [g for g in groups if g["params"]],
-                lr=config.learning_rate,
-                betas=(config.beta1, config.beta2),
-                fused=rest[0].device.type in ("cpu", "cuda"),
-            )
-        )
-        self._peaks = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
+        is_muon = config.optimizer == "muon"
+        hidden = {n: p for n, p in named.items() if is_muon and n.startswith("h.") and p.dim() == 2}
+        rest = {n: p for n, p in named.items() if n not in hidden}
+        muon = [Muon(list(hidden.values()), config, getattr(torch, dtype))] if hidden else []
+        self.optimizers: list[torch.optim.Optimizer] = [*muon, _adamw(rest, config)]
+        self._peaks = [(g, g["lr"], g[_decay_key(g)]) for o in self.optimizers for g in o.param_groups]
 
-    def at(self, rate: float) -> list[torch.optim.Optimizer]:
+    def at(self, rate: float, decay: float = 1.0) -> list[torch.optim.Optimizer]:
         """The optimizers, set to a learning rate and ready to step.
 
         Args:
             rate: The learning rate as a share of its peak.
+            decay: The weight decay as a share of its setting.
         """
-        for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * rate
+        for group, peak, full in self._peaks:
+            group["lr"], group[_decay_key(group)] = peak * rate, full * decay
         return self.optimizers
 
     def state(self) -> dict[str, Tensor]:
@@ -89,3 +75,49 @@ class Optimizer:
             name, _, quantity = key.rpartition("/")
             optimizer, p = owners[name]
             optimizer.state[p][quantity] = value.to(p.device, copy=True)
+
+
+def _adamw(named: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, with a group of parameters for each weight decay."""
+    groups: dict[float, list[Tensor]] = {}
+    for name, p in named.items():
+        groups.setdefault(_decay(name, p, config), []).append(p)
+    # PyTorch's own decay spares no weight, so a cautious one is done before its step.
+    key = _CAUTIOUS if config.cautious_weight_decay else "weight_decay"
+    adamw = torch.optim.AdamW(
+        [{"params": alike, "weight_decay": 0.0, key: decay} for decay, alike in groups.items()],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        fused=next(iter(named.values())).device.type in ("cpu", "cuda"),
+    )
+    if config.cautious_weight_decay:
+        adamw.register_step_pre_hook(_decay_cautiously)
+    return adamw
+
+
+def _decay(name: str, p: Tensor, config: TrainConfig) -> float:
+    if p.dim() < 2:
+        return 0.0
+    own = None
+    if name.startswith("lm_head."):
+        own = config.head_weight_decay
+    elif not name.startswith("h."):
+        own = config.embedding_weight_decay
+    return config.weight_decay if own is None else own
+
+
+def _decay_key(group: dict[str, Any]) -> str:
+    return _CAUTIOUS if _CAUTIOUS in group else "weight_decay"
+
+
+@torch.no_grad()
+def _decay_cautiously(adamw: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Decay as AdamW does, except for the weights that its next step moves away from zero."""
+    for group in adamw.param_groups:
+        amount = group["lr"] * group[_CAUTIOUS]
+        for p in group["params"] if amount else ():
+            if p.grad is not None:
+                # The sign of a step is that of the mean gradient, which this one is about to join.
+                before = adamw.state[p].get("exp_avg")
+                mean = p.grad if before is None else before.lerp(p.grad, 1 - group["betas"][0])
+                shrink(p, mean, amount, cautious=True)

@@ -40,6 +40,15 @@ def rate(step: int, config: TrainConfig, *, horizon: int | None = None, first: i
     return rise * _decayed(step, warmup, end, config)
 
 
+def weight_decay(step: int, config: TrainConfig, *, horizon: int | None = None) -> float:
+    """The weight decay of a step as a share of its setting; the arguments are those of `rate`."""
+    if config.weight_decay_schedule == "constant":
+        return 1.0
+    end = config.max_iters if horizon is None else min(horizon, config.max_iters)
+    done = min(1.0, step / max(end, 1))
+    return 0.5 * (1.0 + math.cos(math.pi * done)) if config.weight_decay_schedule == "cosine" else 1.0 - done
+
+
 def _decayed(step: int, warmup: int, end: int, config: TrainConfig) -> float:
     if config.schedule == "constant":
         return 1.0

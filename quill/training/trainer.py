@@ -48,7 +48,7 @@ class Trainer:
 
     def __init__(self, model: GPT, config: TrainConfig, train: Tokens, device: Device) -> None:
         self.model, self.config, self.train, self.device = model, config, train, device
-        self.optimizer = Optimizer(model, config)
+        self.optimizer = Optimizer(model, config, device.dtype)
         self.step = self.first = 0
         self.horizon: int | None = None
         self._scale = _FIRST_SCALE if device.dtype == "float16" else 1.0
@@ -84,7 +84,8 @@ class Trainer:
             self._lower_scale()
         else:
             self._check_finite(value, norm)
-            for optimizer in self.optimizer.at(self._rate()):
+            decay = schedule.weight_decay(self.step, self.config, horizon=self.horizon)
+            for optimizer in self.optimizer.at(self._rate(), decay):
                 optimizer.step()
             self.model.zero_grad(set_to_none=True)
             self._raise_scale()

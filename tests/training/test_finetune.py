@@ -153,6 +153,11 @@ def test_fine_tuning_uses_lower_rates_by_default(parent: Version, text: Path, re
         ({"init_from": "x"}, (3e-4, 2e-3), 2),
         ({"init_from": "x", "learning_rate": 1e-3}, (1e-3, 0.02 / 3), 1),
         ({"init_from": "x", "min_lr": 1e-3}, (3e-3, 0.02), 0),
+        ({"muon_scale": "match_rms_adamw"}, (3e-3, 3e-3), 1),
+        ({"muon_scale": "match_rms_adamw", "learning_rate": 1e-3}, (1e-3, 1e-3), 1),
+        ({"muon_scale": "match_rms_adamw", "muon_learning_rate": 0.02}, (3e-3, 0.02), 0),
+        ({"muon_scale": "match_rms_adamw", "init_from": "x"}, (3e-4, 3e-4), 2),
+        ({"muon_scale": "spectral", "learning_rate": 6e-3}, (6e-3, 0.04), 1),
     ],
 )
 def test_rates_that_are_not_given_follow_from_the_given_ones(

@@ -1,4 +1,4 @@
-"""Optimizer steps: accumulation, resuming, divergence, and which parameters decay."""
+"""Optimizer steps: accumulation, resuming and divergence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from quill.config.settings import ModelConfig, TrainConfig
 from quill.errors import DivergedError
 from quill.model.gpt import GPT
 from quill.training.device import Device
-from quill.training.optimizer import Optimizer
 from quill.training.trainer import Trainer
 
 TOKENS = np.random.default_rng(0).integers(0, 17, 2000).astype(np.uint16)
@@ -100,24 +99,6 @@ def test_the_gradient_is_clipped_to_its_norm() -> None:
     grads = [p.grad for p in trainer.model.parameters() if p.grad is not None]
     assert norm > 0.01
     assert float(torch.nn.utils.get_total_norm(grads)) == pytest.approx(0.01, rel=1e-3)
-
-
-def test_only_matrices_decay_and_only_those_in_blocks_use_muon() -> None:
-    trainer = make("gpt2", optimizer="muon")
-    groups: dict[str, list[tuple[float, list[str]]]] = {}
-    names = {id(p): n for n, p in trainer.model.named_parameters()}
-    for optimizer in Optimizer(trainer.model, trainer.config).optimizers:
-        for group in optimizer.param_groups:
-            members = [names[id(p)] for p in group["params"]]
-            groups.setdefault(type(optimizer).__name__, []).append((group["weight_decay"], members))
-    [(_, muon)] = groups["Muon"]
-    assert all(n.startswith("h.") and trainer.model.get_parameter(n).dim() == 2 for n in muon)
-    (decay, tables), (none, vectors) = groups["AdamW"]
-    assert decay > 0
-    assert set(tables) == {"wte.weight", "wpe.weight"}
-    assert none == 0
-    assert all(trainer.model.get_parameter(n).dim() == 1 for n in vectors)
-    assert len(muon) + len(tables) + len(vectors) == len(names)
 
 
 def test_the_seed_determines_the_run() -> None:
