@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quill.data import prepare as preparing
     from quill.data.dataset import Dataset
     from quill.evaluation.measure import Figures
+    from quill.evaluation.overlap import Overlaps
     from quill.formats.exporting import Exported
     from quill.generation.generator import Generator
     from quill.notebook import Comparison, Facts, Models
@@ -218,6 +219,45 @@ def evaluate(
     else:
         _, tokens, n_bytes = texts.find(loaded, data, split, locate(store.root), unknown=unknown)
     return measure.evaluate(loaded.model, tokens, n_bytes=n_bytes, iters=iters)
+
+
+def overlap(
+    reference: str,
+    samples: int = 500,
+    *,
+    data: str | None = None,
+    registry: StrPath | None = None,
+    device: str = "auto",
+) -> Overlaps:
+    """Measure how much of a model's samples stands verbatim in its training text.
+
+    Args:
+        reference: The model.
+        samples: Number of samples to generate, each of 300 characters at temperature 1.
+        data: A dataset, a named source or a file instead of what the model was trained on.
+        registry: The registry's folder; found as the command line finds it if None.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        The overlap of the samples, and that of the validation text for comparison.
+
+    Raises:
+        InputError: There are no samples, or the model was imported and `data` is None.
+        NotFoundError: There is no such model or data.
+    """
+    from quill.checkpoint.load import load_checkpoint
+    from quill.data.store import locate
+    from quill.errors import InputError
+    from quill.evaluation import overlap, texts
+    from quill.generation.generator import Generator
+    from quill.training.device import find_device
+
+    if samples < 1:
+        raise InputError(f"samples={samples} is out of range", why="at least 1 is needed")
+    store = _registry(registry)
+    loaded = load_checkpoint(_find(store, reference), find_device(device))
+    training = texts.training(loaded, data, locate(store.root))
+    return overlap.measure(Generator(loaded.model, loaded.tokenizer), training, samples)
 
 
 def export(

@@ -35,6 +35,20 @@ class Text(NamedTuple):
     n_bytes: int
 
 
+class Training(NamedTuple):
+    """The text that a model was trained on.
+
+    Attributes:
+        name: The name of the data, for tables.
+        train: The training split.
+        val: The validation split; empty without one.
+    """
+
+    name: str
+    train: str
+    val: str
+
+
 def find(
     checkpoint: Checkpoint,
     data: str | None,
@@ -58,6 +72,41 @@ def find(
         InputError: There is no such split, or a character of the text has no token.
         NotFoundError: There is no such data.
     """
+    found = _source(checkpoint, data, root, observer)
+    if not isinstance(found, str):
+        return _of_dataset(checkpoint, found, split or "val", unknown)
+    if split is not None:
+        raise InputError(
+            f"'{data}' has no {split} split",
+            why="it is a text, which is evaluated whole",
+            hint=f"quill prepare {shlex.quote(str(data))} --name my-text",
+        )
+    return _encode(checkpoint, found, str(data), unknown)
+
+
+def training(
+    checkpoint: Checkpoint, data: str | None, root: Path, *, observer: Observer | None = None
+) -> Training:
+    """Find the text that a model was trained on.
+
+    Args:
+        checkpoint: The model.
+        data: Another dataset, named source or text to take for it; a text has no validation split.
+        root: The folder of prepared datasets.
+        observer: Receives the progress of preparing.
+
+    Raises:
+        InputError: The model was imported, so its text is not known.
+        NotFoundError: There is no such data.
+    """
+    found = _source(checkpoint, data, root, observer)
+    if isinstance(found, str):
+        return Training(str(data), found, "")
+    return Training(found.name, _decode(found.tokenizer, found.train), _decode(found.tokenizer, found.val))
+
+
+def _source(checkpoint: Checkpoint, data: str | None, root: Path, observer: Observer | None) -> Dataset | str:
+    """The dataset that is meant, or the text of files that are none."""
     from quill.data import named_sources, resolve, sources
     from quill.data.dataset import MANIFEST, Dataset
 
@@ -69,23 +118,14 @@ def find(
                 why="it was imported",
                 hint=f"quill eval {reference} --data TEXT",
             )
-        dataset = resolve.ensure(settings, root, observer)
-    elif "/" not in data and os.path.lexists(root / data / MANIFEST):
-        dataset = Dataset.open(root / data)
-    elif data in named_sources.NAMED:
+        return resolve.ensure(settings, root, observer)
+    if "/" not in data and os.path.lexists(root / data / MANIFEST):
+        return Dataset.open(root / data)
+    if data in named_sources.NAMED:
         # The text is the same whichever tokenizer prepared it.
-        dataset = resolve.ensure(settings.model_copy(update={"source": data}), root, observer)
-    elif split is None:
-        with sources.find(data, root) as found:
-            text = "".join(chunk.joined() for chunk in found.chunks("reading"))
-        return _encode(checkpoint, text, data, unknown)
-    else:
-        raise InputError(
-            f"'{data}' has no {split} split",
-            why="it is a text, which is evaluated whole",
-            hint=f"quill prepare {shlex.quote(data)} --name my-text",
-        )
-    return _of_dataset(checkpoint, dataset, split or "val", unknown)
+        return resolve.ensure(settings.model_copy(update={"source": data}), root, observer)
+    with sources.find(data, root) as found:
+        return "".join(chunk.joined() for chunk in found.chunks("reading"))
 
 
 def encode(tokenizer: Tokenizer, text: str, unknown: Unknown = "error") -> tuple[Tokens, int]:

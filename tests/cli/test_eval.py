@@ -170,3 +170,33 @@ def test_f17_a_text_that_is_not_utf8_exits_2_with_the_byte(tmp_path, capsys, mon
     assert (code, out) == (2, "")
     assert "1,000" in err or "1000" in err
     assert not (tmp_path / "data" / "bad").exists()
+
+
+def test_overlap_is_measured_for_samples_and_validation_text(there, tiny_text, tmp_path, capsys):
+    code, out, err = run(capsys, "eval", "tiny", "--overlap", "3")
+    assert code == 0
+    header, samples, validation = out.splitlines()
+    assert " ".join(header.split()) == "MODEL TEXT TEXTS MEDIAN 95% LONGEST 8-GRAMS 16-GRAMS 32-GRAMS"
+    assert samples.split()[:3] == ["tiny:v1", "samples", "3"]
+    assert validation.split()[1] == "validation"
+    assert "the longest run of tiny:v1:" in err
+    document = json.loads(run(capsys, "eval", "tiny", "--overlap=3", "--json")[1])
+    assert document["schema"] == "quill.overlap/1"
+    first, second = document["overlaps"]
+    assert (first["data"], first["text"], first["texts"]) == ("tiny", "samples", 3)
+    assert set(first["shares"]) == {"8", "16", "32"}
+    assert run(capsys, "eval", "tiny", "--overlap=3", "-q")[1] == f"{first['longest']}\n"
+    file = tmp_path / "other.txt"
+    file.write_text(tiny_text)
+    whole = json.loads(run(capsys, "eval", "tiny", "--overlap=3", "--data", str(file), "--json")[1])
+    assert [row["text"] for row in whole["overlaps"]] == ["samples"], "a plain text has no validation split"
+    assert second["longest"] > 0
+
+
+@pytest.mark.parametrize(
+    "flags", [["--overlap=0"], ["--overlap=3", "--iters=2"], ["--overlap=3", "--fail-above=2"]]
+)
+def test_overlap_is_validated(flags, there, capsys):
+    code, out, err = run(capsys, "eval", "tiny", *flags)
+    assert (code, out) == (2, "")
+    assert "--overlap" in err
