@@ -434,18 +434,56 @@ def _exists(target: Path) -> RefusedError:
 
 
 def _put_folder(place: Path, target: Path, *, replace: bool) -> None:
-    """Rename a folder to its target; an old folder goes first, as a rename replaces only an empty one."""
-    old = place.with_name(".old") if replace and os.path.lexists(target) else None
-    if old:
-        os.rename(target, old)
+    """Rename a folder to its target, in exchange for the old one, which is then where the new one was."""
+    if replace and os.path.lexists(target):
+        if not _exchange(place, target):
+            _replace_folder(place, target)
+        return
     try:
         os.rename(place, target)
     except OSError as e:
-        if old and not os.path.lexists(target):
-            os.rename(old, target)
         if e.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise _exists(target) from None  # Another process was faster.
         raise
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two files or folders in one step (renameat2(2) of Linux); False where that is not possible."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    at_fdcwd, rename_exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    if not renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+def _replace_folder(place: Path, target: Path) -> None:
+    """Replace a folder in two steps; an error or a signal between them puts the old one back."""
+    old = target.with_name(f"{_TEMPORARY}{_unique()}")
+    try:
+        os.rename(target, old)
+        os.rename(place, target)
+    except BaseException as e:
+        if os.path.lexists(old) and not os.path.lexists(target):
+            try:
+                os.rename(old, target)
+            except OSError as last:
+                raise ResourceError(
+                    f"cannot write '{target}'",
+                    why=f"{last.strerror}, and what was there before is now '{old}'",
+                    hint=shlex.join(["mv", str(old), str(target)]),
+                ) from e
+        raise
+    delete(old)
 
 
 def _refuse_special(path: Path) -> None:

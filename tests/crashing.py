@@ -40,6 +40,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from quill import fsio
 from quill.checkpoint.resume_state import load_state
 from quill.errors import QuillError
 from quill.registry import aliases, gc
@@ -60,7 +61,7 @@ WAYS = (
 )
 _KILLED = 9
 # Operations that a full disk allows. (A network filesystem may report the error only on closing.)
-NEEDS_NO_ROOM = {"replace", "rename", "unlink", "rmdir", "chmod", "ftruncate"}
+NEEDS_NO_ROOM = {"replace", "rename", "exchange", "unlink", "rmdir", "chmod", "ftruncate"}
 _WRITES = {"write", "pwrite"}
 
 
@@ -305,6 +306,8 @@ def intercept(patch: pytest.MonkeyPatch, strike: Strike) -> None:
         patch.setattr(os, name, plain(name, getattr(os, name)))
     for name in ("chmod", "fchmod"):
         patch.setattr(os, name, plain("chmod", getattr(os, name)))
+    # It is a call of the C library, which Python does not have.
+    patch.setattr(fsio, "_exchange", plain("exchange", fsio._exchange))
 
 
 def library_save(tensors: dict[str, torch.Tensor], filename: Path, metadata: Any = None) -> None:
@@ -460,6 +463,7 @@ class Disk:
             "rmdir",
         )
         real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in names}
+        exchange_really = fsio._exchange
 
         def place(path: Any, dir_fd: int | None) -> tuple[int, str]:
             whole = Path(os.fspath(path))
@@ -517,6 +521,13 @@ class Disk:
 
             return operation
 
+        def exchange(first: Path, second: Path) -> bool:
+            keys = [self._keys[os.lstat(p).st_ino] for p in (first, second)]
+            if done := exchange_really(first, second):
+                self._pending.append([(*place(first, None), keys[1]), (*place(second, None), keys[0])])
+                tell("exchange")
+            return done
+
         def mkdir(path: Any, *rest: Any, **more: Any) -> None:
             real["mkdir"](path, *rest, **more)
             key = self._new(os.stat(path).st_ino)
@@ -541,6 +552,7 @@ class Disk:
             patch.setattr(os, "ftruncate", content("ftruncate", lambda old, n: old[:n].ljust(n, b"\0")))
             patch.setattr(os, "fsync", fsync)
             patch.setattr(os, "mkdir", mkdir)
+            patch.setattr(fsio, "_exchange", exchange)
             for name in ("replace", "rename"):
                 patch.setattr(os, name, move(name))
             for name in ("unlink", "rmdir"):

@@ -89,6 +89,7 @@ ROWS = {
     "F52": Row("a dataset file that shrinks while it is read"),
     "F53": Row("a model.json that is missing or damaged"),
     "F54": Row("a power cut that takes the status of a run and leaves its resume states"),
+    "F55": Row("a folder that is replaced, as by export --force, and a fault at any operation"),
     "H1": Row("a request that is no JSON, or holds NaN or lone surrogates", uncovered=_SERVER),
     "H2": Row("an oversized request", uncovered=_SERVER),
     "H3": Row("a wrong or missing key", uncovered=_SERVER),

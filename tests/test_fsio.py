@@ -8,13 +8,17 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from crashing import WAYS, Outcome, at_every_operation
+from faults import Injections
 
 from quill import fsio, strictjson
 from quill.errors import CorruptError, RefusedError, ResourceError
+from quill.registry.store import Registry
 
 Operations = list[tuple[str, str]]
 
@@ -148,29 +152,15 @@ class TestStage:
             if failure == "sync":
                 monkeypatch.setattr(fsio, "_fsync", full)
             if failure == "rename":
-                monkeypatch.setattr(os, "replace" if kind == "file" else "rename", full)
+                for name in ("replace", "rename"):
+                    monkeypatch.setattr(os, name, full)
+                monkeypatch.setattr(fsio, "_exchange", full)
 
         error = {"body": ValueError, "fence": RefusedError}.get(failure, ResourceError)
         with pytest.raises(error):
             make(target, write, fence=refuse if failure == "fence" else None)
         assert os.listdir(tmp_path) == ["out"]
         assert content(target) == b"old"
-
-    def test_a_folder_whose_second_rename_fails_is_put_back(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        rename = os.rename
-
-        def refuse(source: Path, target: Path) -> None:
-            if target == tmp_path / "out" and source.name == "out":
-                raise OSError(errno.EIO, "I/O error")
-            rename(source, target)
-
-        make(tmp_path / "out", make_folder(b"old"))
-        monkeypatch.setattr(os, "rename", refuse)
-        with pytest.raises(ResourceError):
-            make(tmp_path / "out", make_folder(b"new"))
-        assert content(tmp_path / "out") == b"old"
 
     def test_an_interrupt_leaves_the_old_content_and_nothing_else(self, tmp_path: Path) -> None:
         def chunks() -> Iterator[bytes]:
@@ -218,6 +208,71 @@ class TestStage:
         assert sorted(os.listdir(tmp_path)) == ["out", "out2"]
         assert sorted(os.listdir(tmp_path / "out")) == ["a", "sub"]
         assert content(tmp_path / "out") == b"new"
+
+    @pytest.mark.parametrize("atomic", [True, False], ids=["exchange", "two renames"])
+    @pytest.mark.parametrize("way", WAYS)
+    def test_f55_the_old_folder_or_the_new_is_there_after_a_fault_at_any_operation(
+        self, tmp_path: Path, way: str, atomic: bool, monkeypatch: pytest.MonkeyPatch, injections: Injections
+    ) -> None:
+        if not atomic:
+            monkeypatch.setattr(fsio, "_exchange", lambda first, second: False)
+        before = Registry(tmp_path / "before")
+        before.root.mkdir()
+        make(before.root / "out", make_folder(b"old"))
+
+        def replace(registry: Registry) -> None:
+            with fsio.stage(registry.root / "out") as place:
+                (place / "sub").mkdir(parents=True)
+                for name in ("a", "sub/b"):
+                    fsio.create(place / name, [b"new"])
+
+        def then(after: Registry, outcome: Outcome) -> None:
+            target = after.root / "out"
+            if atomic or (outcome.error and "lasting" not in way) or outcome.done:
+                assert content(target) in (b"old", b"new")
+            if outcome.done:
+                assert content(target) == b"new"
+                assert way.startswith("eio") or os.listdir(after.root) == ["out"]
+            elif outcome.error and target.exists():
+                assert content(target) == b"old" or outcome.operation == "fsync" or "lasting" in way
+            elif not target.exists():
+                [left] = [p for p in after.root.iterdir() if not (p / "out").exists()]
+                assert content(left) == b"old"
+                assert outcome.killed or str(left) in str(outcome.error.why)  # type: ignore[union-attr]
+
+        struck = at_every_operation(before, replace, then, way, tmp_path / "struck")
+        injections.add(f"replace a folder, {'exchange' if atomic else 'two renames'}", way, struck)
+
+    @pytest.mark.parametrize("nth", range(3))
+    @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+    def test_f55_a_signal_between_two_renames_puts_the_old_folder_back(
+        self, tmp_path: Path, nth: int, after: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make(tmp_path / "out", make_folder(b"old"))
+        monkeypatch.setattr(fsio, "_exchange", lambda first, second: False)
+        rename, count = os.rename, iter(range(10))
+
+        def interrupted(source: Path, target: Path) -> None:
+            strikes = next(count) == nth
+            if strikes and not after:
+                raise KeyboardInterrupt
+            rename(source, target)
+            if strikes:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, "rename", interrupted)
+        with suppress(KeyboardInterrupt):
+            make(tmp_path / "out", make_folder(b"new"))
+        assert content(tmp_path / "out") == (b"new" if nth == 2 or (nth, after) == (1, True) else b"old")
+
+    def test_f55_folders_are_exchanged_in_one_step_where_the_filesystem_can(self, tmp_path: Path) -> None:
+        make(tmp_path / "a", make_folder(b"1"))
+        make(tmp_path / "b", make_folder(b"2"))
+        if not fsio._exchange(tmp_path / "a", tmp_path / "b"):
+            pytest.skip("this system cannot exchange folders")
+        assert (content(tmp_path / "a"), content(tmp_path / "b")) == (b"2", b"1")
+        with pytest.raises(FileNotFoundError):
+            fsio._exchange(tmp_path / "a", tmp_path / "none")
 
     @pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
     def test_files_get_the_mode_that_the_umask_asks_for(

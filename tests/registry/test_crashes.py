@@ -151,7 +151,7 @@ def test_f29_a_power_loss_is_felt_where_nothing_is_synced(before, actions, tmp_p
         monkeypatch.setattr(fsio, "_fsync", lambda fd: None)
         actions["publish"][0](before)
     damaged = 0
-    for i in range(20):
+    for i in range(60):
         disk.lose_power(tmp_path / f"after-{i}", random.Random(i))
         for version in Registry(tmp_path / f"after-{i}").entries():
             try:
