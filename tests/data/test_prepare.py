@@ -136,11 +136,15 @@ def test_repeating_is_a_no_op(
 ) -> None:
     source = config(write("sea.txt"))
     first = prepare.prepare(source, data, name="sea")
-    before = {f.name: f.stat() for f in first.path.iterdir()}
+
+    def states(dataset: Dataset) -> dict[str, tuple[int, int]]:
+        return {f.name: (f.stat().st_ino, f.stat().st_mtime_ns) for f in dataset.path.iterdir()}
+
+    before = states(first)
     second = prepare.prepare(source, data, name="sea")
     assert second.key == first.key
     assert encoded == ["text"]
-    assert {f.name: f.stat() for f in second.path.iterdir()} == before
+    assert states(second) == before
 
 
 def test_a_settled_text_is_not_read_again(
