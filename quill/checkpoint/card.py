@@ -36,7 +36,7 @@ def card(
         reference: "name:vN".
         config: The config of the run; for an imported model its shape is enough.
         facts: Facts from the manifest: parameters, data, parent, seeds, device, dtype, steps, best_step,
-            best_val_loss, bits_per_byte, seconds, imported, versions.
+            averaged, best_val_loss, bits_per_byte, seconds, imported, versions.
         sample: Text that the model generated.
         curve: The loss curve, drawn as text.
     """
@@ -93,7 +93,8 @@ def _training(facts: Mapping[str, Any]) -> str:
     device = f" on {_inline(str(facts['device']))}" if facts.get("device") else ""
     dtype = f" in {_inline(str(facts['dtype']))}" if facts.get("dtype") else ""
     kept = f"; weights from step {best:,}, which had the lowest loss" if best and best != steps else ""
-    return f"{_plural(steps, 'step')}{took}{device}{dtype}{kept}"
+    averaged = "; a moving average of the weights" if facts.get("averaged") else ""
+    return f"{_plural(steps, 'step')}{took}{device}{dtype}{kept}{averaged}"
 
 
 def _origin(parent: Mapping[str, Any], imported: Mapping[str, Any]) -> str:

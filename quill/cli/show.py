@@ -46,6 +46,7 @@ _VERSION = (
     Column("val loss", lambda r: _facts.loss(_manifest(r, "best_val_loss"))),
     Column("shape", lambda r: _facts.shape(r["config"].get("model"))),
     Column("data", lambda r: _facts.data(_manifest(r, "data"))),
+    Column("weights", lambda r: "a moving average" if _manifest(r, "averaged") else ""),
     Column("steps", lambda r: _facts.number(_manifest(r, "steps"))),
     Column("time", lambda r: duration(_manifest(r, "seconds"))),
     Column("device", lambda r: str(_manifest(r, "device") or "")),

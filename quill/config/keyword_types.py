@@ -67,7 +67,8 @@ class RunSettings(TypedDict, total=False):
     learning_rate: float
     muon_learning_rate: float
     min_lr: float
-    schedule: Literal["cosine", "linear", "constant"]
+    schedule: Literal["cosine", "linear", "trapezoidal", "constant"]
+    warmdown_ratio: float
     warmup_iters: int
     lr_decay_iters: int | None
     weight_decay: float
@@ -81,6 +82,10 @@ class RunSettings(TypedDict, total=False):
     muon_coefficients: Literal["quintic", "polar_express"]
     muon_scale: Literal["original", "match_rms_adamw", "spectral"]
     grad_clip: float
+    ema_decay: float
+    token_dropout: float
+    masked_loss_weight: float
+    masked_loss_max: float
     eval_interval: int
     eval_iters: int | None
     log_interval: int

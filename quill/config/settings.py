@@ -279,8 +279,12 @@ class TrainConfig(Section):
     learning_rate: _Rate = setting(3e-3, "Peak learning rate of AdamW.")
     muon_learning_rate: _Rate = setting(0.02, "Peak learning rate of Muon.")
     min_lr: _Rate = setting(0.0, "Final learning rate of AdamW; Muon's decays in proportion.")
-    schedule: Literal["cosine", "linear", "constant"] = setting(
-        "cosine", "Decay of the learning rate after warmup."
+    schedule: Literal["cosine", "linear", "trapezoidal", "constant"] = setting(
+        "cosine",
+        "Decay of the learning rate after warmup; trapezoidal (WSD) delays it to the end of the run.",
+    )
+    warmdown_ratio: Annotated[float, Field(gt=0, le=1)] = setting(
+        0.2, "Fraction of the run, at its end, in which a trapezoidal schedule decays linearly."
     )
     warmup_iters: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(
         100, "Number of steps over which the learning rate rises to its peak."
@@ -319,6 +323,19 @@ class TrainConfig(Section):
         "spectral sqrt(out/in).",
     )
     grad_clip: _Rate = setting(1.0, "Maximum norm of the gradients; 0 turns clipping off.")
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.0,
+        "Decay rate of a moving average of the weights, published if it has the lower loss; 0 keeps none.",
+    )
+    token_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.0, "Probability of hiding an input token from the model in training."
+    )
+    masked_loss_weight: _Rate = setting(
+        0.0, "Weight of a second loss on input with hidden tokens, which doubles the computation; 0 for none."
+    )
+    masked_loss_max: Annotated[float, Field(gt=0, le=1)] = setting(
+        0.5, "Maximum fraction of a sequence's tokens to hide for the second loss."
+    )
     eval_interval: _Count = setting(
         250, "Number of steps between evaluations; a resume state is saved at each."
     )

@@ -68,31 +68,41 @@ class GPT(nn.Module):
         for block in self.h:
             block.init_weights(self.shape.n_layer, generator)  # type: ignore[operator]
 
-    def forward(self, idx: Tensor, cache: KVCache | None = None, last_only: bool = False) -> Tensor:
+    def forward(
+        self,
+        idx: Tensor,
+        cache: KVCache | None = None,
+        last_only: bool = False,
+        dropped: Tensor | None = None,
+    ) -> Tensor:
         """Logits of the token after each position.
 
         Args:
             idx: Token ids, (B, T); T plus the cached positions is at most block_size.
             cache: Keys and values already seen; extended in place.
             last_only: Compute only the last position's logits.
+            dropped: Positions whose token embedding is replaced by zeros, (B, T), bool.
 
         Returns:
             (B, T, V), or (B, 1, V).
         """
-        x = self.hidden(idx, cache)
+        x = self.hidden(idx, cache, dropped)
         return self.head(x[:, -1:] if last_only else x)
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, idx: Tensor, cache: KVCache | None = None, dropped: Tensor | None = None) -> Tensor:
         """Activations of each position before the last norm.
 
         Args:
             idx: Token ids, (B, T); T plus the cached positions is at most block_size.
             cache: Keys and values already seen; extended in place.
+            dropped: As for `forward`.
 
         Returns:
             (B, T, C); without layers (B, T, V).
         """
         x: Tensor = self.wte(idx)  # (B, T, C)
+        if dropped is not None:
+            x = x.masked_fill(dropped[..., None], 0.0)
         if self.shape.n_layer == 0:
             return x
         T = idx.shape[1]

@@ -88,6 +88,7 @@ class Manifest(TypedDict):
     steps: int | None
     ended: str | None
     best_step: int | None
+    averaged: bool | None
     best_val_loss: float | None
     bits_per_byte: float | None
     seconds: float | None
@@ -123,6 +124,7 @@ _FIELDS: Fields = {
     "steps": int,
     "ended": str,
     "best_step": int,
+    "averaged": bool,
     "best_val_loss": float,
     "bits_per_byte": float,
     "seconds": float,

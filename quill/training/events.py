@@ -41,7 +41,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """An optimizer step is done; loss, rate and norm are those of this step."""
+    """An optimizer step is done; loss, rate and norm are those of this step.
+
+    `objective` is what the step minimized, where that is not the loss alone.
+    """
 
     step: int
     max_iters: int
@@ -50,11 +53,17 @@ class Stepped:
     grad_norm: float
     tokens_per_second: float
     seconds: float
+    objective: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The validation loss was measured."""
+    """The validation loss was measured.
+
+    With a moving average of the weights, `val_loss` is the lower of two: `raw_val_loss` of the weights and
+    `averaged_val_loss` of their average. `averaged` is whether the average had it, and `best_averaged`
+    whether the best weights so far are an average.
+    """
 
     step: int
     val_loss: float
@@ -62,6 +71,10 @@ class Evaluated:
     best_val_loss: float
     best_step: int
     seconds: float
+    averaged: bool = False
+    best_averaged: bool = False
+    raw_val_loss: float | None = None
+    averaged_val_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,7 @@ class Finished:
     reason: str
     path: str = ""
     next: str = ""
+    averaged: bool = False
 
 
 @dataclass(frozen=True)

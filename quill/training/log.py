@@ -44,13 +44,14 @@ class RunLog:
                     {
                         "step": event.step,
                         "loss": round(event.loss, 6),
+                        **({} if event.objective is None else {"objective": round(event.objective, 6)}),
                         "learning_rate": event.learning_rate,
                         "grad_norm": round(event.grad_norm, 6),
                         "tokens_per_second": round(event.tokens_per_second),
                     }
                 )
             case Evaluated():
-                self._metric({"step": event.step, "val_loss": event.val_loss})
+                self._metric({"step": event.step, "val_loss": event.val_loss, **_averaged(event)})
             case Sampled():
                 self._metric({"step": event.step, "sample": event.text})
         if text := describe(event):
@@ -75,7 +76,10 @@ def describe(event: Event) -> str:
             )
         case Evaluated():
             mark = "best" if event.best else f"best {event.best_val_loss:.4f} at step {event.best_step:,}"
-            return f"step {event.step:,}: val loss {event.val_loss:.4f} ({mark})"
+            both = ""
+            if event.raw_val_loss is not None:
+                both = f"; weights {event.raw_val_loss:.4f}, their average {event.averaged_val_loss:.4f}"
+            return f"step {event.step:,}: val loss {event.val_loss:.4f} ({mark}){both}"
         case Sampled():
             return f"step {event.step:,}: sample\n" + textwrap.indent(event.text.strip("\n"), "    ")
         case Saved():
@@ -83,7 +87,8 @@ def describe(event: Event) -> str:
         case Finished():
             text = f"{event.reference}: {event.reason} after {_steps(event.step)}"
             if event.val_loss is not None:
-                text += f"; val loss {event.val_loss:.4f} (step {event.best_step:,})"
+                averaged = ", averaged weights" if event.averaged else ""
+                text += f"; val loss {event.val_loss:.4f} (step {event.best_step:,}{averaged})"
             text += f"; saved in {event.path}" if event.path else ""
             return text + (f"; next: {event.next}" if event.next else "")
         case Stage():
@@ -91,6 +96,14 @@ def describe(event: Event) -> str:
         case Notice():
             return event.message
     return ""
+
+
+def _averaged(event: Evaluated) -> dict[str, Any]:
+    """Which weights had the loss; nothing in a run that keeps no average."""
+    if event.averaged_val_loss is None:
+        return {}
+    names = ("averaged", "raw_val_loss", "averaged_val_loss")
+    return {name: getattr(event, name) for name in names}
 
 
 def _steps(n: int) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from quill.config.settings import RunConfig
+from quill.config.settings import RunConfig, TrainConfig
 from quill.errors import InputError
 from quill.model.gpt import GPT, n_params
 from quill.training.device import Device
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from quill.data.batches import Tokens
     from quill.training.trainer import Trainer
 
-# Weights, gradients and AdamW's two momenta, float32 each.
-_BYTES_PER_PARAMETER = 16
+# Weights, gradients and AdamW's two momenta, float32 each; and a moving average of the weights.
+_BYTES_PER_PARAMETER, _BYTES_OF_AVERAGE = 16, 4
 # Random numbers, positions and ids of a window while a batch is drawn.
 _BYTES_PER_WINDOW = 24
 # Beyond this depth, building the modules takes longer than any use of them is worth.
@@ -40,14 +40,14 @@ def check(config: RunConfig, device: str) -> int:
         device: Where it would run.
 
     Returns:
-        Bytes of weights, gradients and optimizer.
+        Bytes of weights, their average, gradients and optimizer.
 
     Raises:
         InputError: With the memory it would need and what there is.
     """
     c, model = config.train, config.model.shape(config.model.vocab_size or 2)
     parameters = n_params(model)
-    needed, present = parameters * _BYTES_PER_PARAMETER, of_device(device)
+    needed, present = parameters * bytes_per_parameter(c), of_device(device)
     if needed > present:
         raise InputError(
             f"the model of {parameters:,} parameters does not fit in memory",
@@ -67,6 +67,11 @@ def check(config: RunConfig, device: str) -> int:
     windows = c.batch_size * c.gradient_accumulation_steps * _BYTES_PER_WINDOW
     require(needed + batch + windows, config, device, "at least ")
     return needed
+
+
+def bytes_per_parameter(config: TrainConfig) -> int:
+    """Bytes that a parameter takes while it is trained."""
+    return _BYTES_PER_PARAMETER + (_BYTES_OF_AVERAGE if config.ema_decay else 0)
 
 
 def require(needed: int, config: RunConfig, device: str, bound: str = "about ") -> None:
@@ -112,7 +117,7 @@ def check_batch(model: GPT, config: RunConfig, train: Tokens, device: Device) ->
 
     one = measured(1)
     each = measured(2) - one if config.train.batch_size > 1 else 0
-    fixed = _BYTES_PER_PARAMETER * sum(p.numel() for p in model.parameters())
+    fixed = bytes_per_parameter(config.train) * sum(p.numel() for p in model.parameters())
     require(fixed + one + each * (config.train.batch_size - 1), config, device.name)
 
 
@@ -136,9 +141,10 @@ def check_evaluation(config: RunConfig, val_tokens: int) -> None:
 
 
 def activations(trainer: Trainer) -> int:
-    """Bytes that a forward pass of the trainer's batch keeps for the backward pass, measured."""
+    """Bytes that the largest forward pass of the trainer's batch keeps for its backward pass, measured."""
     weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
     seen: dict[int, int] = {}
+    passes: list[int] = []
 
     def pack(t: torch.Tensor) -> torch.Tensor:
         storage = t.untyped_storage()
@@ -146,10 +152,15 @@ def activations(trainer: Trainer) -> int:
             seen[storage.data_ptr()] = storage.nbytes()
         return t
 
+    def passed() -> None:
+        passes.append(sum(seen.values()))
+        seen.clear()
+
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        trainer.gradients()
+        trainer.gradients(poll=passed)
+    passed()
     trainer.model.zero_grad(set_to_none=True)
-    return sum(seen.values())
+    return max(passes)
 
 
 def of_device(device: str) -> int:

@@ -25,7 +25,7 @@ class Plan:
         config: The settled config.
         parameters: Number of parameters.
         tokens_per_step: Tokens in one optimizer step.
-        memory_bytes: Weights, gradients, optimizer state and activations.
+        memory_bytes: Weights, their average, gradients, optimizer state and activations.
         memory_present: Memory of the device.
         seconds_per_step: Seconds of one step.
         seconds_total: Seconds of all steps and evaluations.
@@ -86,11 +86,12 @@ def plan(
     forward, update = _time_step(trainer)
     passes = c.batch_size / share * c.gradient_accumulation_steps
     seconds = forward * passes + update
-    # A forward pass alone is about a third of forward and backward together.
     evaluated = (
         len(dataset.val) if c.eval_iters is None else c.eval_iters * c.batch_size * config.model.block_size
     )
-    evaluation = forward / 3 * evaluated / (share * config.model.block_size)
+    # A forward pass alone is about a third of forward and backward together.
+    per_pass = forward / (2 if c.masked_loss_weight else 1) / 3
+    evaluation = (2 if c.ema_decay else 1) * per_pass * evaluated / (share * config.model.block_size)
     total = seconds * c.max_iters + evaluation * (c.max_iters // c.eval_interval)
     return Plan(
         config=config.to_dict(),

@@ -32,6 +32,7 @@ def publish(
     steps: int,
     best_step: int,
     best_loss: float | None,
+    averaged: bool,
     ended: str,
     elapsed: Callable[[], float],
     poll: Callable[[], None],
@@ -46,6 +47,7 @@ def publish(
         steps: Optimizer steps done.
         best_step: The step of the best weights.
         best_loss: Their validation loss as estimated during the run, in nats per token; None without one.
+        averaged: Whether they are a moving average.
         ended: Why the run ended: "max_iters", "patience" or "time limit".
         elapsed: Returns the seconds of the run so far.
         poll: Called wherever publishing can be interrupted; what it raises passes through.
@@ -57,7 +59,9 @@ def publish(
     """
     best = load_checkpoint(draft, device.name)
     loss = _published_loss(best.model, config, dataset, best_loss, poll)
-    facts = describe(config, dataset, draft, device, steps=steps, best_step=best_step, loss=loss)
+    facts = describe(
+        config, dataset, draft, device, steps=steps, best_step=best_step, loss=loss, averaged=averaged
+    )
     facts |= {
         "parameters": sum(p.numel() for p in best.model.parameters()),
         "ended": ended,
@@ -75,6 +79,7 @@ def describe(
     steps: int,
     best_step: int,
     loss: float | None,
+    averaged: bool,
 ) -> dict[str, Any]:
     """What a manifest says of a run, finished or not.
 
@@ -86,6 +91,7 @@ def describe(
         steps: Optimizer steps done.
         best_step: The step of the best weights.
         loss: Their validation loss in nats per token; None without one.
+        averaged: Whether they are a moving average.
     """
     status = draft.status()
     return {
@@ -105,6 +111,7 @@ def describe(
         "compiled": device.compiled,
         "steps": steps,
         "best_step": best_step,
+        "averaged": averaged,
         "best_val_loss": loss,
         "bits_per_byte": _bits_per_byte(loss, dataset),
     }

@@ -167,8 +167,9 @@ def _budget(seconds: float, clock: float, inputs: Inputs, publishes: bool) -> Bu
     )
     # The published weights are measured on the whole split if the evaluations of the run were not exact.
     is_exact = c.eval_iters is None and c.weights_dtype == "float32"
+    read *= 2 if c.ema_decay else 1
     # A forward pass alone is about a third of forward and backward together.
-    cost = read / tokens_per_step(inputs.config) / 3
+    cost = read / tokens_per_step(inputs.config) / (6 if c.masked_loss_weight else 3)
     return Budget(seconds, clock, c.eval_interval, cost, 1 + (0 if is_exact else whole / max(read, 1)))
 
 
@@ -209,6 +210,7 @@ class Run:
             draft.write_json("config.json", self.config.to_dict())
         self._best_loss: float | None = None
         self._best_step = 0
+        self._best_averaged = False
         self._bad_evaluations = 0
         self._seconds_before = 0.0
         self._evaluated = -1
@@ -259,18 +261,19 @@ class Run:
         if self._budget is not None and self._fit:
             self.trainer.horizon = self._budget.horizon(self.trainer.step)
         rate = self.trainer.learning_rate
-        loss, norm = self.trainer.advance(self._poll)
+        losses, norm = self.trainer.advance(self._poll)
         now = time.monotonic()
         seconds = now - self._lap
         self._emit(
             Stepped(
                 step=self.trainer.step,
                 max_iters=self.config.train.max_iters,
-                loss=loss,
+                loss=losses.loss,
                 learning_rate=rate,
                 grad_norm=norm,
                 tokens_per_second=tokens_per_step(self.config) / max(seconds, 1e-9),
                 seconds=self._seconds(),
+                objective=None if losses.objective == losses.loss else losses.objective,
             )
         )
         self._lap = now
@@ -321,21 +324,38 @@ class Run:
         """Measure the validation loss and write the weights if they are the best so far."""
         start, step = time.monotonic(), self.trainer.step
         if not self.dataset.count("val"):
+            # Without a loss to compare, the average is what was asked for.
+            self._best_averaged = self.trainer.averaged is not None
             self._write_weights()
             self._evaluated = step
             return
         n_bytes = texts.predicted_bytes(self.dataset, "val")
-        loss = self.trainer.evaluate(self.dataset.val, n_bytes, self._poll).loss
+        raw, *rest = self.trainer.evaluate(self.dataset.val, n_bytes, self._poll)
+        loss = min([raw, *rest])
         is_best = self._best_loss is None or loss < self._best_loss
         if is_best:
             self._best_loss, self._best_step, self._bad_evaluations = loss, step, 0
+            self._best_averaged = loss < raw
             self._write_weights()
         else:
             self._bad_evaluations += 1
         self._evaluated = step
         best = self._best_loss if self._best_loss is not None else math.nan
         seconds = time.monotonic() - start
-        self._emit(Evaluated(step, loss, is_best, best, self._best_step, seconds))
+        self._emit(
+            Evaluated(
+                step,
+                loss,
+                is_best,
+                best,
+                self._best_step,
+                seconds,
+                averaged=loss < raw,
+                best_averaged=self._best_averaged,
+                raw_val_loss=raw if rest else None,
+                averaged_val_loss=rest[0] if rest else None,
+            )
+        )
         if self._budget is not None and self._fit:
             self._budget.evaluated(seconds)
         self._lap = time.monotonic()
@@ -352,6 +372,7 @@ class Run:
             "machine": {"device": device.name, "dtype": device.dtype, "compiled": device.compiled},
             "best_val_loss": self._best_loss,
             "best_step": self._best_step,
+            "best_averaged": self._best_averaged,
             "bad_evaluations": self._bad_evaluations,
             "evaluated": reached[1],
             "seconds": self._seconds(),
@@ -385,6 +406,7 @@ class Run:
             steps=step,
             best_step=self._best_step,
             best_loss=self._best_loss,
+            averaged=self._best_averaged,
             ended=ended,
             elapsed=self._seconds,
             poll=self._poll,
@@ -410,6 +432,7 @@ class Run:
                 reason,
                 path=str(version.path),
                 next=f"quill sample {version.name}",
+                averaged=self._best_averaged,
             )
         )
         return Outcome(version.reference, version, "trained")
@@ -433,6 +456,7 @@ class Run:
         trainer = self._trainer(facts)
         trainer.load_state(tensors, facts["trainer"])
         self._best_loss, self._best_step = facts["best_val_loss"], facts["best_step"]
+        self._best_averaged = facts.get("best_averaged", False)
         self._bad_evaluations, self._seconds_before = facts["bad_evaluations"], facts["seconds"]
         # A run interrupted during an evaluation is evaluated again.
         evaluated = facts.get("evaluated", True)
@@ -446,7 +470,9 @@ class Run:
         model = GPT(c.model.shape(), c.train.seed)
         fsio.require_space(
             self.draft.path,
-            4 * sum(p.numel() for p in model.parameters()) * (1 + 3 * c.train.keep_states),
+            4
+            * sum(p.numel() for p in model.parameters())
+            * (1 + (4 if c.train.ema_decay else 3) * c.train.keep_states),
             f"the weights and {c.train.keep_states} resume states",
         )
         first = 0
@@ -473,7 +499,8 @@ class Run:
         self._observer(Stage(name, time.monotonic() - self._clock))
 
     def _write_weights(self) -> None:
-        model, dtype = self.trainer.model, self.config.train.weights_dtype
+        averaged = self.trainer.averaged if self._best_averaged else None
+        model, dtype = averaged or self.trainer.model, self.config.train.weights_dtype
         self.draft.write_file(WEIGHTS, lambda path: save_weights(path, model, dtype))
         self.draft.update_status(facts=self._facts())
 
@@ -487,6 +514,7 @@ class Run:
             steps=self.trainer.step,
             best_step=self._best_step,
             loss=self._best_loss,
+            averaged=self._best_averaged,
         )
         facts["parameters"] = sum(p.numel() for p in self.trainer.model.parameters())
         return facts | {"seconds": round(self._seconds(), 1)}

@@ -1,6 +1,7 @@
 """The learning rate schedule: linear warmup, then a decay to min_lr.
 
-Cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, as in nanoGPT.
+Cosine: Loshchilov and Hutter 2017, arXiv:1608.03983, as in nanoGPT. Trapezoidal, or warmup-stable-decay:
+Hu et al. 2024, arXiv:2404.06395; Hägele et al. 2024, arXiv:2405.18392, fall over the last 20%.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ def _decayed(step: int, warmup: int, end: int, config: TrainConfig) -> float:
     floor = config.min_lr / config.learning_rate if config.learning_rate else 0.0
     if step >= end or end <= warmup:
         return floor
+    if config.schedule == "trapezoidal":
+        warmdown = min(end - warmup, max(1, round(config.warmdown_ratio * end)))
+        return floor + (1.0 - floor) * min(1.0, (end - step) / warmdown)
     done = (step - warmup) / (end - warmup)
     fall = 0.5 * (1.0 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0 - done
     return floor + (1.0 - floor) * fall

@@ -7,20 +7,22 @@ interrupted run needs to resume bit for bit.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from quill.config.settings import TrainConfig
 from quill.data.batches import batch
 from quill.errors import DivergedError
 from quill.evaluation import measure
 from quill.model.gpt import GPT, loss
-from quill.training import schedule
+from quill.training import masking, schedule
 from quill.training.device import Device
 from quill.training.optimizer import Optimizer
 
@@ -29,6 +31,21 @@ if TYPE_CHECKING:
 
 # float16 gradients vanish below 6e-8; the scale is halved when one overflows and grows back slowly.
 _FIRST_SCALE, _GROWTH_STEPS = 2.0**15, 2000
+# Added to the seed of dropout in the second pass over a batch; far from the seeds of the first passes even in
+# the 32 bits that the CPU's generator takes.
+_SECOND_PASS = 0x9E3779B9
+
+
+class Losses(NamedTuple):
+    """The losses of a step.
+
+    Attributes:
+        loss: Mean cross entropy in nats per token.
+        objective: What is minimized; it differs where other losses are added.
+    """
+
+    loss: float
+    objective: float
 
 
 class Trainer:
@@ -41,6 +58,8 @@ class Trainer:
         device: Device, precision and compilation.
 
     Attributes:
+        averaged: The model with the moving average of the weights; None before the first step, or without
+            an ema_decay.
         step: Optimizer steps done.
         first: The step at which a lengthened run began again; 0 otherwise.
         horizon: The step at which time will be up, if known.
@@ -49,18 +68,19 @@ class Trainer:
     def __init__(self, model: GPT, config: TrainConfig, train: Tokens, device: Device) -> None:
         self.model, self.config, self.train, self.device = model, config, train, device
         self.optimizer = Optimizer(model, config, device.dtype)
+        self.averaged: GPT | None = None
         self.step = self.first = 0
         self.horizon: int | None = None
         self._scale = _FIRST_SCALE if device.dtype == "float16" else 1.0
         self._good_steps = 0
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(model) if device.compiled else model
+        self._forward: Callable[..., Tensor] = torch.compile(model) if device.compiled else model
 
     @property
     def learning_rate(self) -> float:
         """AdamW's learning rate for the next step."""
         return self.config.learning_rate * self._rate()
 
-    def advance(self, poll: Callable[[], None] = lambda: None) -> tuple[float, float]:
+    def advance(self, poll: Callable[[], None] = lambda: None) -> tuple[Losses, float]:
         """Take one optimizer step.
 
         Args:
@@ -68,41 +88,45 @@ class Trainer:
                 unchanged.
 
         Returns:
-            The step's mean loss in nats per token, and the gradient's norm before clipping.
+            The step's losses, and the gradient's norm before clipping.
 
         Raises:
             DivergedError: The loss or the gradient is not finite; the weights are unchanged.
         """
         self.model.train()
+        if self.config.ema_decay and self.averaged is None:
+            self.averaged = self._copy()
         try:
-            value = self.gradients(poll)
+            losses = self.gradients(poll)
         except BaseException:
             self.model.zero_grad(set_to_none=True)
             raise
         norm = self._clip()
-        if self.device.dtype == "float16" and not math.isfinite(norm) and math.isfinite(value):
+        if self.device.dtype == "float16" and not math.isfinite(norm) and math.isfinite(losses.objective):
             self._lower_scale()
         else:
-            self._check_finite(value, norm)
+            self._check_finite(losses.objective, norm)
             decay = schedule.weight_decay(self.step, self.config, horizon=self.horizon)
             for optimizer in self.optimizer.at(self._rate(), decay):
                 optimizer.step()
             self.model.zero_grad(set_to_none=True)
             self._raise_scale()
+        self._average()
         self.step += 1
-        return value, norm
+        return losses, norm
 
-    def gradients(self, poll: Callable[[], None] = lambda: None) -> float:
+    def gradients(self, poll: Callable[[], None] = lambda: None) -> Losses:
         """Accumulate the gradients of one step's batches.
 
         Args:
-            poll: Called before each batch except the first.
+            poll: Called before each forward pass except the first.
 
         Returns:
-            The mean loss in nats per token.
+            The mean losses of the batches.
         """
         c, n_micro = self.config, self.config.gradient_accumulation_steps
         total: Tensor | float = 0.0
+        extra: Tensor | float = 0.0
         for micro in range(n_micro):
             if micro:
                 poll()
@@ -117,20 +141,42 @@ class Trainer:
             )
             device = self.device.name
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            masks: AbstractContextManager[None] = nullcontext()
-            if self.model.shape.dropout:
-                masks = self.device.seeded((c.seed * 1_000_003 + self.step * n_micro + micro) % 2**63)
-            with masks, self.device.autocast():
-                logits = self._forward(x)
-            part = loss(logits.float(), y) / n_micro
-            (part * self._scale if self._scale != 1.0 else part).backward()  # type: ignore[no-untyped-call]
+            shape, number = (c.batch_size, self.model.shape.block_size), (c.seed, self.step, micro)
+            dropped = masking.dropped(c.token_dropout, shape, number) if c.token_dropout else None
+            part = loss(self._logits(x, dropped, micro).float(), y) / n_micro
+            self._backward(part)
             total = total + part.detach()
-        return float(total)
+            if c.masked_loss_weight:
+                poll()
+                masked = masking.masked(c.masked_loss_max, shape, number)
+                part = loss(self._logits(x, masked, micro, _SECOND_PASS).float(), y)
+                part = part * (c.masked_loss_weight / n_micro)
+                self._backward(part)
+                extra = extra + part.detach()
+        value = float(total)
+        return Losses(value, value + float(extra))
+
+    def _logits(self, x: Tensor, dropped: Tensor | None, micro: int, salt: int = 0) -> Tensor:
+        """Logits of a batch in training mode, (B, T, V), with the dropout masks of a pass over it."""
+        c = self.config
+        masks: AbstractContextManager[None] = nullcontext()
+        number = self.step * c.gradient_accumulation_steps + micro
+        if self.model.shape.dropout:
+            masks = self.device.seeded((c.seed * 1_000_003 + number + salt) % 2**63)
+        if dropped is not None:
+            dropped = dropped.to(self.device.name, non_blocking=True)
+        with masks, self.device.autocast():
+            return self._forward(x, dropped=dropped)
+
+    def _backward(self, part: Tensor) -> None:
+        (part * self._scale if self._scale != 1.0 else part).backward()  # type: ignore[no-untyped-call]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and facts from which `load_state` restores the run exactly."""
         weights = {f"model/{n}": p.detach() for n, p in self.model.state_dict().items()}
         moments = {f"optimizer/{n}": t for n, t in self.optimizer.state().items()}
+        if self.averaged is not None:
+            weights |= {f"average/{n}": p for n, p in self.averaged.state_dict().items()}
         facts = {
             "step": self.step,
             "first": self.first,
@@ -146,17 +192,43 @@ class Trainer:
             return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
         self.model.load_state_dict(under("model/"))
+        if average := under("average/"):
+            self.averaged = self._copy()
+            self.averaged.load_state_dict(average)
         self.optimizer.load_state(under("optimizer/"))
         self.step, self.first, self._scale = facts["step"], facts.get("first", 0), facts["scale"]
         self._good_steps = facts["good_steps"]
 
-    def evaluate(self, val: Tokens, n_bytes: int, poll: Callable[[], None] = lambda: None) -> measure.Figures:
-        """The validation loss: the whole split in float32, or eval_iters batches of it."""
+    def evaluate(self, val: Tokens, n_bytes: int, poll: Callable[[], None] = lambda: None) -> list[float]:
+        """The validation loss of the weights, and after it that of their average if there is one.
+
+        It is measured on the whole split in float32, or on eval_iters batches of it.
+        """
         c = self.config
-        return measure.evaluate(self.model, val, n_bytes=n_bytes, iters=c.eval_iters, seed=c.seed, poll=poll)
+        models = [self.model] if self.averaged is None else [self.model, self.averaged]
+        return [
+            measure.evaluate(m, val, n_bytes=n_bytes, iters=c.eval_iters, seed=c.seed, poll=poll).loss
+            for m in models
+        ]
 
     def _rate(self) -> float:
         return schedule.rate(self.step, self.config, horizon=self.horizon, first=self.first)
+
+    def _copy(self) -> GPT:
+        return copy.deepcopy(self.model).requires_grad_(False).eval()
+
+    def _average(self) -> None:
+        """Move the average towards the weights.
+
+        The decay rises to its value from the first step on, so that the initial weights are soon forgotten:
+        min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage.
+        """
+        if self.averaged is None:
+            return
+        t = self.step - self.first
+        decay = min(self.config.ema_decay, (1 + t) / (10 + t))
+        move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        move([*self.averaged.parameters()], [*self.model.parameters()], None)
 
     def _clip(self) -> float:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]

@@ -22,6 +22,8 @@ from quill.checkpoint.resume_state import load_state
 from quill.config import reading
 from quill.config.settings import DataConfig, RunConfig
 from quill.data import prepare as preparing
+from quill.data import resolve
+from quill.data.dataset import Dataset
 from quill.errors import (
     DivergedError,
     InputError,
@@ -30,7 +32,9 @@ from quill.errors import (
     NotFoundError,
     RefusedError,
 )
+from quill.evaluation import measure
 from quill.generation.generator import Generator
+from quill.model.gpt import n_params
 from quill.registry import locks
 from quill.registry.store import Registry
 from quill.training import memory, resume
@@ -237,6 +241,108 @@ def test_f29_f54_a_run_resumes_from_its_states_whatever_a_power_cut_leaves(
     states = power_loss(registry, lambda r: run(config, r, observer=note), then, tmp_path / "lost", draws=1)
     injections.add("train", "power loss", states)
     assert resumed > 100
+
+
+@pytest.mark.parametrize("stop", [0, 1, 6, 8])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"ema_decay": 0.9},
+        {"ema_decay": 0.9, "eval_iters": 2, "weights_dtype": "bfloat16"},
+        {"token_dropout": 0.1, "masked_loss_weight": 0.4, "schedule": "trapezoidal"},
+        {"ema_decay": 0.5, "token_dropout": 0.2, "masked_loss_weight": 1.0, "gradient_accumulation_steps": 2},
+    ],
+)
+def test_a_resumed_run_with_another_objective_equals_an_uninterrupted_one(
+    settings: dict[str, Any], stop: int, text: Path, tmp_path: Path
+) -> None:
+    config = make(text, **{f"train.{k}": v for k, v in settings.items()})
+    whole, broken = Registry(tmp_path / "a" / "weights"), Registry(tmp_path / "b" / "weights")
+    run(config, whole)
+    with pytest.raises(InterruptedRun):
+        run(config, broken, stop_after=stop)
+    assert run(config, broken, resume="must").reason == "trained"
+    a, b = (r.resolve("tide") for r in (whole, broken))
+    assert digests(a.path)["model.safetensors"] == digests(b.path)["model.safetensors"]
+    lines = [[untimed(x) for x in read_metrics(v.path / "metrics.jsonl")] for v in (a, b)]
+    assert lines[0] == lines[1]
+    assert a.facts["averaged"] == b.facts["averaged"]
+
+
+def test_the_better_of_the_weights_and_their_average_is_published(text: Path, registry: Registry) -> None:
+    """At a high constant rate the weights jump around what their average stays close to."""
+    wild = {"train__learning_rate": 0.3, "train__schedule": "constant", "train__optimizer": "adamw"}
+    events: list[Event] = []
+    averaging = make(text, train__ema_decay=0.95, train__max_iters=40, **wild)
+    version = run(averaging, registry, observer=events.append).version
+    assert version is not None
+    evaluated = [e for e in events if isinstance(e, Evaluated)]
+    for e in evaluated:
+        assert e.raw_val_loss is not None and e.averaged_val_loss is not None
+        assert e.val_loss == min(e.raw_val_loss, e.averaged_val_loss)
+        assert e.averaged == (e.averaged_val_loss < e.raw_val_loss)
+    best = min(evaluated, key=lambda e: e.val_loss)
+    assert best.averaged and evaluated[-1].best_averaged and version.facts["averaged"] is True
+    assert version.facts["best_val_loss"] == best.val_loss
+    loaded, tokens = load_checkpoint(version), opened(text, registry)
+    measured = measure.evaluate(loaded.model, tokens.val, n_bytes=tokens.count("val", "bytes")).loss
+    assert measured == pytest.approx(best.averaged_val_loss, abs=1e-6)
+    lines = [x for x in read_metrics(version.path / "metrics.jsonl") if "val_loss" in x]
+    assert [x["averaged"] for x in lines] == [e.averaged for e in evaluated]
+    assert [x["averaged_val_loss"] for x in lines] == [e.averaged_val_loss for e in evaluated]
+    assert "a moving average of the weights" in (version.path / "README.md").read_text(encoding="utf-8")
+    raw = run(make(text, train__max_iters=40, **wild), registry, new_version=True).version
+    assert raw is not None and raw.facts["averaged"] is False
+    assert raw.facts["best_val_loss"] > best.val_loss
+    assert "moving average" not in (raw.path / "README.md").read_text(encoding="utf-8")
+
+
+def opened(text: Path, registry: Registry) -> Dataset:
+    return resolve.ensure(DataConfig(source=str(text)), registry.root.parent / "data")
+
+
+def test_the_objective_is_logged_beside_the_loss(text: Path, registry: Registry) -> None:
+    events: list[Event] = []
+    version = run(make(text, train__masked_loss_weight=0.5), registry, observer=events.append).version
+    assert version is not None
+    steps = [e for e in events if isinstance(e, Stepped)]
+    assert all(e.objective is not None and e.objective > 1.3 * e.loss for e in steps)
+    lines = [x for x in read_metrics(version.path / "metrics.jsonl") if "loss" in x]
+    assert [x["objective"] for x in lines] == [pytest.approx(e.objective, abs=1e-6) for e in steps]
+    plain = run(make(text), registry, new_version=True).version
+    assert plain is not None
+    assert not any("objective" in x for x in read_metrics(plain.path / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"ema_decay": 0.9}, {"token_dropout": 0.1}, {"masked_loss_weight": 0.4}, {"schedule": "trapezoidal"}],
+)
+def test_another_objective_is_another_run(setting: dict[str, Any], text: Path, registry: Registry) -> None:
+    with pytest.raises(InterruptedRun):
+        run(make(text), registry, stop_after=3)
+    with pytest.raises(RefusedError, match="unfinished") as caught:
+        run(make(text, **{f"train.{k}": v for k, v in setting.items()}), registry)
+    assert f"train.{next(iter(setting))} " in caught.value.why
+
+
+def test_the_average_is_counted_in_memory_and_on_disk(text: Path) -> None:
+    plain, averaged = make(text), make(text, train__ema_decay=0.9)
+    parameters = n_params(plain.model.shape(2))
+    assert memory.check(averaged, "cpu") - memory.check(plain, "cpu") == 4 * parameters
+
+
+def test_a_lengthened_run_starts_a_new_average(text: Path, registry: Registry) -> None:
+    run(make(text, train__ema_decay=0.9), registry)
+    long = make(text, train__ema_decay=0.9, train__max_iters=24)
+    events: list[Event] = []
+    with pytest.raises(InterruptedRun):
+        run(long, registry, stop_after=17, observer=events.append)
+    version = run(long, registry, observer=events.append).version
+    assert version is not None and version.reference == "tide:v2"
+    first, *later = [e for e in events if isinstance(e, Evaluated)]
+    assert first.step == 12 and first.averaged_val_loss is None
+    assert all(e.averaged_val_loss is not None for e in later)
 
 
 def test_f34_a_signal_at_any_moment_saves_a_state_that_resumes_exactly(text: Path, tmp_path: Path) -> None:

@@ -31,6 +31,34 @@ def test_linear_falls_by_equal_steps() -> None:
     assert max(falls) - min(falls) < 1e-12
 
 
+TRAPEZOIDAL = CONFIG.model_copy(update={"schedule": "trapezoidal", "max_iters": 100})
+
+
+def test_trapezoidal_is_constant_until_the_warmdown_and_then_falls_by_equal_steps() -> None:
+    assert {rate(step, TRAPEZOIDAL) for step in range(10, 81)} == {1.0}
+    falls = [rate(step, TRAPEZOIDAL) - rate(step + 1, TRAPEZOIDAL) for step in range(80, 100)]
+    assert falls == pytest.approx([0.9 / 20] * 20)
+    assert rate(100, TRAPEZOIDAL) == rate(1000, TRAPEZOIDAL) == pytest.approx(0.1)
+
+
+def test_the_warmdown_is_a_share_of_the_decay_and_begins_after_the_warmup() -> None:
+    half = TRAPEZOIDAL.model_copy(update={"warmdown_ratio": 0.5, "lr_decay_iters": 60})
+    assert rate(30, half) == 1.0
+    assert rate(45, half) == pytest.approx(0.1 + 0.9 * 0.5)
+    whole = TRAPEZOIDAL.model_copy(update={"warmdown_ratio": 1.0})
+    linear = TRAPEZOIDAL.model_copy(update={"schedule": "linear"})
+    assert [rate(s, whole) for s in range(110)] == pytest.approx([rate(s, linear) for s in range(110)])
+
+
+def test_a_time_limit_and_a_longer_run_move_the_warmdown() -> None:
+    assert rate(39, TRAPEZOIDAL, horizon=50) == 1.0
+    assert rate(45, TRAPEZOIDAL, horizon=50) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert rate(50, TRAPEZOIDAL, horizon=50) == pytest.approx(0.1)
+    longer = TRAPEZOIDAL.model_copy(update={"max_iters": 200})
+    assert rate(100, longer, first=100) == pytest.approx(1 / 11)
+    assert rate(150, longer, first=100) == 1.0
+
+
 def test_constant_stays_at_the_peak() -> None:
     constant = CONFIG.model_copy(update={"schedule": "constant"})
     assert {rate(step, constant) for step in range(10, 500)} == {1.0}

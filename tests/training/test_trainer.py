@@ -10,8 +10,10 @@ import torch
 
 from quill import discovery
 from quill.config.settings import ModelConfig, TrainConfig
+from quill.data.batches import batch
 from quill.errors import DivergedError
-from quill.model.gpt import GPT
+from quill.model.gpt import GPT, loss
+from quill.training import masking
 from quill.training.device import Device
 from quill.training.trainer import Trainer
 
@@ -32,17 +34,36 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
 
 
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "average": {"ema_decay": 0.5},
+    "token dropout": {"token_dropout": 0.3},
+    "masked loss": {"masked_loss_weight": 0.4, "masked_loss_max": 0.6},
+    "all": {
+        "ema_decay": 0.9,
+        "token_dropout": 0.1,
+        "masked_loss_weight": 0.4,
+        "schedule": "trapezoidal",
+        "gradient_accumulation_steps": 2,
+    },
+}
+
+
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resuming_from_a_state_equals_an_uninterrupted_run(block: str, optimizer: str) -> None:
-    whole = make(block, dropout=0.2, optimizer=optimizer)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_resuming_from_a_state_equals_an_uninterrupted_run(
+    block: str, optimizer: str, objective: str
+) -> None:
+    settings = {"dropout": 0.2, "optimizer": optimizer, **OBJECTIVES[objective]}
+    whole = make(block, **settings)
     losses = [whole.advance() for _ in range(6)]
 
-    first = make(block, dropout=0.2, optimizer=optimizer)
+    first = make(block, **settings)
     before = [first.advance() for _ in range(3)]
     tensors, facts = first.state()
     tensors = {n: t.clone() for n, t in tensors.items()}
-    second = make(block, dropout=0.2, optimizer=optimizer)
+    second = make(block, **settings)
     second.load_state(tensors, facts)
     torch.manual_seed(99)  # other draws in the meantime must not matter
     after = [second.advance() for _ in range(3)]
@@ -50,15 +71,15 @@ def test_resuming_from_a_state_equals_an_uninterrupted_run(block: str, optimizer
     assert before + after == losses
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(second)[name]), name
-    for name, moment in whole.optimizer.state().items():
-        assert torch.equal(moment, second.optimizer.state()[name]), name
+    for name, value in whole.state()[0].items():
+        assert torch.equal(value, second.state()[0][name]), name
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_accumulating_small_batches_equals_one_large_batch(block: str) -> None:
     large = make(block, batch_size=8)
     small = make(block, batch_size=2, gradient_accumulation_steps=4)
-    assert small.gradients() == pytest.approx(large.gradients(), abs=1e-6)
+    assert small.gradients().loss == pytest.approx(large.gradients().loss, abs=1e-6)
     for (name, p), q in zip(large.model.named_parameters(), small.model.parameters(), strict=True):
         assert p.grad is not None and q.grad is not None
         torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-4, msg=name)
@@ -69,7 +90,7 @@ def test_accumulating_small_batches_equals_one_large_batch(block: str) -> None:
 def test_a_short_text_is_memorized(block: str, optimizer: str) -> None:
     trainer = make(block, optimizer=optimizer, max_iters=200, learning_rate=1e-2, min_lr=0.0)
     trainer.train = np.arange(9, dtype=np.uint16)
-    losses = [trainer.advance()[0] for _ in range(120)]
+    losses = [trainer.advance()[0].loss for _ in range(120)]
     assert losses[0] > 2.0
     assert losses[-1] < 0.1
 
@@ -114,3 +135,89 @@ def test_a_step_leaves_the_random_numbers_of_the_caller_alone() -> None:
     torch.manual_seed(5)
     trainer.advance()
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_average_is_the_exponential_moving_average_of_the_weights() -> None:
+    trainer = make(ema_decay=0.3)
+    assert trainer.averaged is None, "before the first step it would be the weights"
+    expected = weights(trainer)
+    for t in range(8):
+        trainer.advance()
+        decay = min(0.3, (1 + t) / (10 + t))
+        for name, value in weights(trainer).items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+    assert trainer.averaged is not None
+    for name, value in trainer.averaged.named_parameters():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5, msg=name)
+        assert value.dtype == torch.float32 and not value.requires_grad
+    raw, average = trainer.evaluate(TOKENS[:500], 500)
+    assert raw != average
+    assert make().evaluate(TOKENS[:500], 500)[1:] == []
+
+
+def test_an_average_changes_no_step() -> None:
+    plain, averaged = make(dropout=0.1), make(dropout=0.1, ema_decay=0.9)
+    assert [plain.advance() for _ in range(3)] == [averaged.advance() for _ in range(3)]
+    for name, value in weights(plain).items():
+        assert torch.equal(value, weights(averaged)[name]), name
+
+
+def test_a_dropped_token_is_not_seen() -> None:
+    for block in BLOCKS:
+        model = make(block).model.eval()
+        idx = torch.arange(8)[None]
+        dropped = torch.zeros(1, 8, dtype=torch.bool)
+        dropped[0, 3] = True
+        other = idx.clone()
+        other[0, 3] = 16
+        assert torch.equal(model(idx, dropped=dropped), model(other, dropped=dropped))
+        assert not torch.equal(model(idx), model(other))
+        assert torch.equal(model(idx), model(idx, dropped=torch.zeros_like(dropped)))
+
+
+def test_tokens_are_dropped_at_the_rate_that_is_set() -> None:
+    mask = masking.dropped(0.2, (64, 256), (1337, 5, 0))
+    assert mask.shape == (64, 256)
+    assert float(mask.float().mean()) == pytest.approx(0.2, abs=0.01)
+    assert torch.equal(mask, masking.dropped(0.2, (64, 256), (1337, 5, 0)))
+    others = [masking.dropped(0.2, (64, 256), n) for n in ((1, 5, 0), (1337, 6, 0), (1337, 5, 1))]
+    assert not any(torch.equal(mask, other) for other in others)
+    assert not masking.dropped(0.0, (64, 256), (1337, 5, 0)).any()
+
+
+def test_each_sequence_draws_the_share_that_it_masks() -> None:
+    shares = masking.masked(0.5, (2000, 512), (7, 0, 0)).float().mean(dim=1)
+    assert float(shares.mean()) == pytest.approx(0.25, abs=0.01)
+    # A uniform distribution over 0 to 0.5, widened by the tokens' own chance.
+    assert float(shares.std()) == pytest.approx(0.5 / 12**0.5, abs=0.01)
+    assert float(shares.max()) < 0.6
+
+
+def test_token_dropout_hides_the_drawn_tokens_from_the_loss() -> None:
+    trainer = make(token_dropout=0.4)
+    x, y = batch(TOKENS, seed=1337, step=0, batch_size=8, block_size=8)
+    mask = masking.dropped(0.4, (8, 8), (1337, 0, 0))
+    expected = loss(trainer.model(x, dropped=mask), y).item()
+    assert trainer.gradients() == pytest.approx((expected, expected))
+    assert make().gradients().loss != pytest.approx(expected)
+
+
+def test_the_masked_loss_is_added_to_the_objective_and_not_to_the_loss() -> None:
+    trainer = make(masked_loss_weight=0.4, masked_loss_max=0.9)
+    x, y = batch(TOKENS, seed=1337, step=0, batch_size=8, block_size=8)
+    clean = loss(trainer.model(x), y)
+    masked = loss(trainer.model(x, dropped=masking.masked(0.9, (8, 8), (1337, 0, 0))), y)
+    (clean + 0.4 * masked).backward()
+    expected = [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
+    trainer.model.zero_grad()
+    losses = trainer.gradients()
+    assert losses.loss == pytest.approx(clean.item())
+    assert losses.objective == pytest.approx((clean + 0.4 * masked).item())
+    for p, grad in zip(trainer.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, atol=1e-6, rtol=1e-4)
+
+
+def test_the_passes_over_a_batch_have_different_dropout_masks() -> None:
+    trainer = make(dropout=0.5, masked_loss_weight=1.0, masked_loss_max=1e-9)
+    losses = trainer.gradients()
+    assert losses.objective - losses.loss != pytest.approx(losses.loss, rel=1e-6)
