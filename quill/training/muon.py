@@ -31,7 +31,7 @@ _POLAR_EXPRESS: _Polynomials = tuple(
 )
 _EPSILON = 1e-7
 # Small matrices are faster together; a stack of large ones would only leave the cache and take memory.
-_STACK_ELEMENTS = 2**22
+_STACK_ELEMENTS = 2**20
 # Factors on the update of a matrix with so many rows (outputs) and columns (inputs).
 SCALES: dict[str, Callable[[int, int], float]] = {
     "original": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
@@ -137,7 +137,10 @@ def shrink(p: Tensor, update: Tensor, amount: float, *, cautious: bool) -> None:
         amount: The share.
         cautious: Decay only weights that the update does not move away from zero.
     """
-    p.mul_(torch.where(update * p >= 0, 1 - amount, 1.0) if cautious else 1 - amount)
+    if cautious:
+        p.addcmul_(p, (update * p).ge_(0), value=-amount)  # ge_ leaves 0 and 1 in place of the products
+    else:
+        p.mul_(1 - amount)
 
 
 def _apply(polynomials: _Polynomials, x: Tensor) -> Tensor:
