@@ -130,7 +130,7 @@ def train(
             resumes.
         wait: Seconds to wait for another process that is training this name.
         keep: Afterwards remove all but this many of the newest versions; those with an alias stay.
-        progress: Whether to show progress on stderr; only in a notebook if None.
+        progress: Whether to show progress; only in a notebook if None.
         observer: Called with each of the run's events; see `quill.events`.
         on_data: Called with the progress of preparing the data.
         poll: Called between forward passes; may raise to stop the run.

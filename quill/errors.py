@@ -35,6 +35,9 @@ class QuillError(Exception):
         self.why = _QUOTED.sub(_cut, why)
         self.hint = hint
         super().__init__(self.what)
+        if hint:
+            # Python and notebooks print it below the message.
+            self.add_note(f"try: {hint}")
 
     def __str__(self) -> str:
         return f"{self.what}: {self.why}" if self.why else self.what

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from importlib import import_module
 from typing import Any
@@ -49,13 +49,25 @@ class Comparison:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Write an HTML table, escaping every cell; None is an empty cell."""
+    """Write an HTML table, escaping every cell.
+
+    None is an empty cell, a number has six digits, and of a nested record the names of records in it.
+    """
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape('' if cell is None else str(cell))}</td>" for cell in row) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f"<td>{escape(_cell(cell))}</td>" for cell in row) + "</tr>" for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(k if isinstance(v, Mapping) else f"{k} {v}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def is_notebook() -> bool:
@@ -64,11 +76,15 @@ def is_notebook() -> bool:
 
 
 class Progress:
-    """Observer that shows a run: a bar in a notebook that has tqdm, and a line for each other event."""
+    """Observer that shows a run: a line for each event, and in a notebook that has tqdm a bar for the steps.
+
+    It writes to stderr; in a notebook, which shows that as an alarm, to stdout.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._make_bar = _bar_class() if is_notebook() else None
+        self._stream = sys.stdout if is_notebook() else sys.stderr
 
     def __call__(self, event: events.Event) -> None:
         """Show one event."""
@@ -78,11 +94,19 @@ class Progress:
                 self._bar.update(event.step - self._bar.n)
             return
         if isinstance(event, events.Started) and self._make_bar is not None:
-            self._bar = self._make_bar(total=event.max_iters, initial=event.step, unit="step")
+            self._bar = self._make_bar(
+                total=event.max_iters, initial=event.step, unit="step", file=self._stream
+            )
         elif isinstance(event, events.Finished):
             self.close()
-        if not isinstance(event, events.Saved):
-            sys.stderr.write(log.describe(event) + "\n")
+            event = replace(event, next=f'quill.load("{event.reference}")')
+        if isinstance(event, events.Saved):
+            return
+        if self._bar is not None:
+            # A bar in text makes room for the line.
+            self._bar.write(log.describe(event), file=self._stream)
+        else:
+            self._stream.write(log.describe(event) + "\n")
 
     def close(self) -> None:
         """Leave the bar as it is."""

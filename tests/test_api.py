@@ -16,6 +16,7 @@ import quill
 from quill import notebook
 from quill.config import keyword_types, keywords
 from quill.config.settings import SECTIONS, DataConfig, SampleConfig, Section
+from quill.data.dataset import Dataset
 from quill.errors import InputError, NotFoundError
 from quill.generation.generator import Samples
 
@@ -221,6 +222,12 @@ def test_what_a_notebook_shows_is_short_and_escaped(tiny_registry: Registry) -> 
     assert Samples(["a<b\n", "c"])._repr_html_() == "<pre>a&lt;b\n</pre><hr><pre>c</pre>"
     assert notebook.table(("a",), [("<b>",), (None,)]).count("<td></td>") == 1
     assert "<b>" not in notebook.table(("a",), [("<b>",)])
+    cells: list[Any] = [1 / 3, {"a": 1, "b": 2}, {"a": {}, "b": {}}, ["x", "y"]]
+    shown = notebook.table(("a",), [[cell] for cell in cells])
+    assert [f"<td>{text}</td>" in shown for text in ("0.333333", "a 1, b 2", "a, b", "x, y")] == [True] * 4
+    dataset = Dataset.open(tiny_registry.root.parent / "data" / "tiny")
+    assert repr(dataset).startswith("<tiny: ")
+    assert repr(dataset).endswith(f"char vocabulary of {dataset.vocab_size}>")
 
 
 class Bar:
@@ -228,12 +235,15 @@ class Bar:
 
     made: ClassVar[list[Bar]] = []
 
-    def __init__(self, total: int, initial: int, unit: str) -> None:
+    def __init__(self, total: int, initial: int, unit: str, file: Any) -> None:
         self.total, self.n, self.closed = total, initial, False
         Bar.made.append(self)
 
     def set_postfix(self, **values: Any) -> None:
         self.shown = values
+
+    def write(self, line: str, file: Any) -> None:
+        file.write(f"\r{line}\n")
 
     def update(self, steps: int) -> None:
         self.n += steps
@@ -269,11 +279,18 @@ def test_a_notebook_sees_the_progress_of_a_run_and_a_script_does_not(
     monkeypatch.setitem(sys.modules, "tqdm.auto", tqdm if with_bar else None)
     train("b")
     out, err = capsys.readouterr()
-    assert out == ""
-    assert "step 2: val loss" in err
+    assert err == "", "a notebook shows stderr as an alarm"
+    assert "step 2: val loss" in out
+    assert ("\rstep 2" in out) is with_bar, "a bar makes room for the line"
+    assert 'next: quill.load("b:v1")' in out
     assert [(b.total, b.n, b.closed) for b in Bar.made] == ([(3, 3, True)] if with_bar else [])
     train("c", progress=False)
     assert capsys.readouterr() == ("", "")
+    monkeypatch.delitem(sys.modules, "ipykernel")
+    train("d", progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "step 2: val loss" in err
 
 
 def test_errors_are_those_of_the_library(tmp_path: Path) -> None:

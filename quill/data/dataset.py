@@ -99,6 +99,10 @@ class Dataset:
                 )
         return dataset
 
+    def __repr__(self) -> str:
+        counts = f"{self.count('train'):,} tokens for training, {self.count('val'):,} for validation"
+        return f"<{self.name}: {counts}, {self.kind} vocabulary of {self.vocab_size:,}>"
+
     @property
     def key(self) -> str:
         """sha256 of the text and the settings that it was made from, in hex."""

@@ -49,7 +49,8 @@ class Folder:
 
     def _repr_html_(self) -> str:
         known = {"model": self.reference, "state": self.state, "path": self.path, **self.facts}
-        shown = ("model", "state", "path", "parameters", "best_val_loss", "steps", "created")
+        known["val loss"] = None if known["best_val_loss"] is None else f"{known['best_val_loss']:.4f}"
+        shown = ("model", "state", "path", "parameters", "val loss", "steps", "created")
         rows = (
             f"<tr><th>{k}</th><td>{escape(str(known[k]))}</td></tr>" for k in shown if known[k] is not None
         )
