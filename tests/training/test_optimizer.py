@@ -203,9 +203,11 @@ def test_a_step_uses_the_decay_of_its_schedule(cautious: bool) -> None:
             key = "cautious_weight_decay" if is_hidden_from_torch else "weight_decay"
             assert group[key] in (0.0, 0.1)
             assert group["weight_decay"] == 0.0 or not is_hidden_from_torch
-    trainer.step = 15
-    trainer.advance()
-    assert {g["weight_decay"] for g in trainer.optimizer.optimizers[0].param_groups} == {0.4 * 0.25}
+    # Of 20 steps 15 are done; and of 18, if time is up then, 9.
+    for step, horizon, left in ((15, None, 0.25), (9, 18, 0.5)):
+        trainer.step, trainer.horizon = step, horizon
+        trainer.advance()
+        assert {g["weight_decay"] for g in trainer.optimizer.optimizers[0].param_groups} == {0.4 * left}
 
 
 @pytest.mark.parametrize("decay", [{}, {"cautious_weight_decay": True, "weight_decay_schedule": "cosine"}])

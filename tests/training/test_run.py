@@ -472,6 +472,32 @@ def test_f43_a_run_is_not_resumed_with_other_settings_or_text(
     assert run(config, registry, resume="never").reason == "trained"
 
 
+def test_settings_of_the_optimizer_belong_to_a_run_which_resumes_exactly_with_them(
+    text: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "train__muon_coefficients": "polar_express",
+        "train__muon_scale": "spectral",
+        "train__embedding_weight_decay": 1.0,
+        "train__head_weight_decay": 0.02,
+        "train__cautious_weight_decay": True,
+        "train__weight_decay_schedule": "cosine",
+    }
+    config = make(text, model__tie_embeddings=False, **settings)
+    whole, broken = Registry(tmp_path / "a" / "weights"), Registry(tmp_path / "b" / "weights")
+    run(config, whole)
+    with pytest.raises(InterruptedRun):
+        run(config, broken, stop_after=6)
+    for name, value in settings.items():
+        others = {k: v for k, v in settings.items() if k != name}
+        with pytest.raises(RefusedError) as caught:
+            run(make(text, model__tie_embeddings=False, **others), broken)
+        assert f"{name.replace('__', '.')} {value!r} -> " in caught.value.why
+    run(config, broken)
+    a, b = (digests(r.resolve("tide").path) for r in (whole, broken))
+    assert a["model.safetensors"] == b["model.safetensors"]
+
+
 def test_f43_a_damaged_newest_state_is_skipped(config: RunConfig, registry: Registry) -> None:
     with pytest.raises(InterruptedRun):
         run(config, registry, stop_after=6)
