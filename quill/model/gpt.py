@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from quill import discovery
 from quill.config import blocks
 from quill.config.shape import Shape
+from quill.model.dropout import dropout
 from quill.model.kv_cache import KVCache
 from quill.model.rope import Rope
 
@@ -113,7 +114,7 @@ class GPT(nn.Module):
         else:
             rope = self.rotations().span(start, T)
         if self.training and self.shape.dropout:
-            x = F.dropout(x, self.shape.dropout)
+            x = dropout(x, self.shape.dropout)
         if cache is None:
             for block in self.h:
                 x = block(x, rope)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from quill.config.shape import Shape
 from quill.model.attention import attend
+from quill.model.dropout import dropout
 from quill.model.kv_cache import LayerCache
 from quill.model.rope import Rope
 
@@ -98,9 +99,9 @@ class Block(nn.Module):
         """
         p = self.dropout if self.training else 0.0
         y = self.attn(self.ln_1(x), cache)
-        x = x + (F.dropout(y, p) if p else y)
+        x = x + dropout(y, p)
         y = self.mlp(self.ln_2(x))
-        return x + (F.dropout(y, p) if p else y)
+        return x + dropout(y, p)
 
     @torch.no_grad()
     def init_weights(self, n_layer: int, generator: torch.Generator) -> None:
