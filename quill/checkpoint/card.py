@@ -35,8 +35,8 @@ def card(
     Args:
         reference: "name:vN".
         config: The config of the run; for an imported model its shape is enough.
-        facts: Facts from the manifest: parameters, data, parent, seeds, device, dtype, steps, best_step,
-            averaged, best_val_loss, bits_per_byte, seconds, imported, versions.
+        facts: Facts from the manifest: parameters, data, parent, teachers, seeds, device, dtype, steps,
+            best_step, averaged, best_val_loss, bits_per_byte, seconds, imported, versions.
         sample: Text that the model generated.
         curve: The loss curve, drawn as text.
     """
@@ -72,6 +72,7 @@ def _rows(config: RunConfig, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Dataset", _dataset(data)),
         ("Training", _training(facts)),
         ("Imported from" if imported else "Fine-tuned from", _origin(_table(facts.get("parent")), imported)),
+        *(("Taught by", _origin(_table(t), {})) for t in facts.get("teachers") or ()),
         *(("Note", _prose(str(note))) for note in imported.get("notes") or ()),
         ("Seeds", _pairs(facts.get("seeds"))),
         ("Versions", _pairs(facts.get("versions"))),

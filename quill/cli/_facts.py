@@ -65,6 +65,15 @@ def commit(git: Any) -> str:
     return str(git.get("commit", "")) + (" with local changes" if git.get("dirty") else "") if git else ""
 
 
+def references(sources: Any, *, digests: bool = False) -> str:
+    """Other models by their references, and the hashes of their weights."""
+    found = [mapping(source) for source in sources or ()]
+    return ", ".join(
+        f"{s.get('reference')} {sha256(s.get('digest'))}" if digests else str(s.get("reference"))
+        for s in found
+    )
+
+
 def sha256(digest: Any) -> str:
     """A hash."""
     return f"sha256 {digest}" if digest else ""

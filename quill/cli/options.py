@@ -234,7 +234,7 @@ def _flag(
         choices = _choices(info)
     if name == "source":
         metavar, complete = "SOURCE", datasets
-    elif name == "init_from":
+    elif name in ("init_from", "teacher"):
         metavar, complete = "REF", models()
     elif name == "device":
         metavar, complete = "DEVICE", completing(*_DEVICES)

@@ -52,6 +52,7 @@ _VERSION = (
     Column("device", lambda r: str(_manifest(r, "device") or "")),
     Column("seeds", lambda r: _facts.pairs(_manifest(r, "seeds"))),
     Column("parent", lambda r: str(_manifest(r, "parent", "reference") or "")),
+    Column("taught by", lambda r: _facts.references(_manifest(r, "teachers"))),
     Column("made with", lambda r: _facts.pairs(_manifest(r, "versions"))),
     Column("git", lambda r: _facts.commit(_manifest(r, "git"))),
     Column("files", lambda r: ", ".join(sorted(_facts.mapping(_manifest(r, "files"))))),
@@ -104,6 +105,7 @@ _ANCESTOR = (
     Column("seeds", lambda e: _facts.pairs(e["seeds"])),
     Column("imported", lambda e: _texts(e["imported"])),
     Column("copied from", lambda e: _facts.pairs(e.get("copied_from"))),
+    Column("taught by", lambda e: _facts.references(e["teachers"], digests=True)),
     Column("parent", lambda e: str((e["parent"] or {}).get("reference") or "")),
 )
 

@@ -86,6 +86,9 @@ class RunSettings(TypedDict, total=False):
     token_dropout: float
     masked_loss_weight: float
     masked_loss_max: float
+    teacher: list[str]
+    teacher_weight: float
+    teacher_temperature: float
     eval_interval: int
     eval_iters: int | None
     log_interval: int

@@ -336,6 +336,15 @@ class TrainConfig(Section):
     masked_loss_max: Annotated[float, Field(gt=0, le=1)] = setting(
         0.5, "Maximum fraction of a sequence's tokens to hide for the second loss."
     )
+    teacher: list[str] = setting(
+        [], "Models to learn from as well: references, or hf:REPOSITORY; their probabilities are averaged."
+    )
+    teacher_weight: _Fraction = setting(
+        0.45, "Weight of the teachers in the objective; the text has the rest."
+    )
+    teacher_temperature: Annotated[float, Field(gt=0, le=100)] = setting(
+        1.2, "Divisor of the logits of teachers and student when they are compared."
+    )
     eval_interval: _Count = setting(
         250, "Number of steps between evaluations; a resume state is saved at each."
     )

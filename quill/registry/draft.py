@@ -45,6 +45,7 @@ class Status(TypedDict):
     parent: Source | None
     facts: dict[str, Any] | None
     extends: Source | None
+    teachers: list[Source] | None
 
 
 _STATUS: Mapping[str, type] = {
@@ -58,8 +59,9 @@ _STATUS: Mapping[str, type] = {
     "parent": dict,
     "facts": dict,
     "extends": dict,
+    "teachers": list,
 }
-_DURABLE = ("data_key", "parent", "extends")
+_DURABLE = ("data_key", "parent", "extends", "teachers")
 
 
 class ResumeState(Folder):

@@ -10,7 +10,18 @@ from quill.registry.manifest import UNKNOWN
 from quill.registry.store import Registry
 from quill.registry.version import Version
 
-_FACTS = ("created", "data", "config_sha256", "seeds", "versions", "git", "device", "dtype", "imported")
+_FACTS = (
+    "created",
+    "data",
+    "teachers",
+    "config_sha256",
+    "seeds",
+    "versions",
+    "git",
+    "device",
+    "dtype",
+    "imported",
+)
 
 
 def trace(registry: Registry, version: Folder) -> list[dict[str, Any]]:

@@ -78,6 +78,7 @@ class Manifest(TypedDict):
     data: Data | None
     parent: Source | None
     extends: Source | None
+    teachers: list[Source] | None
     copied_from: Source | None
     imported: Imported | None
     seeds: dict[str, int] | None
@@ -95,7 +96,7 @@ class Manifest(TypedDict):
     files: dict[str, FileEntry]
 
 
-Fields = Mapping[str, Any]  # a type, or Fields again for an object
+Fields = Mapping[str, Any]  # a type, or Fields again for an object, or [Fields] for a list of objects
 
 _SOURCE: Fields = {"reference": str, "digest": str}
 _FIELDS: Fields = {
@@ -114,6 +115,7 @@ _FIELDS: Fields = {
     },
     "parent": _SOURCE,
     "extends": _SOURCE,
+    "teachers": [_SOURCE],
     "copied_from": _SOURCE,
     "imported": {"format": str, "notes": list},
     "seeds": {"train": int},
@@ -190,7 +192,7 @@ def complete(values: Mapping[str, Any], fields: Fields, path: Path, at: str = ""
 
     Args:
         values: The object.
-        fields: The type of each known field; Fields again for an object.
+        fields: The type of each known field; Fields again for an object, [Fields] for a list of objects.
         path: Where it was read from, for the message.
         at: The dotted path of the object, for the message.
 
@@ -199,11 +201,17 @@ def complete(values: Mapping[str, Any], fields: Fields, path: Path, at: str = ""
     """
     found = dict(values)
     for name, kind in fields.items():
-        value = values.get(name)
-        nested = isinstance(kind, Mapping)
-        if value is not None and not (isinstance(value, dict) if nested else fits(value, kind)):
+        value = found[name] = values.get(name)
+        if value is None:
+            continue
+        inner = kind[0] if isinstance(kind, list) else kind if isinstance(kind, Mapping) else None
+        objects = value if isinstance(kind, list) else [value]
+        right = isinstance(objects, list) and all(isinstance(o, dict) for o in objects)
+        if not (fits(value, kind) if inner is None else right):
             raise CorruptError(f"'{path}' is damaged", why=f"its '{at}{name}' is {shorten(value)}")
-        found[name] = complete(value, kind, path, f"{at}{name}.") if nested and value is not None else value
+        if inner is not None:
+            completed = [complete(o, inner, path, f"{at}{name}.") for o in objects]
+            found[name] = completed if isinstance(kind, list) else completed[0]
     return found
 
 

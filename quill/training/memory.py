@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from quill.config.settings import RunConfig, TrainConfig
+from quill.config.shape import Shape
 from quill.errors import InputError
 from quill.model.gpt import GPT, n_params
 from quill.training.device import Device
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from quill.data.batches import Tokens
     from quill.training.trainer import Trainer
 
-# Weights, gradients and AdamW's two momenta, float32 each; and a moving average of the weights.
-_BYTES_PER_PARAMETER, _BYTES_OF_AVERAGE = 16, 4
+# Weights, gradients and AdamW's two momenta, float32 each.
+_BYTES_PER_PARAMETER = 16
+# A weight of the moving average, or of a teacher.
+_BYTES_OF_WEIGHT = 4
 # Random numbers, positions and ids of a window while a batch is drawn.
 _BYTES_PER_WINDOW = 24
 # Beyond this depth, building the modules takes longer than any use of them is worth.
@@ -32,15 +36,16 @@ _MANY_BATCHES, _MOST_READINGS = 10_000, 1000
 ROWS_OF_ESTIMATE = 16
 
 
-def check(config: RunConfig, device: str) -> int:
+def check(config: RunConfig, device: str, teachers: Sequence[Shape] = ()) -> int:
     """Refuse a model, or a batch of it, that cannot fit, in milliseconds and without allocating either.
 
     Args:
         config: The run; an unset vocab_size counts as two tokens.
         device: Where it would run.
+        teachers: The models that teach it.
 
     Returns:
-        Bytes of weights, their average, gradients and optimizer.
+        Bytes of weights, their average, gradients and optimizer, and of the teachers.
 
     Raises:
         InputError: With the memory it would need and what there is.
@@ -48,6 +53,7 @@ def check(config: RunConfig, device: str) -> int:
     c, model = config.train, config.model.shape(config.model.vocab_size or 2)
     parameters = n_params(model)
     needed, present = parameters * bytes_per_parameter(c), of_device(device)
+    needed += _BYTES_OF_WEIGHT * sum(n_params(t) for t in teachers)
     if needed > present:
         raise InputError(
             f"the model of {parameters:,} parameters does not fit in memory",
@@ -62,7 +68,9 @@ def check(config: RunConfig, device: str) -> int:
         )
     # A lower bound: the inputs of a block's projections and norms, its hidden layer, and the logits.
     width = 2 if c.dtype != "float32" else 4
-    per_token = 16 + model.n_layer * (3 * model.n_embd + model.mlp_size) * width + 4 * model.vocab_size
+    # With teachers, the probabilities of both sides are kept as well.
+    logits = (3 if teachers else 1) * 4 * model.vocab_size
+    per_token = 16 + model.n_layer * (3 * model.n_embd + model.mlp_size) * width + logits
     batch = c.batch_size * model.block_size * per_token
     windows = c.batch_size * c.gradient_accumulation_steps * _BYTES_PER_WINDOW
     require(needed + batch + windows, config, device, "at least ")
@@ -71,7 +79,7 @@ def check(config: RunConfig, device: str) -> int:
 
 def bytes_per_parameter(config: TrainConfig) -> int:
     """Bytes that a parameter takes while it is trained."""
-    return _BYTES_PER_PARAMETER + (_BYTES_OF_AVERAGE if config.ema_decay else 0)
+    return _BYTES_PER_PARAMETER + (_BYTES_OF_WEIGHT if config.ema_decay else 0)
 
 
 def require(needed: int, config: RunConfig, device: str, bound: str = "about ") -> None:
@@ -98,7 +106,9 @@ def require(needed: int, config: RunConfig, device: str, bound: str = "about ") 
     )
 
 
-def check_batch(model: GPT, config: RunConfig, train: Tokens, device: Device) -> None:
+def check_batch(
+    model: GPT, config: RunConfig, train: Tokens, device: Device, teachers: Sequence[GPT] = ()
+) -> None:
     """Refuse a batch that does not fit, after measuring what one sequence and two need.
 
     Args:
@@ -106,6 +116,7 @@ def check_batch(model: GPT, config: RunConfig, train: Tokens, device: Device) ->
         config: The run.
         train: Ids of the training split, (n,).
         device: Where it runs, in which precision.
+        teachers: The models that teach it, on the device.
     """
     from quill.training.trainer import Trainer
 
@@ -113,11 +124,13 @@ def check_batch(model: GPT, config: RunConfig, train: Tokens, device: Device) ->
         settings = config.train.model_copy(
             update={"batch_size": sequences, "gradient_accumulation_steps": 1, "optimizer": "adamw"}
         )
-        return activations(Trainer(model, settings, train, Device(device.name, device.dtype, False)))
+        plain = Device(device.name, device.dtype, False)
+        return activations(Trainer(model, settings, train, plain, teachers))
 
     one = measured(1)
     each = measured(2) - one if config.train.batch_size > 1 else 0
     fixed = bytes_per_parameter(config.train) * sum(p.numel() for p in model.parameters())
+    fixed += _BYTES_OF_WEIGHT * sum(p.numel() for t in teachers for p in t.parameters())
     require(fixed + one + each * (config.train.batch_size - 1), config, device.name)
 
 

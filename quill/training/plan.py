@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quill.config.settings import RunConfig
+from quill.config.settings import RunConfig, TrainConfig
 from quill.data import prepare
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
-from quill.training import autotune, memory
+from quill.training import autotune, memory, teachers
 from quill.training.device import find_device
 from quill.training.inputs import parent_of, settle
 from quill.training.trainer import Trainer
@@ -25,7 +25,7 @@ class Plan:
         config: The settled config.
         parameters: Number of parameters.
         tokens_per_step: Tokens in one optimizer step.
-        memory_bytes: Weights, their average, gradients, optimizer state and activations.
+        memory_bytes: Weights, their average, teachers, gradients, optimizer state and activations.
         memory_present: Memory of the device.
         seconds_per_step: Seconds of one step.
         seconds_total: Seconds of all steps and evaluations.
@@ -70,18 +70,19 @@ def plan(
     Raises:
         InputError: The settings do not fit the data, the parent or the device.
     """
-    parent = parent_of(config, registry)
+    parent, found = parent_of(config, registry), teachers.find(config, registry)
     inputs = settle(config, data_root, parent, on_data)
     config, dataset = inputs.config, inputs.dataset
     c = config.train
     device = find_device(c.device)
-    fixed = memory.check(config, device)
+    teachers.check(found, config, dataset)
+    fixed = memory.check(config, device, teachers.shapes(found))
     model = GPT(config.model.shape(), c.seed).to(device)
     parameters = sum(p.numel() for p in model.parameters())
     part = autotune.share_of(model, c)
     share = part.batch_size
     chosen = autotune.choose(model, config, dataset, device)
-    trainer = Trainer(model, part, dataset.train, chosen)
+    trainer = Trainer(model, part, dataset.train, chosen, teachers.load(found, device))
     kept = memory.activations(trainer)
     forward, update = _time_step(trainer)
     passes = c.batch_size / share * c.gradient_accumulation_steps
@@ -89,8 +90,7 @@ def plan(
     evaluated = (
         len(dataset.val) if c.eval_iters is None else c.eval_iters * c.batch_size * config.model.block_size
     )
-    # A forward pass alone is about a third of forward and backward together.
-    per_pass = forward / (2 if c.masked_loss_weight else 1) / 3
+    per_pass = forward / forward_passes(c)
     evaluation = (2 if c.ema_decay else 1) * per_pass * evaluated / (share * config.model.block_size)
     total = seconds * c.max_iters + evaluation * (c.max_iters // c.eval_interval)
     return Plan(
@@ -130,6 +130,11 @@ def _time_step(trainer: Trainer) -> tuple[float, float]:
     # The first step allocates what the others reuse.
     later = times[1:] or times
     return min(t[0] for t in later), min(t[1] for t in later)
+
+
+def forward_passes(config: TrainConfig) -> int:
+    """The forward passes that take as long as all work on a batch; a backward pass takes as long as two."""
+    return 3 * (2 if config.masked_loss_weight else 1) + len(config.teacher)
 
 
 def tokens_per_step(config: RunConfig) -> int:

@@ -105,6 +105,7 @@ def describe(
         },
         "parent": status["parent"] if status else None,
         "extends": status["extends"] if status else None,
+        "teachers": status["teachers"] if status else None,
         "seeds": {"train": config.train.seed},
         "device": device.name,
         "dtype": device.dtype,
@@ -166,6 +167,7 @@ def _recorded(draft: Draft, best: Checkpoint) -> dict[str, Any]:
         "seeds": {"train": best.config.train.seed},
         "parent": status["parent"] if status else None,
         "extends": status["extends"] if status else None,
+        "teachers": status["teachers"] if status else None,
         "ended": "publish",
     }
     return facts | ({"steps": draft.step} if draft.step is not None else {})

@@ -7,6 +7,7 @@ left alone, and a run with other settings is refused. A larger max_iters lengthe
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from quill.checkpoint.load import read_config
@@ -16,7 +17,7 @@ from quill.config.settings import RunConfig
 from quill.errors import NotFoundError, QuillError, RefusedError
 from quill.registry.draft import Draft
 from quill.registry.folder import Folder
-from quill.registry.manifest import METRICS, Data, Manifest
+from quill.registry.manifest import METRICS, Data, Manifest, Source
 from quill.registry.store import Registry
 from quill.registry.version import Version
 
@@ -57,6 +58,7 @@ def find(
     resume: Resume,
     new_version: bool,
     parent: Folder | None = None,
+    teachers: Sequence[Folder] = (),
 ) -> Found:
     """Look for an earlier run under the name; discard a draft that is given up.
 
@@ -66,6 +68,7 @@ def find(
         resume: Resume an unfinished run if there is one (auto), never, or fail without one (must).
         new_version: Train another version next to a finished one with other settings instead of refusing.
         parent: The model that the run starts from.
+        teachers: The models that it learns from.
 
     Raises:
         RefusedError: The name belongs to a run with other settings or data.
@@ -83,6 +86,7 @@ def find(
             ran = reading.parse(draft.read_object("config.json"), origin=draft.reference)
             key, data = status["data_key"] if status else None, draft.facts["data"]
             changed = _changes(ran, inputs, data, key=key)
+            changed += _other_teachers(status["teachers"] if status else None, teachers)
             if key is None and data is None and ran.data.source != inputs.config.data.source:
                 # A state of an earlier quill whose status was lost does not say what the run read.
                 changed.append(f"data.source {ran.data.source!r} -> {inputs.config.data.source!r}")
@@ -100,6 +104,7 @@ def find(
         return Found(inputs.config)
     ran = read_config(newest)
     changed = _changes(ran, inputs, newest.facts["data"]) + _other_parent(newest, parent)
+    changed += _other_teachers(newest.facts["teachers"], teachers, newest.name)
     before, after = ran.train.max_iters, inputs.config.train.max_iters
     if not changed and not new_version and _is_longer(inputs.config, ran, newest.facts):
         return Found(inputs.adopt(ran), longer=newest)
@@ -127,9 +132,14 @@ def refuse(earlier: Folder, changed: list[str]) -> RefusedError:
 
 
 def begin(
-    config: RunConfig, inputs: Inputs, registry: Registry, parent: Folder | None, longer: Version | None
+    config: RunConfig,
+    inputs: Inputs,
+    registry: Registry,
+    parent: Folder | None,
+    longer: Version | None,
+    teachers: Sequence[Folder] = (),
 ) -> Draft:
-    """Begin a version: its settings, its tokenizer, and the model it starts from."""
+    """Begin a version: its settings, its tokenizer, and the models it starts and learns from."""
     draft = registry.begin(config.name or "")
     draft.write_json("config.json", config.to_dict())
     draft.write_json("tokenizer.json", inputs.dataset.tokenizer.to_dict())
@@ -137,6 +147,8 @@ def begin(
     if longer is not None:
         facts = {"parent": longer.facts["parent"], "extends": _origin(longer)}
         draft.write_bytes(METRICS, longer.metrics())
+    if teachers:
+        facts["teachers"] = [_origin(t) for t in teachers]
     draft.update_status(**progress(0), data_key=inputs.dataset.key, **facts)
     return draft
 
@@ -178,6 +190,17 @@ def _other_parent(finished: Version, parent: Folder | None) -> list[str]:
     if before["digest"] in (None, parent.digest):
         return []
     return [f"the model it starts from: {before['reference']} -> {parent.reference}"]
+
+
+def _other_teachers(
+    recorded: list[Source] | None, teachers: Sequence[Folder], own_name: str = ""
+) -> list[str]:
+    """The changes of teachers since a run started; a model that learns from its own name has none."""
+    return [
+        f"the model that it learns from: {before.get('reference')} -> {now.reference}"
+        for before, now in zip(recorded or (), teachers, strict=False)
+        if now.name != own_name and before.get("digest") != now.digest
+    ]
 
 
 def _is_longer(asked: RunConfig, ran: RunConfig, facts: Manifest) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from quill.registry.folder import Folder
 from quill.registry.names import check_name
 from quill.registry.store import Registry
 from quill.registry.version import Version
-from quill.training import autotune, finetune, memory
+from quill.training import autotune, finetune, memory, teachers
 from quill.training.device import find_device
 from quill.training.events import (
     Evaluated,
@@ -51,7 +51,7 @@ from quill.training.events import (
 )
 from quill.training.inputs import Inputs, parent_of, settle
 from quill.training.log import RunLog
-from quill.training.plan import tokens_per_step
+from quill.training.plan import forward_passes, tokens_per_step
 from quill.training.publish import describe, publish
 from quill.training.resume import Found, Resume, begin, find, progress
 from quill.training.schedule import Budget
@@ -122,20 +122,24 @@ def train(
     # What cannot fit is refused before anything is downloaded, prepared or begun.
     memory.check(config, device)
     parent = parent_of(config, registry, lambda message: observer(Notice(message)))
+    taught_by = teachers.find(
+        config, registry, lambda message: observer(Notice(message)), start_over=resume == "never"
+    )
     with locks.hold(registry.root, config.name, wait):
         clock = time.monotonic()
         inputs = settle(config, data_root, parent, on_data)
-        memory.check(inputs.config, device)
+        teachers.check(taught_by, inputs.config, inputs.dataset)
+        memory.check(inputs.config, device, teachers.shapes(taught_by))
         memory.check_evaluation(inputs.config, inputs.dataset.count("val"))
-        found = find(inputs, registry, resume, new_version, parent)
+        found = find(inputs, registry, resume, new_version, parent, taught_by)
         if found.done is not None:
             observer(Notice(f"{found.done.reference} is already trained"))
             outcome = Outcome(found.done.reference, found.done, "already trained")
         else:
-            draft = found.draft or begin(found.config, inputs, registry, parent, found.longer)
+            draft = found.draft or begin(found.config, inputs, registry, parent, found.longer, taught_by)
             draft.take()
             budget = None if max_seconds is None else _budget(max_seconds, clock, inputs, publish)
-            with Run(found, inputs, draft, parent, budget, publish, observer, poll, clock) as run:
+            with Run(found, inputs, draft, parent, taught_by, budget, publish, observer, poll, clock) as run:
                 try:
                     run.start()
                     while not run.is_done and not run.is_late:
@@ -168,8 +172,7 @@ def _budget(seconds: float, clock: float, inputs: Inputs, publishes: bool) -> Bu
     # The published weights are measured on the whole split if the evaluations of the run were not exact.
     is_exact = c.eval_iters is None and c.weights_dtype == "float32"
     read *= 2 if c.ema_decay else 1
-    # A forward pass alone is about a third of forward and backward together.
-    cost = read / tokens_per_step(inputs.config) / (6 if c.masked_loss_weight else 3)
+    cost = read / tokens_per_step(inputs.config) / forward_passes(c)
     return Budget(seconds, clock, c.eval_interval, cost, 1 + (0 if is_exact else whole / max(read, 1)))
 
 
@@ -181,6 +184,7 @@ class Run:
         inputs: The data.
         draft: Where it is written, taken by this process.
         parent: The model it starts from.
+        taught_by: The models it learns from.
         budget: The time for this call.
         fit: Whether the schedule follows the budget.
         observer: Receives its events.
@@ -194,6 +198,7 @@ class Run:
         inputs: Inputs,
         draft: Draft,
         parent: Folder | None,
+        taught_by: Sequence[Folder],
         budget: Budget | None,
         fit: bool,
         observer: Observer,
@@ -202,6 +207,7 @@ class Run:
     ) -> None:
         self.config, self.dataset, self.draft = found.config, inputs.dataset, draft
         self._parent, self._longer, self._notes = parent, found.longer, list(inputs.notes)
+        self._taught_by = taught_by
         self._budget, self._fit = budget, fit
         self._observer, self._poll, self._clock = observer, poll, clock
         status = draft.status()
@@ -234,6 +240,9 @@ class Run:
         """Announce the run, and make up for an evaluation that was interrupted."""
         for note in self._notes:
             self._emit(Notice(note))
+        if self._taught_by:
+            names = ", ".join(t.reference for t in self._taught_by)
+            self._emit(Notice(f"{self.draft.reference} learns from {names}"))
         config, device = self.config, self.trainer.device
         self._emit(
             Started(
@@ -490,8 +499,9 @@ class Run:
             finetune.copy_weights(parent.model, model, parent.tokenizer.vocab_size, tokens)
         model.to(device)
         chosen = autotune.choose(model, c, self.dataset, device, facts.get("machine"), self._stage)
-        memory.check_batch(model, c, self.dataset.train, chosen)
-        trainer = Trainer(model, c.train, self.dataset.train, chosen)
+        loaded = teachers.load(self._taught_by, device)
+        memory.check_batch(model, c, self.dataset.train, chosen, loaded)
+        trainer = Trainer(model, c.train, self.dataset.train, chosen, loaded)
         trainer.step = trainer.first = first
         return trainer
 

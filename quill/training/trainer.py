@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,7 @@ from quill.data.batches import batch
 from quill.errors import DivergedError
 from quill.evaluation import measure
 from quill.model.gpt import GPT, loss
-from quill.training import masking, schedule
+from quill.training import masking, schedule, teachers
 from quill.training.device import Device
 from quill.training.optimizer import Optimizer
 
@@ -56,6 +56,7 @@ class Trainer:
         config: Training settings.
         train: Token ids of the training split, (n,).
         device: Device, precision and compilation.
+        taught_by: Models to learn from as well, on the device.
 
     Attributes:
         averaged: The model with the moving average of the weights; None before the first step, or without
@@ -65,10 +66,18 @@ class Trainer:
         horizon: The step at which time will be up, if known.
     """
 
-    def __init__(self, model: GPT, config: TrainConfig, train: Tokens, device: Device) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        config: TrainConfig,
+        train: Tokens,
+        device: Device,
+        taught_by: Sequence[GPT] = (),
+    ) -> None:
         self.model, self.config, self.train, self.device = model, config, train, device
         self.optimizer = Optimizer(model, config, device.dtype)
         self.averaged: GPT | None = None
+        self._teachers = taught_by
         self.step = self.first = 0
         self.horizon: int | None = None
         self._scale = _FIRST_SCALE if device.dtype == "float16" else 1.0
@@ -143,9 +152,14 @@ class Trainer:
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             shape, number = (c.batch_size, self.model.shape.block_size), (c.seed, self.step, micro)
             dropped = masking.dropped(c.token_dropout, shape, number) if c.token_dropout else None
-            part = loss(self._logits(x, dropped, micro).float(), y) / n_micro
-            self._backward(part)
+            logits = self._logits(x, dropped, micro).float()
+            part = loss(logits, y) / n_micro
             total = total + part.detach()
+            if self._teachers:
+                taught = self._taught(part, logits, x)
+                extra = extra + (taught - part).detach()
+                part = taught
+            self._backward(part)
             if c.masked_loss_weight:
                 poll()
                 masked = masking.masked(c.masked_loss_max, shape, number)
@@ -167,6 +181,12 @@ class Trainer:
             dropped = dropped.to(self.device.name, non_blocking=True)
         with masks, self.device.autocast():
             return self._forward(x, dropped=dropped)
+
+    def _taught(self, part: Tensor, logits: Tensor, x: Tensor) -> Tensor:
+        """The share of a batch in the objective, (1 - weight) of it the text's and weight the teachers'."""
+        c = self.config
+        apart = teachers.divergence(logits, x, self._teachers, c.teacher_temperature, self.device.autocast)
+        return (1.0 - c.teacher_weight) * part + c.teacher_weight / c.gradient_accumulation_steps * apart
 
     def _backward(self, part: Tensor) -> None:
         (part * self._scale if self._scale != 1.0 else part).backward()  # type: ignore[no-untyped-call]
