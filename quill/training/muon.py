@@ -116,15 +116,15 @@ def polar_express(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The nearest orthogonal matrices, by the polynomials that converge fastest in five steps.
 
     Args:
-        x: (n, rows, columns).
+        x: (n, rows, columns); divided by their norms in place.
         dtype: Precision of the products.
 
     Returns:
         In dtype, of the same shape.
     """
     is_tall = x.shape[-2] > x.shape[-1]
-    y = x / (x.norm(dim=(-2, -1), keepdim=True) * _SAFETY + _EPSILON)
-    y = _apply(_POLAR_EXPRESS, (y.mT if is_tall else y).to(dtype))
+    x.div_(x.norm(dim=(-2, -1), keepdim=True) * _SAFETY + _EPSILON)
+    y = _apply(_POLAR_EXPRESS, (x.mT if is_tall else x).to(dtype))
     return y.mT if is_tall else y
 
 
