@@ -13,6 +13,7 @@ import os
 import shlex
 import stat
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -95,6 +96,7 @@ def stage(
 
     Raises:
         RefusedError: The target exists and `replace` is False.
+        CorruptError: The target is a device, a FIFO, or a folder where a file is to be.
         ResourceError: The disk failed or refused; the target is unchanged.
     """
     with guard(target, "write"), scratch(target.parent) as folder:
@@ -120,7 +122,7 @@ def stage(
 
 @contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """Create a new empty folder that is deleted at the end.
+    """Create a new empty folder that is deleted at the end, and is locked until then.
 
     Args:
         parent: The folder to create it in; it exists.
@@ -128,10 +130,67 @@ def scratch(parent: Path) -> Iterator[Path]:
     folder = parent / f"{_TEMPORARY}{_unique()}"
     with guard(parent, "write to"):
         os.mkdir(folder)
+    fd = lock_folder(folder, shared=True)
     try:
         yield folder
     finally:
         delete(folder)
+        if fd is not None:
+            os.close(fd)
+
+
+def lock_folder(folder: Path, *, shared: bool) -> int | None:
+    """Lock a folder with flock, until the returned file is closed or the process ends.
+
+    Args:
+        folder: The folder.
+        shared: Allow other shared locks next to it.
+
+    Returns:
+        None where folders or the filesystem have no locks, or another process has a lock and `shared` is set.
+
+    Raises:
+        BlockingIOError: An exclusive lock is wanted, and another process has one.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        fd = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as e:
+        os.close(fd)
+        if isinstance(e, BlockingIOError) and not shared:
+            raise
+        return None
+    return fd
+
+
+def keep_locked(owner: object, folder: Path) -> None:
+    """Hold a shared lock on a folder for the life of an object.
+
+    Args:
+        owner: The object.
+        folder: The folder.
+    """
+    fd = lock_folder(folder, shared=True)
+    if fd is not None:
+        weakref.finalize(owner, os.close, fd)
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a process holds a lock on a folder, whatever the clock says of its age."""
+    try:
+        fd = lock_folder(folder, shared=False)
+    except BlockingIOError:
+        return True
+    if fd is not None:
+        os.close(fd)
+    return False
 
 
 def create(path: Path, chunks: Iterable[Any]) -> str:
@@ -203,6 +262,7 @@ class Log:
         fence: As for `stage`.
 
     Raises:
+        CorruptError: It is a link, or not a regular file.
         ResourceError: It cannot be written.
     """
 
@@ -236,8 +296,7 @@ class Log:
                 os.close(fd)
 
     def _open(self, path: Path, flags: int = 0) -> None:
-        with guard(self._path, "write"):
-            self._fd = os.open(path, os.O_RDWR | os.O_APPEND | flags | _NOFOLLOW | _BINARY, 0o666)
+        self._fd = _open_regular(path, os.O_RDWR | os.O_APPEND | flags, "write")
 
     def _end_line(self) -> None:
         with guard(self._path, "write"):
@@ -264,26 +323,35 @@ def open_plain(path: Path) -> FileIO:
         CorruptError: It is a symbolic link, which might point anywhere, or not a regular file.
         ResourceError: It cannot be read.
     """
-    # Without O_NONBLOCK opening a FIFO waits for a writer.
-    flags = os.O_RDONLY | _NOFOLLOW | _BINARY | getattr(os, "O_NONBLOCK", 0)
-    try:
-        fd = os.open(path, flags)
-    except FileNotFoundError:
-        raise
-    except OSError as e:
-        if e.errno == errno.ELOOP:
-            link = shlex.quote(str(path))
-            raise CorruptError(
-                f"'{path}' is a symbolic link",
-                why="links are not followed, because they may point anywhere",
-                hint=f'cp --remove-destination "$(readlink -f {link})" {link}',
-            ) from None
-        with guard(path, "read"):
-            raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise CorruptError(f"'{path}' is not a regular file", why="it is a folder or a device")
-    return FileIO(fd, "rb", closefd=True)
+    return FileIO(_open_regular(path, os.O_RDONLY, "read"), "rb", closefd=True)
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """Read a regular file whole.
+
+    Args:
+        path: The file.
+        most: The most bytes that such a file may have; nothing of a larger one is read.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        CorruptError: It is larger, or as for `open_plain`.
+        ResourceError: It cannot be read, or does not fit in memory.
+    """
+    with open_plain(path) as file, guard(path, "read"):
+        check_size(path, os.fstat(file.fileno()).st_size, most)
+        return file.readall() or b""
+
+
+def check_size(path: Path, found: int, most: int) -> None:
+    """Refuse a file that is larger than any of its kind.
+
+    Raises:
+        CorruptError: It is.
+    """
+    if found > most:
+        why = f"it has {size(found)}, and a file of this kind at most {size(most)}"
+        raise CorruptError(f"'{path}' is not safe to read", why=why)
 
 
 def make_dir(path: Path) -> None:
@@ -345,14 +413,26 @@ def discard(path: Path, trash: Path | None = None) -> None:
     Args:
         path: What to remove.
         trash: A folder on the same filesystem, `.trash` next to it by default. A crash leaves the rest there.
+
+    Raises:
+        CorruptError: The trash is a link.
+        ResourceError: It cannot be removed.
     """
     trash = trash or path.parent / TRASH
+    refuse_link(trash)
     make_dir(trash)
     grave = trash / f"{_unique()}-{path.name}"
     with guard(path, "remove"):
         os.rename(path, grave)
         sync_dir(path.parent)
     delete(grave)
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise CorruptError for a folder to write into that is really a link."""
+    if folder.is_symlink():
+        why = "nothing is written or moved through a link, which may point anywhere"
+        raise CorruptError(f"'{folder}' is a symbolic link", why=why, hint=shlex.join(["rm", str(folder)]))
 
 
 def delete(path: Path) -> None:
@@ -433,6 +513,37 @@ def _exists(target: Path) -> RefusedError:
     return RefusedError(f"'{target}' already exists", why="it is not overwritten")
 
 
+def _open_regular(path: Path, flags: int, doing: str) -> int:
+    """Open a regular file, whatever else is in its place; raises as `open_plain` does."""
+    # Without O_NONBLOCK opening a FIFO waits for its other end.
+    flags |= _NOFOLLOW | _BINARY | getattr(os, "O_NONBLOCK", 0)
+    try:
+        fd = os.open(path, flags, 0o666)
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        if e.errno == errno.ELOOP:
+            link = shlex.quote(str(path))
+            raise CorruptError(
+                f"'{path}' is a symbolic link",
+                why="links are not followed, because they may point anywhere",
+                hint=f'cp --remove-destination "$(readlink -f {link})" {link}',
+            ) from None
+        # A socket, and a FIFO or a device that cannot be opened this way.
+        if e.errno in (errno.ENXIO, errno.ENODEV, errno.EISDIR):
+            raise _special(path) from None
+        with guard(path, doing):
+            raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _special(path)
+    return fd
+
+
+def _special(path: Path) -> CorruptError:
+    return CorruptError(f"'{path}' is not a regular file", why="it is a folder or a device")
+
+
 def _put_folder(place: Path, target: Path, *, replace: bool) -> None:
     """Rename a folder to its target, in exchange for the old one, which is then where the new one was."""
     if replace and os.path.lexists(target):
@@ -491,7 +602,7 @@ def _refuse_special(path: Path) -> None:
     with suppress(FileNotFoundError):
         mode = os.lstat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-            raise OSError(errno.EINVAL, "it is a folder or a device, not a file")
+            raise _special(path)
 
 
 def _settle_file(path: Path, *, durable: bool) -> None:

@@ -17,6 +17,9 @@ from quill.errors import InputError, NotFoundError, QuillError, ResourceError, s
 
 # quill's own documents nest only a few levels.
 MAX_DEPTH = 100
+# A tokenizer of a million tokens has a few tens of megabytes.
+MOST_BYTES = 1 << 27
+
 # Matches whole strings, even one without an end, so that only brackets outside of strings are captured.
 _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\Z)|([\[\]{}])', re.DOTALL)
 
@@ -33,13 +36,16 @@ def read(path: Path, *, error: type[QuillError] = InputError) -> Any:
         ResourceError: It cannot be read.
     """
     try:
-        raw = path.read_bytes()
+        with open(path, "rb") as file:
+            raw = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise NotFoundError(f"no file '{path}'", hint="check the path") from None
     except IsADirectoryError:
         raise error(f"'{path}' is a folder", why="a JSON file is required") from None
     except OSError as e:
         raise ResourceError(f"cannot read '{path}'", why=e.strerror or str(e)) from e
+    if len(raw) > MOST_BYTES:
+        raise error(f"'{path}' is too large", why=f"a JSON file has at most {MOST_BYTES >> 20} MiB")
     return parse(raw, origin=str(path), error=error)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
@@ -291,12 +292,36 @@ class TestStage:
         make(tmp_path / "c", private_folder)
         assert [mode(tmp_path / n) for n in ("a", "b", "c/d")] == [expected] * 3
 
-    def test_a_special_file_is_never_replaced(self, tmp_path: Path) -> None:
-        os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(ResourceError):
-            fsio.write_bytes(tmp_path / "pipe", b"x")
-        assert stat.S_ISFIFO((tmp_path / "pipe").lstat().st_mode)
-        assert os.listdir(tmp_path) == ["pipe"]
+    @pytest.mark.parametrize("kind", ["fifo", "folder", "socket"])
+    def test_f56_a_special_file_is_never_replaced_nor_appended_to(self, tmp_path: Path, kind: str) -> None:
+        path = tmp_path / "special"
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(str(path))
+        before = path.lstat()
+        for use in (
+            lambda: fsio.write_bytes(path, b"x"),
+            lambda: fsio.Log(path),
+            lambda: fsio.Log(path, b""),
+            lambda: fsio.open_plain(path),
+        ):
+            with pytest.raises(CorruptError, match="not a regular file"):
+                use()
+        assert os.path.samestat(before, path.lstat())
+        assert os.listdir(tmp_path) == ["special"]
+
+    def test_f56_a_file_larger_than_its_kind_is_not_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "huge"
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+        with pytest.raises(CorruptError, match=r"1\.1 TB"):
+            fsio.read_plain(path, 1 << 20)
+        os.truncate(path, 1 << 20)
+        assert fsio.read_plain(path, 1 << 20) == bytes(1 << 20)
 
     def test_f14_a_link_is_replaced_and_not_written_through(self, tmp_path: Path) -> None:
         outside = tmp_path / "outside"

@@ -22,6 +22,8 @@ from quill.registry.store import Registry
 _SCHEMA = "quill.log/1"
 # Seconds between two reads of a log that is followed.
 _PAUSE = 0.25
+# A longer line, as in a file of zeros, is reported in parts.
+_LONGEST_LINE = 1 << 20
 
 
 @options.command(
@@ -126,6 +128,8 @@ class _Log:
         kept: deque[bytes] = deque(maxlen=last)
         while chunk := self._file.read(1 << 16):
             *whole, self._rest = (self._rest + chunk).split(b"\n")
+            if len(self._rest) > _LONGEST_LINE:
+                whole, self._rest = [*whole, self._rest], b""
             if last is None:
                 self._report(whole)
             else:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from quill.cli.output import Output
 
 _STDIN = "-"
+_MOST_BYTES = 1 << 26
 _BETWEEN = "-" * 20 + "\n"
 
 
@@ -133,7 +134,8 @@ def _prompt(words: list[str], flag: str | None, file: Path | None) -> str:
         raise InputError(f"{' and '.join(given)} are mutually exclusive", why="there is only one prompt")
     if file is not None:
         try:
-            return _decode(file.read_bytes(), str(file))
+            with file.open("rb") as stream:
+                return _decode(stream.read(_MOST_BYTES + 1), str(file))
         except FileNotFoundError:
             raise NotFoundError(f"no file '{file}'", hint="check the path") from None
         except IsADirectoryError:
@@ -143,9 +145,9 @@ def _prompt(words: list[str], flag: str | None, file: Path | None) -> str:
     if words == [_STDIN]:
         if sys.stdin is None:
             raise InputError("standard input is closed", why="'-' reads the prompt from it")
-        return _decode(sys.stdin.buffer.read(), "standard input")
+        return _decode(sys.stdin.buffer.read(_MOST_BYTES + 1), "standard input")
     if not given and sys.stdin is not None and _is_piped():
-        return _decode(sys.stdin.buffer.read(), "standard input")
+        return _decode(sys.stdin.buffer.read(_MOST_BYTES + 1), "standard input")
     return flag if flag is not None else " ".join(words)
 
 
@@ -162,6 +164,8 @@ def _is_piped() -> bool:
 
 
 def _decode(raw: bytes, origin: str) -> str:
+    if len(raw) > _MOST_BYTES:
+        raise InputError(f"'{origin}' is too long", why=f"a prompt has at most {_MOST_BYTES >> 20} MiB")
     try:
         # The "utf-8-sig" codec counts from behind the byte order mark. Line ends become newlines.
         return raw.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quill import fsio, strictjson
-from quill.data import locks, shards
+from quill.data import shards
 from quill.data.named_sources import NAMED, OnBytes
 from quill.data.shards import Shard
 from quill.errors import CorruptError, NotFoundError, QuillError, ResourceError, newer, shorten
@@ -75,8 +75,7 @@ class Dataset:
             InputError: A newer quill wrote it.
         """
         try:
-            with fsio.open_plain(path / MANIFEST) as file, fsio.guard(path / MANIFEST, "read"):
-                raw = file.read(_LONGEST_MANIFEST)
+            raw = fsio.read_plain(path / MANIFEST, _LONGEST_MANIFEST)
         except FileNotFoundError:
             raise NotFoundError(f"no dataset in '{path}'", why=f"there is no {MANIFEST}") from None
         except ResourceError as e:
@@ -271,8 +270,10 @@ class Dataset:
 
     def _read_tokenizer(self) -> base.Tokenizer:
         facts = self.manifest["files"][TOKENIZER]
-        with self._open(TOKENIZER) as file, fsio.guard(self.path / TOKENIZER, "read"):
-            raw = file.read(facts["bytes"] + 1)
+        try:
+            raw = fsio.read_plain(self.path / TOKENIZER, strictjson.MOST_BYTES)
+        except FileNotFoundError:
+            raise self.damaged(f"{TOKENIZER} is missing") from None
         if hashlib.sha256(raw).hexdigest() != facts["sha256"]:
             raise self.damaged(f"{TOKENIZER} does not match its sha256")
         tokenizer = base.read(raw, origin=str(self.path / TOKENIZER))
@@ -284,7 +285,7 @@ class Dataset:
         shard = self._verified(split)
         if not self._held:
             self._held = True
-            locks.share(self, self.path)
+            fsio.keep_locked(self, self.path)
         return shard
 
     def _verified(
@@ -321,8 +322,8 @@ class Dataset:
     def _remembered(self) -> dict[str, Any]:
         """Read the states in which files were verified, by name; empty if there are none."""
         try:
-            with fsio.open_plain(record_of(self.path)) as file:
-                found = strictjson.parse(file.read(_LONGEST_RECORD), origin=str(record_of(self.path)))
+            record = record_of(self.path)
+            found = strictjson.parse(fsio.read_plain(record, _LONGEST_RECORD), origin=str(record))
         except (OSError, QuillError):
             return {}
         return found if isinstance(found, dict) else {}

@@ -8,11 +8,11 @@ its files open keep them.
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from quill import fsio
 from quill.errors import LockedError
 
 
@@ -23,24 +23,12 @@ def shared(path: Path) -> Iterator[None]:
     Args:
         path: Its folder; it need not exist.
     """
-    fd = _flock(path, shared=True)
+    fd = fsio.lock_folder(path, shared=True)
     try:
         yield
     finally:
         if fd is not None:
             os.close(fd)
-
-
-def share(owner: object, path: Path) -> None:
-    """Keep a dataset from being removed for the life of an object.
-
-    Args:
-        owner: The object.
-        path: The dataset's folder.
-    """
-    fd = _flock(path, shared=True)
-    if fd is not None:
-        weakref.finalize(owner, os.close, fd)
 
 
 @contextmanager
@@ -54,7 +42,7 @@ def alone(path: Path) -> Iterator[None]:
         LockedError: Another process is using it.
     """
     try:
-        fd = _flock(path, shared=False)
+        fd = fsio.lock_folder(path, shared=False)
     except BlockingIOError:
         raise LockedError(
             f"dataset '{path.name}' is in use",
@@ -66,27 +54,3 @@ def alone(path: Path) -> Iterator[None]:
     finally:
         if fd is not None:
             os.close(fd)
-
-
-def _flock(folder: Path, *, shared: bool) -> int | None:
-    """Lock a folder; None where folders or the filesystem have no locks.
-
-    Raises:
-        BlockingIOError: An exclusive lock is wanted, and another process has one.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        fd = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as e:
-        os.close(fd)
-        if isinstance(e, BlockingIOError) and not shared:
-            raise
-        return None
-    return fd

@@ -71,6 +71,7 @@ def fetch(name: str, root: Path, on_bytes: OnBytes | None = None) -> Path:
         return named.file
     path = path_of(name, root)
     if not path.is_file():
+        fsio.refuse_link(path.parent)
         fsio.make_dir(path.parent)
         fsio.write_bytes(path, _download(name, named, path, on_bytes))
     elif path.stat().st_size != named.size or fsio.sha256(path) != named.sha256:

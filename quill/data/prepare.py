@@ -102,7 +102,7 @@ def _restore(source: str, root: Path) -> None:
     """Write a named text from any dataset of it, to save downloading it."""
     named = NAMED[source]
     path = named_sources.path_of(source, root)
-    if named.file or os.path.lexists(path):
+    if named.file or os.path.lexists(path) or path.parent.is_symlink():
         return
     for dataset in store.datasets(root):
         if dataset.manifest["source"]["sha256"] == named.sha256:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from quill import fsio
+from quill.registry import manifest
 
 METRICS = "metrics.jsonl"
 
@@ -107,12 +108,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read a metrics.jsonl; a missing file has no lines.
 
     Raises:
-        CorruptError: It is a link or not a regular file.
+        CorruptError: It is a link, not a regular file, or larger than any metrics.
         ResourceError: It cannot be read.
     """
     try:
-        with fsio.open_plain(path) as file, fsio.guard(path, "read"):
-            return parse(file.readall())
+        return parse(fsio.read_plain(path, manifest.most_bytes(METRICS)))
     except FileNotFoundError:
         return []
 

@@ -147,11 +147,13 @@ class Folder:
             name: Relative to its folder, such as "tokenizer.json".
 
         Raises:
-            CorruptError: It is missing, not a plain file, or damaged.
+            CorruptError: It is missing, not a plain file, damaged, or larger than any file of its kind.
             NotFoundError: It is missing from a draft.
             ResourceError: It cannot be read, or does not fit in memory.
         """
         with self.open_file(name) as file:
+            if name != manifest.WEIGHTS:
+                fsio.check_size(self.path / name, file.size, manifest.most_bytes(name))
             return file.whole()
 
     def read_object(self, name: str) -> dict[str, Any]:
@@ -201,9 +203,12 @@ class Folder:
 
         Raises:
             NotFoundError: It has none.
+            CorruptError: It is not a regular file, or larger than any log.
         """
+        path = self.path / manifest.LOG
         try:
-            return fsio.open_plain(self.path / manifest.LOG)
+            fsio.check_size(path, os.lstat(path).st_size, manifest.most_bytes(manifest.LOG))
+            return fsio.open_plain(path)
         except FileNotFoundError:
             raise NotFoundError(
                 f"'{self.reference}' has no log",

@@ -272,8 +272,8 @@ class _Rules:
         """Whether no run will resume it: a later version is published, or it never became a run."""
         if draft.status() is not None:
             return draft.number < newest
-        # A copy in progress has no status either, and no lock.
-        return not draft.has(manifest.STATE) and _is_old(draft.path, self.before)
+        # A copy in progress has no status either, and no lock on the name.
+        return not draft.has(manifest.STATE) and _is_abandoned(draft.path, self.before)
 
     def _surplus_states(self, draft: Draft, skipped: list[Skipped]) -> Iterator[Removal]:
         """The resume states beyond those that the run keeps; a damaged one neither counts nor goes."""
@@ -342,7 +342,7 @@ def _leftovers(place: Path, before: float | None) -> Iterator[Path]:
             found = [Path(e.path) for e in inside if _UNIQUE.fullmatch(e.name)]
         else:
             found = [path] if _TEMPORARY.fullmatch(entry.name) else []
-        yield from (p for p in found if _is_old(p, before))
+        yield from (p for p in found if _is_abandoned(p, before))
 
 
 def _leftovers_below(place: Path, before: float | None) -> Iterator[Path]:
@@ -367,6 +367,11 @@ def _leftovers_of_datasets(root: Path, before: float | None) -> Iterator[Path]:
 def _is_old(path: Path, before: float | None) -> bool:
     """Whether a file or folder, and everything in it, has not changed since `before`."""
     return before is None or _last_change(path) < before
+
+
+def _is_abandoned(path: Path, before: float | None) -> bool:
+    """Whether something is old and no process is working in it: clocks jump, and its own may be wrong."""
+    return _is_old(path, before) and not (_is_folder(path) and fsio.is_in_use(path))
 
 
 def _is_folder(path: Path) -> bool:

@@ -23,7 +23,9 @@ CONFIG, WEIGHTS, TOKENIZER = REQUIRED = ("config.json", "model.safetensors", "to
 METRICS, CARD = "metrics.jsonl", "README.md"
 # What a run keeps next to them until it is published; the log stays.
 STATE, STATUS, LOG = "state", "status.json", "run.log"
+# What the files that are read whole have at most; weights are checked against their header.
 _MOST_BYTES = 16 << 20
+_MOST_BYTES_OF = {TOKENIZER: strictjson.MOST_BYTES, METRICS: 1 << 28, LOG: 1 << 30}
 _SHA256_DIGITS = 64
 
 
@@ -231,10 +233,7 @@ def read_object(path: Path) -> dict[str, Any]:
         FileNotFoundError: There is no such file; only the caller knows what that means.
         CorruptError: It is not a JSON object, or larger than any such file.
     """
-    with fsio.open_plain(path) as file, fsio.guard(path, "read"):
-        raw = file.read(_MOST_BYTES + 1) or b""
-    if len(raw) > _MOST_BYTES:
-        raise CorruptError(f"'{path}' is damaged", why=f"it is larger than {_MOST_BYTES >> 20} MiB")
+    raw = fsio.read_plain(path, _MOST_BYTES)
     document = strictjson.parse(raw, origin=str(path), error=CorruptError)
     if not isinstance(document, dict):
         raise CorruptError(f"'{path}' is damaged", why="a JSON object is needed")
@@ -243,6 +242,11 @@ def read_object(path: Path) -> dict[str, Any]:
     except ValueError:
         raise CorruptError(f"'{path}' is damaged", why="a number in it is not finite") from None
     return document
+
+
+def most_bytes(name: str) -> int:
+    """The most bytes that one of a version's files may have to be read whole."""
+    return _MOST_BYTES_OF.get(name, _MOST_BYTES)
 
 
 def build(folder: Path, reference: str, fields: Mapping[str, Any]) -> dict[str, Any]:

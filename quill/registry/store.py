@@ -262,8 +262,11 @@ class Registry:
                 number = max([number, *aliases.former_holders(self.root, name).values()])
             while not fsio.claim(own / f"v{number}"):
                 number += 1
+            draft = Draft(self.root, name, number)
+            # A copy or an import has no lock on the name that would keep gc away.
+            fsio.keep_locked(draft, draft.path)
             aliases.update_locked(own, lambda record: aliases.reserved(record, number))
-        return Draft(self.root, name, number)
+        return draft
 
     def _check_root(self) -> None:
         """Refuse a file in its place, and a layout of a newer quill."""

@@ -186,6 +186,43 @@ def test_f52_a_file_that_shrinks_while_it_is_read_ends_the_run(
     assert "became shorter while it was in use" in err
 
 
+def _states(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Inode, time and content of each file; inode and time of the folder itself."""
+    own = folder.stat()
+    found = {".": (own.st_ino, own.st_mtime_ns, b"")}
+    for path in folder.rglob("*"):
+        file = path.stat()
+        found[str(path)] = (file.st_ino, file.st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+    return found
+
+
+@pytest.mark.parametrize("what", ["sea", ".verified", ".downloads", ".trash"])
+def test_f57_nothing_is_written_through_a_link_in_the_data_root(
+    run: Run, write: Any, settled: None, what: str, tmp_path: Path
+) -> None:
+    write("sea.txt")
+    assert run("prepare", "sea.txt")[0] == 0
+    outside, link = tmp_path / "outside", tmp_path / "data" / what
+    if link.exists():
+        link.rename(outside)
+    else:
+        outside.mkdir()
+    (outside / "precious").write_bytes(b"x")
+    before = _states(outside)
+    link.symlink_to(outside)
+    assert run("prepare", "sea.txt")[0] == 0
+    os.utime("sea.txt")
+    run("prepare", "sea.txt")
+    run("train", "--data", "sea", "--name", "m", *SHAPE.split(), "--max-iters", "2")
+    write("sea.txt", "Another text altogether.\n" * 90)
+    run("prepare", "sea.txt")
+    run("prepare", "sea.txt", "--name", "sea", "--force")
+    run("prepare", "sea.txt", "--name", "other")
+    run("gc", "--older-than", "0")
+    run("rm", "data:other", "data:sea", "-y")
+    assert _states(outside) == before
+
+
 # Listing, showing, verifying and removing
 
 

@@ -487,3 +487,39 @@ class TestPrune:
             prune(registry, "a", 1)
         assert caught.value.exit_code == 7
         assert references(registry) == ["a:v1", "a:v2"]
+
+
+class TestClocks:
+    """A clock that jumps makes everything look old; what a process is working in stays all the same."""
+
+    LATER = 10 * 365 * 86400.0
+
+    @pytest.mark.parametrize("where", ["registry", "model", "data", "dataset"])
+    def test_f58_what_a_live_process_stages_is_no_leftover(self, registry, publish, tmp_path, where):
+        version, data = publish("a"), tmp_path / "data"
+        (data / "sea").mkdir(parents=True)
+        (data / "sea" / "manifest.json").write_text("{}")
+        place = {
+            "registry": registry.root,
+            "model": version.path.parent,
+            "data": data,
+            "dataset": data / "sea",
+        }
+        with fsio.scratch(place[where]) as folder:
+            (folder / "half").write_bytes(b"x")
+            found = gc.plan(registry, data, now=time.time() + self.LATER, older_than=0)
+            assert found.removals == []
+            assert gc.plan(registry, data, now=time.time() + self.LATER).execute().removed == []
+            assert (folder / "half").exists()
+        os.mkdir(folder)
+        done = gc.plan(registry, data, now=time.time() + self.LATER).execute()
+        assert [r.path for r in done.removed] == [folder]
+
+    def test_f58_a_copy_in_progress_stays_and_an_abandoned_one_goes(self, registry, publish):
+        publish("a")
+        draft = registry.begin("b")
+        draft.write_bytes("config.json", b"{}")
+        assert gc.plan(registry, now=time.time() + self.LATER).execute().removed == []
+        del draft
+        done = gc.plan(registry, now=time.time() + self.LATER).execute()
+        assert [r.what for r in done.removed] == ["b:v1"]
