@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from quill.cli._tables import Canvas, wrap
@@ -21,8 +21,6 @@ _DEFAULT = re.compile(r"(?P<text>.*); defaults to (?P<default>.+?)(?P<note> \([^
 # Where the manual is on the web.
 MANUAL = "https://github.com/quill-gpt/quill/blob/main/quill/docs"
 OPTIONS, COMMON = "Options", "Common options"
-# Options of these groups are in `--help-all` only.
-SETTINGS = " settings"
 # Groups of commands: those of the usual journey, and the rest.
 PANELS = ("Commands", "More commands")
 
@@ -47,15 +45,18 @@ def render(command: Any, context: Any, canvas: Canvas, *, whole: bool = False) -
     for paragraph in filter(None, paragraphs):
         lines += ["", *wrap(" ".join(paragraph.split()), width)]
     params = command.get_params(context)
-    sections = [*_params(params, whole), *_commands(command, context)]
+    face = () if whole else getattr(command.callback, "face", ())
+    if face:
+        params = _face(params, face)
+    sections = [*_params(params, by_group=not face), *_commands(command, context)]
     terms = [len(term) for _, rows in sections for term, _ in rows if len(term) <= _WIDEST_TERM]
     column = max(terms, default=0)
     for title, rows in sections:
         lines += ["", canvas.paint(f"{title}:", "head")]
         for term, text in rows:
             lines += _row(term, text, column, width, canvas)
-    if not whole and any(_panel(p).endswith(SETTINGS) for p in params):
-        lines += ["", *wrap("Every other setting is a flag too: --help-all lists them by group.", width)]
+    if face:
+        lines += ["", *wrap("Every other setting is a flag too; --help-all lists them by group.", width)]
     if command.epilog:
         lines += ["", canvas.paint("Examples:", "head")]
         lines += [f"  {line}" for line in inspect.cleandoc(command.epilog).splitlines()]
@@ -94,7 +95,14 @@ def described(text: str, default: Any) -> str:
     return f"{text[:-1]}; {shown})." if text.endswith(" only)") else f"{text} ({shown})."
 
 
-def _params(params: Iterable[Any], whole: bool) -> list[_Section]:
+def _face(params: Iterable[Any], face: Sequence[str]) -> list[Any]:
+    """The arguments, the options that people use, in their order, and those that show help."""
+    named = {p.name: p for p in params}
+    arguments = [p for p in params if p.param_type_name == "argument"]
+    return [*arguments, *(named[name] for name in (*face, "help_all", "help"))]
+
+
+def _params(params: Iterable[Any], *, by_group: bool) -> list[_Section]:
     groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], OPTIONS: []}
     for param in params:
         if getattr(param, "hidden", False):
@@ -102,11 +110,10 @@ def _params(params: Iterable[Any], whole: bool) -> list[_Section]:
         if param.param_type_name == "argument":
             groups["Arguments"].append((usage(param), described(param.help or "", param.default)))
             continue
-        panel = _panel(param)
-        if whole or not panel.endswith(SETTINGS):
-            # A switch says itself what it is by default; one that can be turned off says so.
-            default = None if is_switch(param) and not param.secondary_opts else param.default
-            groups.setdefault(panel, []).append((flags(param), described(param.help or "", default)))
+        # A switch says itself what it is by default; one that can be turned off says so.
+        default = None if is_switch(param) and not param.secondary_opts else param.default
+        panel = _panel(param) if by_group or "help" in param.name else OPTIONS
+        groups.setdefault(panel, []).append((flags(param), described(param.help or "", default)))
     # What every command has comes last.
     groups[COMMON] = groups.pop(COMMON, [])
     return [(title, rows) for title, rows in groups.items() if rows]

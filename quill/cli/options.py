@@ -65,7 +65,7 @@ HelpAll = Annotated[
     bool,
     Option(
         "--help-all",
-        help="Show every setting, by group.",
+        help="Show every option, by group.",
         is_eager=True,
         expose_value=False,
         callback=lambda ctx, wanted: _print_whole_help(ctx, wanted),
@@ -136,7 +136,7 @@ def command(
     *,
     skip: Container[str] = (),
     short: Mapping[str, str] | None = None,
-    face: Container[str] | None = None,
+    face: Sequence[str] = (),
     examples: str,
     topic: str = "",
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -146,7 +146,8 @@ def command(
         settings: Sections by the prefix of their dotted paths; "" for paths without one.
         skip: Dotted paths that get no flag.
         short: Short flags by dotted path.
-        face: Dotted paths that `--help` shows; the others are in `--help-all` only. Unset: all.
+        face: Options that `--help` shows, in this order: parameters by name, settings by dotted path. The
+            others are in `--help-all` only. Empty: `--help` shows all.
         examples: Commands for the end of the help, one a line.
         topic: Page of the manual about the command.
 
@@ -159,8 +160,7 @@ def command(
             path = f"{section}.{name}" if section else name
             if path not in skip:
                 parameter = path.replace(".", "__")
-                hidden = face is not None and path not in face
-                panel = f"{model.title}{_help.SETTINGS}" if hidden else OPTIONS
+                panel = f"{model.title} settings" if face and model.title else OPTIONS
                 made, convert = _flag(parameter, name, info, panel, (short or {}).get(path))
                 flags[parameter] = (path, made, convert)
 
@@ -179,7 +179,7 @@ def command(
             output = Output(form, verbose=shared["verbose"])
             body(Session(output, shared["registry"], overrides), **given)
 
-        common = dict(_COMMON) if face is None else {**_COMMON, "help_all": (HelpAll, False)}
+        common = {**_COMMON, "help_all": (HelpAll, False)} if face else dict(_COMMON)
         added = [
             inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
             for n, (annotation, default) in common.items()
@@ -190,6 +190,7 @@ def command(
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {}
         call.examples, call.topic = examples, topic  # type: ignore[attr-defined]
+        call.face = [path.replace(".", "__") for path in face]  # type: ignore[attr-defined]
         return call
 
     return decorate

@@ -23,12 +23,26 @@ if TYPE_CHECKING:
 
 _STDIN = "-"
 _MOST_BYTES = 1 << 26
+# What people use.
+_FACE = (
+    "prompt",
+    "num_samples",
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "seed",
+    "stop",
+    "no_echo",
+    "device",
+)
 _BETWEEN = "-" * 20 + "\n"
 
 
 @options.command(
     {"": SampleConfig},
     short={"num_samples": "-n", "temperature": "-t"},
+    face=_FACE,
     examples="""
     quill sample shakespeare "JULIET:"
     quill sample shakespeare:v2 -n 3 --temperature 0.5 --seed 1

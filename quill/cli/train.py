@@ -14,7 +14,6 @@ from quill import strictjson
 from quill.cli import options
 from quill.cli._completion import completing, datasets, models
 from quill.cli._datasets import PREFIX
-from quill.cli._help import SETTINGS
 from quill.cli._signals import Signals
 from quill.cli._tables import Column
 from quill.cli.options import Session
@@ -32,19 +31,20 @@ if TYPE_CHECKING:
     from quill.training.events import Event
     from quill.training.plan import Plan
 
-# The settings that people change; the others are in --help-all.
-_FACE = {
-    "data.source",
+# What people use; the data and the config are arguments.
+_FACE = (
+    "name",
+    "train.init_from",
     "model.n_layer",
     "model.n_embd",
     "model.block_size",
-    "train.max_iters",
     "train.batch_size",
     "train.learning_rate",
-    "train.init_from",
-    "train.device",
-}
-_RUN = f"Run{SETTINGS}"
+    "train.max_iters",
+    "max_minutes",
+    "dry_run",
+)
+_RUN = "Run settings"
 _SAMPLE_TOKENS = 200
 _PLAN = (
     Column("parameters", lambda p: f"{p['parameters']:,} ({count(p['parameters'])})"),
@@ -69,7 +69,7 @@ _PLAN = (
     examples="""
     quill train notes.txt
     quill train configs/shakespeare.json --max-minutes 30
-    quill train --data shakespeare --name small --n-layer 2 --max-iters 500
+    quill train shakespeare --name small --n-layer 2 --max-iters 500
     quill train more.txt --from shakespeare --name shakespeare-more
     """,
     topic="tutorial",
@@ -100,21 +100,32 @@ def command(
         Option(
             metavar="auto|never|must",
             help="Resume an unfinished run of the same config.",
+            rich_help_panel=_RUN,
             autocompletion=completing("auto", "never", "must"),
         ),
     ] = "auto",
     new_version: Annotated[
-        bool, Option("--new-version", help="Train another version of a model that is finished.")
+        bool,
+        Option(
+            "--new-version",
+            help="Train another version of a model that is finished.",
+            rich_help_panel=_RUN,
+        ),
     ] = False,
     max_minutes: Annotated[
         float | None,
-        Option(metavar="NUMBER", help="Train for at most N minutes; the learning rate decays in that time."),
+        Option(
+            metavar="NUMBER",
+            help="Train for at most N minutes; the learning rate decays in that time.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     publish: Annotated[
         bool,
         Option(
             "--publish/--no-publish",
             help="At the time limit, publish the model, or save and pause until rerun.",
+            rich_help_panel=_RUN,
         ),
     ] = True,
     wait: Annotated[

@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from quill.cli import _help, app
+from quill.cli._tables import Canvas
 from quill.cli.app import main
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -67,6 +68,49 @@ def test_help_follows_its_style(screen, capsys):
     for entry in re.split(r"\n  (?=-)", options)[1:]:
         described = re.split(r"\n\n|\n(?=\S)", entry)[0]
         assert described.rstrip().endswith("."), described
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_flag_is_shown_whole_beside_or_above_its_help(screen, columns):
+    """No name is cut or folded, and at least half of the screen is left for the help."""
+    group = typer.main.get_command(app.build([screen.split()[0]] if screen != "--help" else []))
+    words = [w for w in screen.split() if not w.startswith("-")]
+    command = group
+    for word in words:
+        command = command.commands[word]
+    with command.make_context("quill", [], resilient_parsing=True) as context:
+        shown = _help.render(command, context, Canvas(columns, False), whole=True).splitlines()
+    assert max(map(len, shown)) <= columns
+    for param in command.get_params(context):
+        if param.param_type_name == "option":
+            [line] = [x for x in shown if re.match(rf"  {re.escape(_help.flags(param))}(  |$)", x)]
+            help_at = re.search(r"  +\S", line[len(_help.flags(param)) + 2 :])
+            start = len(_help.flags(param)) + 2 + help_at.end() - 1 if help_at else 0
+            assert start <= columns / 2, line
+
+
+@pytest.mark.parametrize("command", ["train", "sample"])
+def test_help_shows_ten_flags_and_help_all_the_others_by_group(command, capsys):
+    def shown(screen: str) -> tuple[list[str], list[str]]:
+        assert main([command, screen]) == 0
+        text = capsys.readouterr().out
+        assert "\nExamples:\n  quill " in text and f"\n  {_help.MANUAL}/" in text
+        return re.findall(r"^  (?:-\w, )?(--[a-z0-9-]+)", text, re.M), re.findall(r"^(\w+) .*:$", text, re.M)
+
+    face, _ = shown("--help")
+    every, groups = shown("--help-all")
+    assert len(face) == 12 and face[-2:] == ["--help-all", "--help"]
+    assert set(face) < set(every)
+    params = typer.main.get_command(app.build([command])).commands[command].params
+    options = {p.opts[0] if p.opts[0].startswith("--") else p.opts[-1] for p in params if p.opts[0][0] == "-"}
+    assert set(every) == options | {"--help"}
+    assert (
+        groups
+        == {"train": ["Run", "Data", "Model", "Training", "Common"], "sample": ["Sampling", "Common"]}[
+            command
+        ]
+    )
 
 
 EXAMPLES = [

@@ -88,15 +88,20 @@ def _spelled(kind: Any) -> str:
 
 
 def help_text(*command: str) -> str:
-    """What `quill COMMAND --help` prints in a pipe, 80 columns wide."""
+    """What `quill COMMAND --help` prints in a pipe, 80 columns wide; all options where only some are shown."""
     before = dict(os.environ)
     os.environ.update({"COLUMNS": "80", "NO_COLOR": "1"})
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            assert app.main([*command, "--help"]) == 0
+        shown = _shown([*command, "--help"])
+        return _shown([*command, "--help-all"]) if "--help-all" in shown else shown
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _shown(command: list[str]) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert app.main(command) == 0
     return out.getvalue().strip("\n") + "\n"
 
 
