@@ -68,24 +68,29 @@ _COMMANDS = {
     "docs": "help",
     "version": "--version",
 }
-# Flags of other tools, by their meaning here.
+# Flags of other tools, and what they mean here: a flag, or an argument in capitals, of whichever command.
 _FLAGS = {
     "temp": "temperature",
     "t": "temperature",
     "lr": "learning-rate",
-    "iters": "max-iters",
-    "iterations": "max-iters",
-    "steps": "max-iters",
-    "max-steps": "max-iters",
+    "iters": "iters max-iters",
+    "max-iters": "max-iters iters",
+    "iterations": "max-iters iters",
+    "steps": "max-iters iters",
+    "max-steps": "max-iters iters",
     "epochs": "max-iters",
     "num-epochs": "max-iters",
     "init-from": "from",
-    "checkpoint": "from",
+    "checkpoint": "from REF",
     "resume-from": "from",
-    "dataset": "data",
-    "data-path": "data",
-    "input": "data",
-    "file": "data",
+    "data": "data SOURCE",
+    "source": "data SOURCE",
+    "text": "data SOURCE PROMPT",
+    "prompt": "prompt PROMPT",
+    "dataset": "data SOURCE",
+    "data-path": "data SOURCE",
+    "input": "data SOURCE PROMPT",
+    "file": "data SOURCE prompt-file",
     "layers": "n-layer",
     "n-layers": "n-layer",
     "num-layers": "n-layer",
@@ -99,20 +104,23 @@ _FLAGS = {
     "context-length": "block-size",
     "ctx": "block-size",
     "seq-len": "block-size",
-    "max-length": "max-new-tokens",
+    "max-length": "max-new-tokens block-size",
     "max-tokens": "max-new-tokens",
     "length": "max-new-tokens",
     "tokens": "max-new-tokens",
     "n": "num-samples",
     "k": "top-k",
     "p": "top-p",
-    "output": "out",
+    "output": "out plot",
     "dest": "out",
     "directory": "out",
     "to": "format",
     "type": "format",
-    "model": "from",
-    "model-name": "name",
+    "model": "from REF",
+    "ref": "REF",
+    "reference": "REF",
+    "name": "name REF NAME",
+    "model-name": "name REF",
     "overwrite": "force",
     "f": "force",
     "grad-accum": "gradient-accumulation-steps",
@@ -151,7 +159,7 @@ def explain(failure: Exception, arguments: Sequence[str] = (), params: Iterable[
         params: The parameters of the command that ran.
     """
     params = list(params)
-    error = _translate(failure, params, _called(arguments))
+    error = _translate(failure, params, arguments)
     flags = _flags.of_command(params)
     error.what, error.why = _flags.spell(error.what, flags), _flags.spell(error.why, flags)
     error.hint = _flags.complete(_flags.spell(error.hint, flags), PROGRAM, arguments)
@@ -186,11 +194,11 @@ def _called(arguments: Sequence[str]) -> str:
     return " ".join([PROGRAM, *[a for a in arguments[:1] if not a.startswith("-")]])
 
 
-def _translate(failure: Exception, params: list[Any], called: str) -> QuillError:
+def _translate(failure: Exception, params: list[Any], arguments: Sequence[str]) -> QuillError:
     if isinstance(failure, QuillError):
         return failure
     if isinstance(failure, typer.TyperException):
-        return _usage_error(failure, params, called)
+        return _usage_error(failure, params, arguments)
     if _is_out_of_memory(failure):
         return ResourceError(
             "out of memory",
@@ -210,17 +218,18 @@ def _translate(failure: Exception, params: list[Any], called: str) -> QuillError
     )
 
 
-def _usage_error(failure: typer.TyperException, params: list[Any], called: str) -> InputError:
+def _usage_error(failure: typer.TyperException, params: list[Any], arguments: Sequence[str]) -> InputError:
     """Typer's refusals in quill's words, told apart by their attributes: their classes are private."""
     context: Any = getattr(failure, "ctx", None)
-    path = context.command_path if context is not None else called
+    path = context.command_path if context is not None else _called(arguments)
     option = getattr(failure, "option_name", None)
-    possibilities = getattr(failure, "possibilities", None)
     param = getattr(failure, "param", None)
     message = failure.format_message().strip().rstrip(".").replace("Value error, ", "").replace("\n\t", " ")
     hint = f"{path} --help"
-    if possibilities is not None and option:
+    if option and hasattr(failure, "possibilities"):
         command = context.command if context is not None else None
+        typed = (a.partition("=")[0] for a in arguments)
+        option = next((a for a in typed if a.startswith("-") and _flags.normal(a) == option), option)
         return _no_such_flag(option, command.params if command else params, path)
     if message.startswith("Missing command"):
         return InputError(
@@ -238,14 +247,20 @@ def _usage_error(failure: typer.TyperException, params: list[Any], called: str) 
 
 
 def _no_such_flag(flag: str, params: Iterable[Any], path: str) -> InputError:
-    """The error for an unknown flag, with those that mean the same or are spelled alike."""
-    names = [o for p in params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")]
-    known = {name.removeprefix("--") for name in names}
-    word = flag.strip("-").replace("_", "-").lower()
+    """The error for an unknown flag: what means the same here, what is spelled alike, or who has it."""
+    params = list(params)
+    known = {o.removeprefix("--") for p in params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
+    arguments = {p.metavar for p in params if p.param_type_name == "argument"}
+    word = _flags.normal(flag.strip("-").lower())
+    meanings = _FLAGS.get(word, word).split()
     if "epoch" in word and "max-iters" in known:
         why = "quill counts optimizer steps (--max-iters), not epochs; --dry-run shows both"
-    elif _FLAGS.get(word) in known:
-        why = f"quill calls it --{_FLAGS[word]}"
+    elif meant := next((m for m in meanings if m in known), None):
+        why = f"quill calls it --{meant}"
+    elif meant := next((m for m in meanings if m in arguments), None):
+        why = f"it is an argument without a flag: {path} {meant}"
+    elif where := _elsewhere(meanings[0]):
+        why = f"{path} has no --{meanings[0]}, but {where} has"
     elif close := _close_flags(word, known):
         why = f"did you mean {' or '.join(f'--{name}' for name in close)}?"
     else:
@@ -253,9 +268,25 @@ def _no_such_flag(flag: str, params: Iterable[Any], path: str) -> InputError:
     return InputError(f"no flag {shorten(flag)}", why=why, hint=f"{path} --help")
 
 
+def _elsewhere(flag: str) -> str:
+    """The first command that has a flag; empty if none has."""
+    from quill.cli import app
+
+    group: Any = typer.main.get_command(app.build(app.commands()))
+    for name, command in group.commands.items():
+        if any(f"--{flag}" in p.opts for p in command.params):
+            return f"{PROGRAM} {name}"
+    return ""
+
+
 def _close_flags(word: str, known: set[str]) -> list[str]:
     """Flags that begin like a word, are spelled like it, or mean what a word spelled like it means."""
-    meanings = {other: name for other, name in _FLAGS.items() if name in known and len(other) > 2}
+    meanings = {
+        other: name
+        for other, names in _FLAGS.items()
+        for name in reversed(names.split())
+        if name in known and len(other) > 2
+    }
     meanings |= {name: name for name in known}
     begun = sorted(name for name in known if len(word) > 2 and name.startswith(word))
     alike = [meanings[m] for m in get_close_matches(word, meanings, 3, cutoff=0.75)]

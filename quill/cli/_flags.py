@@ -16,11 +16,20 @@ _NAMED = re.compile(
     re.VERBOSE,
 )
 _FLAGS_ALONE = re.compile(r"(?:set )?((?:--[a-z][a-z-]*(?: (?:'[^']*'|[^\s-]\S*))?,? ?)+)")
+# Flags that other tools spell so, and that mean exactly the same here.
+_SAME = {"temp": "temperature", "lr": "learning-rate", "init-from": "from"}
 _OFF = ("false", "False")
 _ON = ("true", "True")
 _UNSET = ("none", "None", "null")
 # A hint longer than this repeats a prompt or a list of files, and loses the flag among them.
 _LONGEST_HINT = 160
+
+
+def normal(name: str) -> str:
+    """Spell a flag or a command as quill does: with dashes, and in its own word for another tool's."""
+    dashes = name[: len(name) - len(name.lstrip("-"))]
+    word = name.lstrip("-").replace("_", "-")
+    return dashes + _SAME.get(word, word)
 
 
 def of_setting(name: str, extra: Any) -> str:

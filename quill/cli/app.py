@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from quill import __version__, discovery
-from quill.cli import _environment, _help
+from quill.cli import _environment, _flags, _help
 from quill.cli._signals import end_in_order
 from quill.cli._typer import Command, Group
 from quill.cli.output import Output
@@ -31,8 +31,6 @@ _SHARED = {"app", "output", "options"}
 # The usual journey, in its order; every other command follows by name.
 _FACE = ("prepare", "train", "sample", "eval", "export")
 _COMPLETION = f"_{PROGRAM.upper()}_COMPLETE"
-# Flags that other tools spell so, and that mean exactly the same here.
-_SAME = {"temp": "temperature", "lr": "learning-rate", "init-from": "from"}
 # Flags of every command, which may also be typed before it; True if they take a value.
 _GLOBAL = {
     "--json": False,
@@ -112,7 +110,7 @@ def build(load: Iterable[str], *, others: bool = True, completion: bool = False)
         others: Whether to list the other commands, for the help and for completion.
         completion: Let Typer answer the questions of shells.
     """
-    settings = {"help_option_names": ["-h", "--help"], "token_normalize_func": _dashes}
+    settings = {"help_option_names": ["-h", "--help"], "token_normalize_func": _flags.normal}
     app = typer.Typer(
         name=PROGRAM,
         cls=Group,
@@ -157,7 +155,7 @@ def _dispatch(arguments: list[str]) -> int:
         with group.make_context(PROGRAM, [], resilient_parsing=True) as context:
             Output().say(group.get_help(context))
         return 2
-    name = _dashes(arguments[0])
+    name = _flags.normal(arguments[0])
     if not name.startswith("-") and name not in known:
         from quill.cli import _errors
 
@@ -194,7 +192,7 @@ def _command_first(arguments: list[str]) -> list[str]:
 
 def _params(arguments: list[str]) -> list[Any]:
     """The parameters of the command that the arguments call, and of its parts."""
-    name = _dashes(next((a for a in arguments if not a.startswith("-")), ""))
+    name = _flags.normal(next((a for a in arguments if not a.startswith("-")), ""))
     if name not in commands():
         return []
     command: Any = typer.main.get_command(build([name])).commands[name]  # type: ignore[attr-defined]
@@ -229,11 +227,6 @@ def _summary(path: Path) -> str:
     with suppress(OSError), path.open(encoding="utf-8") as file:
         return file.readline().strip().strip('"')
     return ""
-
-
-def _dashes(text: str) -> str:
-    text = text.replace("_", "-")
-    return _SAME.get(text, text)
 
 
 def _speak_utf8() -> None:

@@ -14,7 +14,7 @@ from statistics import median
 import pytest
 
 from quill import errors
-from quill.cli import _errors, app
+from quill.cli import _errors, _flags, app
 from quill.cli.app import main
 
 COMMANDS = list(app.commands())
@@ -121,7 +121,7 @@ def test_version(capsys):
         (["trian"], ["no command 'trian'", "did you mean train"]),
         (["xyzzy"], ["no command 'xyzzy'", "the commands are prepare, train"]),
         (["train", "--batch-siz", "3"], ["no flag '--batch-siz'", "--batch-size"]),
-        (["train", "--batch_siz=3"], ["no flag '--batch-siz'", "--batch-size"]),
+        (["train", "--batch_siz=3"], ["no flag '--batch_siz'", "--batch-size"]),
         (["list", "--sort", "colour"], ["--sort", "'created'"]),
         (["--jsn", "list"], ["no flag '--jsn'", "quill --help"]),
         (["show"], ["missing REF", "quill show --help"]),
@@ -344,11 +344,56 @@ def test_words_of_other_tools_lead_to_the_command(typed, hint, capsys):
         ("train --batch 3", "did you mean --batch-size?"),
         ("train --qwxyz 3", "quill train has no such flag"),
         ("train --max-iters", "try: quill train --help"),
+        ("train --temp 0.5", "quill train has no --temperature, but quill sample has"),
+        ("train -t 0.5", "quill train has no --temperature, but quill sample has"),
+        ("sample m --lr 0.5", "quill sample has no --learning-rate, but quill train has"),
+        ("eval m --steps 3", "quill calls it --iters"),
+        ("sample --model m", "it is an argument without a flag: quill sample REF"),
+        ("prepare --input x", "it is an argument without a flag: quill prepare SOURCE"),
     ],
 )
 def test_flags_of_other_tools_are_answered_by_meaning(typed, words, capsys):
     assert main(shlex.split(typed)) == 2
     assert words in capsys.readouterr().err
+
+
+def test_every_flag_of_other_tools_is_answered_by_every_command(capsys):
+    """The answer repeats what was typed, and names a flag or an argument that exists where it says."""
+    import typer
+
+    group = typer.main.get_command(app.build(COMMANDS))
+    assert len(group.commands) == len(COMMANDS)
+    flags = {
+        name: {o for p in c.params for o in (*p.opts, *p.secondary_opts)}
+        for name, c in group.commands.items()
+    }
+    arguments = {
+        name: {p.metavar for p in c.params if p.param_type_name == "argument"}
+        for name, c in group.commands.items()
+    }
+    for name, command in group.commands.items():
+        for word in [] if hasattr(command, "commands") else _errors._FLAGS:
+            typed = f"--{word}" if len(word) > 1 else f"-{word}"
+            if _flags.normal(typed) in flags[name]:
+                continue
+            error = _errors._no_such_flag(typed, command.params, f"quill {name}")
+            assert error.what == f"no flag '{typed}'"
+            if found := re.fullmatch(r"quill (.+) has no --([a-z-]+), but quill (.+) has", error.why):
+                assert found[1] == name
+                assert f"--{found[2]}" not in flags[name]
+                assert f"--{found[2]}" in flags[found[3]]
+            elif found := re.fullmatch(r"it is an argument without a flag: quill (.+) ([A-Z]+)", error.why):
+                assert found[1] == name and found[2] in arguments[name]
+            elif found := re.fullmatch(r"quill calls it --([a-z-]+)", error.why):
+                assert f"--{found[1]}" in flags[name]
+            else:
+                assert re.match(
+                    r"did you mean --|quill counts optimizer steps|quill \S+ has no such flag$", error.why
+                ), (
+                    name,
+                    word,
+                    error.why,
+                )
 
 
 def test_every_word_of_other_tools_leads_to_something_that_exists():
@@ -364,4 +409,6 @@ def test_every_word_of_other_tools_leads_to_something_that_exists():
         for p in each.params
         for o in p.opts
     }
-    assert {f"--{flag}" for flag in _errors._FLAGS.values()} <= known
+    known |= {p.metavar for c in group.commands.values() for p in c.params if p.param_type_name == "argument"}
+    meant = {word for words in _errors._FLAGS.values() for word in words.split()}
+    assert {word if word.isupper() else f"--{word}" for word in meant} <= known

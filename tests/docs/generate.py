@@ -88,7 +88,7 @@ def _spelled(kind: Any) -> str:
 
 
 def help_text(*command: str) -> str:
-    """What `quill COMMAND --help` prints in a pipe, 80 columns wide; all options where only some are shown."""
+    """What `quill COMMAND --help`, or --help-all if there is one, prints in a pipe, 80 columns wide."""
     before = dict(os.environ)
     os.environ.update({"COLUMNS": "80", "NO_COLOR": "1"})
     try:
