@@ -33,6 +33,7 @@ class Status(TypedDict):
 
     Attributes:
         facts: What its manifest would say if its best weights so far were published.
+        pending: The same of the weights with this "sha256", which were about to replace those.
     """
 
     pid: int | None
@@ -44,6 +45,7 @@ class Status(TypedDict):
     data_key: str | None
     parent: Source | None
     facts: dict[str, Any] | None
+    pending: dict[str, Any] | None
     extends: Source | None
     teachers: list[Source] | None
 
@@ -58,6 +60,7 @@ _STATUS: Mapping[str, type] = {
     "data_key": str,
     "parent": dict,
     "facts": dict,
+    "pending": dict,
     "extends": dict,
     "teachers": list,
 }
@@ -143,10 +146,19 @@ class Draft(Folder):
     @property
     def facts(self) -> Manifest:
         """What its manifest would say if its best weights so far were published."""
-        status = self.status()
         with suppress(CorruptError):
-            return manifest.facts(status["facts"] if status else None, self.path / manifest.STATUS)
+            return manifest.facts(self.recorded(), self.path / manifest.STATUS)
         return manifest.UNKNOWN
+
+    def recorded(self) -> dict[str, Any] | None:
+        """What it has recorded of the weights that are on disk, not validated; None if nothing."""
+        status = self.status()
+        if status is None or status["pending"] is None:
+            return status["facts"] if status else None
+        # Its process ended while it replaced the weights.
+        weights = self.path / manifest.WEIGHTS
+        replaced = weights.is_file() and fsio.sha256(weights) == status["pending"].get("sha256")
+        return status["pending"].get("facts") if replaced else status["facts"]
 
     def require_weights(self) -> None:
         """Raise NotFoundError if its run has not written any weights yet."""
@@ -272,6 +284,21 @@ class Draft(Folder):
         self.check_owner()
         with fsio.stage(self.path / name, fence=self.check_owner) as place:
             make(place)
+
+    def write_weights(self, make: Callable[[Path], object], facts: dict[str, Any]) -> None:
+        """Write the best weights so far and what is known of them; one is never that of the other's past.
+
+        Args:
+            make: As for `write_file`.
+            facts: What the manifest would say if they were published.
+        """
+
+        def make_known(path: Path) -> None:
+            make(path)
+            self.update_status(pending={"sha256": fsio.sha256(path), "facts": facts})
+
+        self.write_file(manifest.WEIGHTS, make_known)
+        self.update_status(facts=facts, pending=None)
 
     def open_log(self, name: str, content: bytes | None = None) -> fsio.Log:
         """Open a log that lines are appended to.

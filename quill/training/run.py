@@ -511,8 +511,7 @@ class Run:
     def _write_weights(self) -> None:
         averaged = self.trainer.averaged if self._best_averaged else None
         model, dtype = averaged or self.trainer.model, self.config.train.weights_dtype
-        self.draft.write_file(WEIGHTS, lambda path: save_weights(path, model, dtype))
-        self.draft.update_status(facts=self._facts())
+        self.draft.write_weights(lambda path: save_weights(path, model, dtype), self._facts())
 
     def _facts(self) -> dict[str, Any]:
         """What the manifest would say if the best weights so far were published."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager, suppress
 
 import pytest
 
+from quill import fsio
 from quill.errors import CorruptError, NotFoundError
 from quill.registry import locks
 from quill.registry.manifest import UNKNOWN
@@ -52,6 +54,37 @@ def test_weights_are_those_of_the_version_or_the_best_so_far_of_the_run(registry
     publish("b")
     assert registry.find_weights("b", notes.append).reference == "b:v1"
     assert len(notes) == 1
+
+
+@pytest.mark.parametrize("stopped", [1, 2, 3, None])
+def test_the_facts_are_those_of_the_weights_wherever_it_was_stopped(draft, monkeypatch, stopped):
+    """Stopped after any of its three writes, or not at all."""
+    writes = 0
+
+    def write(step):
+        draft.write_weights(lambda path: path.write_bytes(b"%d" % step), {"best_step": step})
+
+    @contextmanager
+    def stage(*arguments, **settings):
+        nonlocal writes
+        with whole(*arguments, **settings) as place:
+            yield place
+        writes += 1
+        if writes == stopped:
+            raise KeyboardInterrupt
+
+    write(1)
+    whole = fsio.stage
+    monkeypatch.setattr(fsio, "stage", stage)
+    with suppress(KeyboardInterrupt):
+        write(2)
+    monkeypatch.undo()
+    step = int(draft.read_file("model.safetensors"))
+    assert step == (1 if stopped == 1 else 2)
+    assert draft.facts["best_step"] == step
+    write(3)
+    assert draft.facts["best_step"] == 3
+    assert draft.status()["pending"] is None
 
 
 def test_while_it_trains_the_hint_is_to_follow_its_log(registry, draft):
