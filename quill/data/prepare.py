@@ -63,7 +63,8 @@ def prepare(
     Args:
         config: The text and how to turn it into tokens.
         root: The data root.
-        name: The dataset's name; None: made from the source, followed by the tokenizer if that is taken.
+        name: The dataset's name; None: made from the source, followed by the tokenizer if that is taken or
+            `tokenizer` is given.
         force: Prepare it even if it exists, and replace another dataset of that name.
         workers: Threads that encode; None: one per processor.
         observer: Called with progress and notices.
@@ -332,7 +333,9 @@ class _Preparation:
         """Names to try, in order; the last one is free unless the dataset exists."""
         label, kind = self.text.label, self.settings["tokenizer"]
         suffixes = (kind, f"{kind}-{key[:8]}")
-        return [label, *(f"{label[: 63 - len(suffix)]}-{suffix}" for suffix in suffixes)]
+        # The text's own name does not stand for tokens of a vocabulary that is another model's.
+        plain = [label] if self.tokenizer is None else []
+        return [*plain, *(f"{label[: 63 - len(suffix)]}-{suffix}" for suffix in suffixes)]
 
     def _choose(self, names: Sequence[str], key: str, *, force: bool) -> tuple[str, Dataset | None]:
         """Return the first usable name and the dataset that has it now.

@@ -11,7 +11,9 @@ from test_run import make, run
 
 from quill.checkpoint.load import load_checkpoint
 from quill.config import reading
-from quill.config.settings import ModelConfig, RunConfig, TrainConfig
+from quill.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfig
+from quill.data import store
+from quill.data.prepare import prepare
 from quill.errors import InputError
 from quill.evaluation.curves import read_metrics
 from quill.model.gpt import GPT
@@ -180,3 +182,21 @@ def test_a_worse_result_publishes_the_parents_weights_and_warns(
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert any("did not improve tide:v1" in e.message for e in events if isinstance(e, Notice))
     assert read_metrics(version.path / "metrics.jsonl")[0]["step"] == 0
+
+
+def test_a_parents_vocabulary_does_not_take_the_name_of_the_text(
+    parent: Version, harbour: Path, registry: Registry
+) -> None:
+    root = registry.root.parent / "data"
+    first = run(tuned(harbour), registry).version
+    assert first is not None and first.facts["data"] is not None
+    assert first.facts["data"]["name"] == "harbour-char"
+    # Nothing has the name of the text yet; what is prepared then has the text's own characters.
+    own = prepare(DataConfig(source=str(harbour)), root)
+    assert own.name == "harbour"
+    assert set(str(own.tokenizer.to_dict()["vocabulary"])) == set(harbour.read_text(encoding="utf-8"))
+    # A text that grows replaces the tokens of its earlier state, night after night.
+    harbour.write_text(harbour.read_text(encoding="utf-8") + "Böjen\n" * 40, encoding="utf-8")
+    again = tuned(harbour, train__init_from="tuned", train__max_iters=7)
+    assert run(again, registry, new_version=True).version is not None
+    assert sorted(d.name for d in store.datasets(root)) == ["harbour", "harbour-char", "tide"]
