@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,10 @@ for _name in ("SIGHUP", "SIGTERM"):
         signal.signal(getattr(signal, _name), signal.SIG_DFL)
 
 
+# Tests know which models there are; those of the shipped ones turn them on again.
+os.environ["QUILL_SHIPPED"] = "off"
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Neither the user's registry and cache nor the terminal's settings reach a test."""
@@ -45,6 +50,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
             "COLUMNS",
         ):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("QUILL_SHIPPED", "off")
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +122,33 @@ def quill(tmp_path: Path) -> Quill:
             cwd=tmp_path,
             timeout=120,
         )
+
+    return run
+
+
+OnTerminal = Callable[..., str]
+
+
+@pytest.fixture
+def on_terminal() -> OnTerminal:
+    """Run a command on a terminal, in an environment, and type into it; returns what is shown."""
+    pty = pytest.importorskip("pty")
+
+    def run(command: list[str], env: dict[str, str], typed: str = "") -> str:
+        leader, follower = pty.openpty()
+        process = subprocess.Popen(
+            command, stdin=follower, stdout=follower, stderr=follower, env=env, start_new_session=True
+        )
+        os.close(follower)
+        os.write(leader, typed.encode())
+        shown = b""
+        # The end of a terminal is an error on Linux, and no data elsewhere.
+        with suppress(OSError):
+            while chunk := os.read(leader, 65536):
+                shown += chunk
+        os.close(leader)
+        assert process.wait(timeout=60) == 0
+        return shown.decode().replace("\r\n", "\n")
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def layered(registry, publish, finish, tmp_path, monkeypatch):
     for name in ("mine", "both", "both"):
         publish(name)
     monkeypatch.setattr(shipped, "folder", lambda kind: below.root)
+    monkeypatch.delenv("QUILL_SHIPPED")
     monkeypatch.chdir(tmp_path)
     where = locate()
     return Registry(where.root, where.why, where.shipped)
@@ -56,13 +58,63 @@ def test_shipped_models_are_found_beneath_the_users_own(layered, tmp_path):
     assert caught.value.close == ("theirs",)
 
 
+def located(flag: Path | None = None) -> Registry:
+    where = locate(flag)
+    return Registry(where.root, where.why, where.shipped)
+
+
 @pytest.mark.parametrize("explicit", ["flag", "variable"])
-def test_a_registry_that_is_named_explicitly_is_all_there_is(layered, monkeypatch, explicit):
+def test_they_are_beneath_a_registry_that_is_named_explicitly(layered, tmp_path, monkeypatch, explicit):
+    other = tmp_path / "other"
     if explicit == "variable":
-        monkeypatch.setenv("QUILL_REGISTRY", str(layered.root))
-    where = locate(layered.root if explicit == "flag" else None)
-    with pytest.raises(NotFoundError):
-        Registry(where.root, where.why, where.shipped).resolve("theirs")
+        monkeypatch.setenv("QUILL_REGISTRY", str(other))
+    named = located(other if explicit == "flag" else None)
+    assert named.root == other
+    assert named.resolve("theirs").path == tmp_path / "shipped" / "theirs" / "v1"
+    assert not other.exists()
+
+
+@pytest.mark.parametrize("off", ["off", "OFF", "0", "no", "false"])
+def test_a_variable_hides_them(layered, monkeypatch, capsys, off):
+    monkeypatch.setenv("QUILL_SHIPPED", off)
+    assert main(["show", "theirs"]) == 3
+    assert "comes with quill" not in capsys.readouterr().err
+    assert located().shipped_models() == []
+
+
+def test_versions_of_a_shipped_name_are_numbered_after_the_shipped_ones(layered, finish, tmp_path, capsys):
+    shipped_one = layered.resolve("theirs:v1")
+    own = finish(layered.begin("theirs"))
+    assert own.reference == "theirs:v2"
+    assert layered.resolve("theirs").path == own.path == layered.root / "theirs" / "v2"
+    assert layered.resolve("theirs:v1") == shipped_one
+    assert layered.find("theirs:v1") == shipped_one
+    # Numbers that the registry has used before are its own.
+    assert layered.resolve("both:v1").path == layered.root / "both" / "v1"
+    assert finish(layered.begin("both")).number == 3
+    with pytest.raises(NotFoundError, match="theirs:v3"):
+        layered.resolve("theirs:v3")
+    # An unfinished run is found by its number, and does not take one from the model beneath.
+    draft = layered.begin("theirs")
+    assert layered.find("theirs:v3").path == draft.path
+    assert main(["list", "--all-versions", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["models"]
+    assert {r["reference"]: r.get("shipped", False) for r in rows if r["reference"].startswith("theirs")} == {
+        "theirs:v1": True, "theirs:v2": False, "theirs:v3": False,
+    }  # fmt: skip
+    assert main(["rm", "-y", "theirs:v1"]) == 3
+    assert "'theirs:v1' comes with quill" in capsys.readouterr().err
+    assert main(["mv", "mine", "theirs"]) == 4
+    # Without its own versions, the name means the shipped model again.
+    draft.discard()
+    assert main(["rm", "-y", "theirs:v2"]) == 0
+    assert layered.resolve("theirs") == shipped_one
+    assert finish(layered.begin("theirs")).number == 4
+
+
+def test_no_model_is_renamed_to_the_name_of_a_shipped_one(layered, capsys):
+    assert main(["mv", "mine", "theirs"]) == 4
+    assert "a model of that name comes with quill" in capsys.readouterr().err
 
 
 def test_the_shipped_registry_is_not_beneath_itself(tmp_path):
@@ -77,8 +129,7 @@ def test_list_shows_which_models_come_with_quill(layered, capsys):
     }  # fmt: skip
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("FROM")
-    assert [line.split()[0] for line in lines if line.rstrip().endswith("quill")] == ["theirs:v1"]
+    assert [line.split()[0] for line in lines if line.endswith("ok, shipped")] == ["theirs:v1"]
 
 
 def test_no_command_changes_a_shipped_model(layered, tmp_path, capsys):
@@ -90,13 +141,13 @@ def test_no_command_changes_a_shipped_model(layered, tmp_path, capsys):
         ["alias", "rm", "theirs:best"],
     ):
         assert main(command) == 3, command
-        assert "quill cp theirs NAME" in capsys.readouterr().err
+        assert re.search(r"quill cp theirs(:v1)? NAME", capsys.readouterr().err), command
     assert main(["gc", "-y", "--keep", "1", "--older-than", "0"]) == 0
     assert main(["verify"]) in (0, 5)  # The models here are too small to fit their configs.
     assert main(["cp", "theirs", "ours"]) == 0
     assert main(["show", "theirs"]) == 0
     draft = layered.begin("theirs")
-    assert draft.path == layered.root / "theirs" / "v1"
+    assert draft.path == layered.root / "theirs" / "v2"
     assert snapshot(tmp_path / "shipped") == before
     assert sorted(os.listdir(tmp_path / "shipped")) == [".locks", ".quill.json", "both", "theirs"]
     assert layered.resolve("ours").path == layered.root / "ours" / "v1"

@@ -34,8 +34,7 @@ _COLUMNS = (
     Column("SIZE", lambda r: size(r["bytes"]), right=True, drop=4),
     Column("VAL LOSS", lambda r: _facts.loss(r["val_loss"]), right=True),
     Column("WHEN", lambda r: _facts.ago(r["created"], time.time()), drop=3),
-    Column("STATE", _facts.progress, style=style),
-    Column("FROM", lambda r: "quill" if r.get("shipped") else "", drop=5, optional=True),
+    Column("STATE", lambda r: _facts.progress(r) + (", shipped" if r.get("shipped") else ""), style=style),
 )
 
 
@@ -71,7 +70,7 @@ def command(
 ) -> None:
     """List models: the latest version of each, and unfinished runs.
 
-    Models that come with quill are listed too. Prints the registry that it read to stderr.
+    Models that come with quill are listed as shipped. Prints the registry that it read to stderr.
     """
     if data or (glob is not None and glob.startswith(_datasets.PREFIX)):
         if all_versions:

@@ -117,6 +117,8 @@ def _refuse_taken(registry: Registry, name: str, new: str) -> None:
         used = aliases.read(target)["next_version"] - 1 if target.is_dir() else 0
         gone = f"versions up to v{used} once had it" if used else "it is not a model"
         raise RefusedError(f"'{new}' is taken", why=f"it has {have}" if have else gone, hint=hint)
+    if registry.shipped and registry.shipped.newest(new):
+        raise RefusedError(f"'{new}' is taken", why="a model of that name comes with quill", hint=hint)
     others = [other for other in aliases.former_holders(registry.root, new) if other != name]
     if others:
         why = "an old reference must not find another model's version"

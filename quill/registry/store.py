@@ -24,6 +24,8 @@ from quill.registry.version import Version
 MARKER = ".quill.json"
 FORMAT = 1
 _ENVIRONMENT = "QUILL_REGISTRY"
+# "off" leaves out the models that come with quill.
+_SHIPPED = "QUILL_SHIPPED"
 _FOLDER = "weights"
 
 
@@ -33,7 +35,7 @@ class Location(NamedTuple):
     Attributes:
         root: Its folder.
         why: Why there.
-        shipped: The folder of the models that come with quill, unless the registry was named explicitly.
+        shipped: The folder of the models that come with quill; None if QUILL_SHIPPED is "off".
     """
 
     root: Path
@@ -51,24 +53,27 @@ def locate(
         env: The environment.
         cwd: Where to start looking; None for the working directory.
     """
+    below = (
+        None if env.get(_SHIPPED, "").lower() in ("off", "0", "no", "false") else shipped.folder("weights")
+    )
     if flag:
-        return Location(fsio.expanded(flag), "--registry says so")
+        return Location(fsio.expanded(flag), "--registry says so", below)
     if env.get(_ENVIRONMENT):
-        return Location(fsio.expanded(env[_ENVIRONMENT]), f"{_ENVIRONMENT} says so")
+        return Location(fsio.expanded(env[_ENVIRONMENT]), f"{_ENVIRONMENT} says so", below)
     # A working directory that was deleted has nothing above it either.
     with suppress(FileNotFoundError):
         start = (cwd or Path.cwd()).absolute()
         for folder in (start, *start.parents):
             if os.path.isfile(folder / _FOLDER / MARKER):
                 why = "it is the nearest at or above the working directory"
-                return Location(folder / _FOLDER, why, shipped.folder("weights"))
+                return Location(folder / _FOLDER, why, below)
     from platformdirs import user_data_path
 
     with suppress(RuntimeError):
         own = user_data_path("quill", appauthor=False)
         if own.is_absolute():
-            return Location(own / _FOLDER, "it is your own, and no other is near", shipped.folder("weights"))
-    return Location(Path(_FOLDER), "no other is near, and you have no home folder", shipped.folder("weights"))
+            return Location(own / _FOLDER, "it is your own, and no other is near", below)
+    return Location(Path(_FOLDER), "no other is near, and you have no home folder", below)
 
 
 class Model(NamedTuple):
@@ -94,8 +99,9 @@ class Registry:
     Args:
         root: The folder; it need not exist yet.
         why: Why this one, for `quill list`.
-        shipped: The folder of the models that come with quill. They are found where the registry has no model
-            of their name, and never written to.
+        shipped: The folder of the models that come with quill, which are never written to. A name means the
+            registry's own model if it has one; its versions are numbered after the shipped ones, whose
+            numbers keep their meaning.
 
     Attributes:
         shipped: The registry that contains them, or None.
@@ -108,9 +114,24 @@ class Registry:
         self.shipped = Registry(shipped, "it comes with quill") if shipped and is_other else None
 
     def shipped_models(self, glob: str | None = None, *, all_versions: bool = True) -> list[Model]:
-        """Read the models that come with quill and whose names are not in use here; as `models` does."""
-        found = self.shipped.models(glob, all_versions=all_versions) if self.shipped else []
-        return [m for m in found if not self._has(m.name)]
+        """Read the models that come with quill, as `models` does.
+
+        Of a name that the registry has too, they are the versions that it has no number of, and only part of
+        a list of all versions.
+        """
+        found = []
+        for model in self.shipped.models(glob, all_versions=all_versions) if self.shipped else []:
+            if not self._has(model.name):
+                found.append(model)
+            elif all_versions:
+                own = folder.numbers(self.root / model.name)
+                found.append(model._replace(versions=[v for v in model.versions if v.number not in own]))
+        return [model for model in found if model.versions]
+
+    def contains(self, version: Folder) -> bool:
+        """Whether a version or run is in this registry, or comes with quill and is found through it."""
+        roots = [self.root, *([self.shipped.root] if self.shipped else [])]
+        return not version.label and any(os.path.realpath(r) == os.path.realpath(version.root) for r in roots)
 
     def models(self, glob: str | None = None, *, all_versions: bool = True) -> list[Model]:
         """Read everything in one pass, by name; a damaged model hides no other.
@@ -175,8 +196,13 @@ class Registry:
         for found, path in self._published(name):
             if number in (None, found):
                 return version.load(name, found, path, flat=path == self.root / name)
-        if shipped and self.shipped and self.shipped._has(name) and not self._has(name):
-            return self.shipped.resolve(ref)
+        if shipped and self.shipped and self.shipped._has(name):
+            if not self._has(name):
+                return self.shipped.resolve(ref)
+            if number and number not in folder.numbers(self.root / name):
+                # A version that came with quill keeps its number.
+                with suppress(NotFoundError):
+                    return self.shipped.resolve(ref)
         raise self._not_found(names.Reference(name, number, alias))
 
     def find(self, ref: str, *, in_progress: bool = False) -> Folder:
@@ -255,7 +281,8 @@ class Registry:
                 folder.refuse_link(own)
                 if not own.is_dir():
                     raise RefusedError(f"'{own}' is a file", why="the model's folder would be there")
-            used = max([int(folder.is_flat(own)), *folder.numbers(own)])
+            below = folder.numbers(self.shipped.root / name) if self.shipped else []
+            used = max([int(folder.is_flat(own)), *folder.numbers(own), *below])
             number = max(aliases.read(own)["next_version"], used + 1)
             if not (own / aliases.FILE).exists():
                 # A name that was another model's continues with that model's numbers.
@@ -330,6 +357,13 @@ class Registry:
         from difflib import get_close_matches
 
         where = _shown(self.root)
+        below = folder.numbers(self.shipped.root / ref.name) if self.shipped else []
+        if ref.version in below or (below and not self._has(ref.name)):
+            return NotFoundError(
+                f"no model '{ref}' in {where}",
+                why=f"'{ref}' comes with quill and cannot be changed, only copied",
+                hint=f"quill cp {ref} NAME",
+            )
         if versions := self._versions(ref.name):
             have = ", ".join(f"v{v.number}" for v in versions[:8])
             known = aliases.read(self.root / ref.name)["aliases"]
@@ -345,12 +379,6 @@ class Registry:
                 f"no published model '{ref.name}' in {where}",
                 why=f"{draft.reference} is an unfinished run",
                 hint=f"quill show {draft.reference}",
-            )
-        if self.shipped and self.shipped._has(ref.name):
-            return NotFoundError(
-                f"no model '{ref.name}' in {where}",
-                why=f"'{ref.name}' comes with quill and cannot be changed, only copied",
-                hint=f"quill cp {ref.name} NAME",
             )
         have_names = [v.name for v in self.entries() if not v.damaged]
         have_names += [m.name for m in self.shipped_models()]
