@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -65,14 +65,18 @@ def completing(*values: str) -> Completer:
 
 
 def models(
-    *, versions: bool = True, aliases: bool = True, drafts: bool = False, datasets: bool = False
+    *,
+    versions: bool = True,
+    aliases: bool = True,
+    drafts: bool | Literal["weights"] = False,
+    datasets: bool = False,
 ) -> Completer:
     """A completer of names in the registry; of a name typed in full, its versions and aliases.
 
     Args:
         versions: Whether NAME:vN is meant too.
         aliases: Whether NAME:ALIAS is meant too.
-        drafts: Whether an unfinished run is meant too.
+        drafts: Whether an unfinished run is meant too, or only one that has weights.
         datasets: Whether data:NAME is meant too.
     """
 
@@ -155,10 +159,16 @@ def _join_words() -> str:
     return kept
 
 
-def _models(root: Path, typed: str, with_versions: bool, with_aliases: bool, drafts: bool) -> Iterator[str]:
+def _models(
+    root: Path,
+    typed: str,
+    with_versions: bool,
+    with_aliases: bool,
+    drafts: bool | Literal["weights"],
+) -> Iterator[str]:
     """Names, versions and aliases; reads folders and aliases only."""
     from quill.errors import QuillError
-    from quill.registry import aliases, names
+    from quill.registry import aliases, manifest, names
     from quill.registry import folder as folders
 
     name, colon, _ = typed.partition(":")
@@ -170,6 +180,8 @@ def _models(root: Path, typed: str, with_versions: bool, with_aliases: bool, dra
             numbers = sorted(filter(None, map(names.version_number, os.listdir(folder))))
             complete = [n for n in numbers if folders.is_published(folder / f"v{n}")]
             complete += [1] if 1 not in numbers and folders.is_flat(folder) else []
+            if drafts == "weights":
+                numbers = [n for n in numbers if (folder / f"v{n}" / manifest.WEIGHTS).exists()]
             numbers = sorted({*numbers, *complete}) if drafts else complete
             if not numbers:
                 # All versions were removed; the folder only keeps the numbers from being reused.

@@ -54,7 +54,7 @@ def command(
     references: Annotated[
         list[str],
         Argument(
-            metavar="REF", help="Models: name, name:v2 or ./folder.", autocompletion=models(drafts=True)
+            metavar="REF", help="Models: name, name:v2 or ./folder.", autocompletion=models(drafts="weights")
         ),
     ],
     data: Annotated[

@@ -21,7 +21,11 @@ def command(
     session: Session,
     reference: Annotated[
         str,
-        Argument(metavar="REF", help="Unfinished run: name or name:v2.", autocompletion=models(drafts=True)),
+        Argument(
+            metavar="REF",
+            help="Unfinished run: name or name:v2.",
+            autocompletion=models(drafts="weights"),
+        ),
     ],
     device: options.Device = None,
 ) -> None:

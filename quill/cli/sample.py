@@ -55,7 +55,9 @@ def command(
     reference: Annotated[
         str,
         Argument(
-            metavar="REF", help="Model to use: name, name:v2 or ./folder.", autocompletion=models(drafts=True)
+            metavar="REF",
+            help="Model to use: name, name:v2 or ./folder.",
+            autocompletion=models(drafts="weights"),
         ),
     ],
     words: Annotated[

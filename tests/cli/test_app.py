@@ -270,34 +270,14 @@ def test_f49_text_is_utf8_in_an_ascii_locale(tmp_path):
     assert json.loads(listed.stdout)["models"] == []
 
 
-def on_a_terminal(*arguments: str, **env: str) -> str:
-    """What a command prints on a terminal."""
-    pty = pytest.importorskip("pty")
-    leader, follower = pty.openpty()
-    process = subprocess.Popen([*RUN, *arguments], stdout=follower, stderr=follower, env={**BARE, **env})
-    os.close(follower)
-    shown = b""
-    while True:
-        try:
-            chunk = os.read(leader, 65536)
-        except OSError:
-            break
-        if not chunk:
-            break
-        shown += chunk
-    os.close(leader)
-    assert process.wait() == 0
-    return shown.decode().replace("\r\n", "\n")
-
-
 @pytest.mark.parametrize(
     ("env", "coloured"),
     [({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"TERM": "xterm", "NO_COLOR": "1"}, False)],
     ids=str,
 )
-def test_help_on_a_terminal_is_coloured_and_fits(env, coloured):
+def test_help_on_a_terminal_is_coloured_and_fits(env, coloured, on_terminal):
     for columns in ("20", "80", "300"):
-        shown = on_a_terminal("list", "--help", COLUMNS=columns, **env)
+        shown = on_terminal([*RUN, "list", "--help"], {**BARE, "COLUMNS": columns, **env})
         assert ("\x1b[1mOptions:" in shown) is coloured
         plain = re.sub(r"\x1b\[[0-9;]*m", "", shown).partition("Examples:")[0]
         assert max(map(len, plain.splitlines())) <= min(int(columns), 100)

@@ -112,8 +112,13 @@ def test_after_the_colon_versions_and_aliases(models, ask):
 
 def test_unfinished_runs_are_completed_for_commands_that_accept_them(models, ask):
     assert ask("quill", "cp", "be") == []
-    for command in ("show", "sample", "eval", "export", "publish"):
+    assert ask("quill", "show", "be") == ["begun"]
+    for command in ("sample", "eval", "export", "publish"):
+        assert ask("quill", command, "be") == [], command
+    (models.root / "begun" / "v1" / "model.safetensors").write_bytes(b"")
+    for command in ("sample", "eval", "export", "publish"):
         assert ask("quill", command, "be") == ["begun"], command
+    assert ask("quill", "sample", "begun", ":") == ["v1"]
     assert ask("quill", "logs", "shakespeare", ":", "v") == ["v1", "v2", "v3"]
 
 
@@ -305,7 +310,16 @@ def test_fish_accepts_the_script(models, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
-def test_zsh_accepts_the_script(tmp_path, capsys):
-    assert main(["completion", "zsh"]) == 0
-    (tmp_path / "_quill").write_text(capsys.readouterr().out)
-    subprocess.run(["zsh", "-n", str(tmp_path / "_quill")], check=True)
+def test_zsh_completes_what_is_typed(models, tmp_path, on_terminal):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".zshrc").write_text(
+        'autoload -U compinit; compinit -u; PS1=; unsetopt beep; eval "$(quill completion zsh)"\n'
+    )
+    path = f"{as_program(tmp_path / 'bin')}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "HOME": str(home), "ZDOTDIR": str(home), "TERM": "xterm"}
+    shown = on_terminal(
+        ["zsh", "-i"], env, "quill show se\t --path\nquill show shakespeare:ch\t --path\nexit\n"
+    )
+    assert str(models.root / "sea" / "v1") in shown
+    assert str(models.root / "shakespeare" / "v1") in shown

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tomllib
 
@@ -78,29 +77,13 @@ def test_without_pages_it_lists_commands(tmp_path, monkeypatch, capsys):
     assert "Topics" not in out
 
 
-def test_a_page_on_a_terminal_is_drawn_and_paged(pages):
-    pty = pytest.importorskip("pty")
+def test_a_page_on_a_terminal_is_drawn_and_paged(pages, on_terminal):
     code = (
         "import sys, pathlib\nfrom quill.cli import help as manual\nfrom quill.cli.app import run\n"
         "folder = pathlib.Path(sys.argv.pop())\nmanual._folder = lambda: folder\nrun()"
     )
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "60", "PAGER": "cat"}
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-c", code, "help", "tutorial", str(pages)]
-    process = subprocess.Popen(command, stdout=follower, stderr=follower, stdin=follower, env=env)
-    os.close(follower)
-    shown = b""
-    while True:
-        try:
-            chunk = os.read(leader, 65536)
-        except OSError:
-            break
-        if not chunk:
-            break
-        shown += chunk
-    os.close(leader)
-    assert process.wait() == 0
-    text = shown.decode()
+    text = on_terminal([sys.executable, "-c", code, "help", "tutorial", str(pages)], env)
     assert "First steps" in text
     assert "# First" not in text
     assert "\x1b[" in text
