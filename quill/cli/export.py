@@ -32,7 +32,7 @@ def command(
         Argument(
             metavar="REF",
             help="Model to export: name, name:v2 or ./folder.",
-            autocompletion=models(drafts=True),
+            autocompletion=models(drafts="weights"),
         ),
     ],
     format_name: Annotated[
@@ -57,6 +57,7 @@ def command(
         bool, Option("--modelfile", help="Also write a Modelfile for Ollama (gguf).")
     ] = False,
     force: Annotated[bool, Option("--force", help="Replace an existing export.")] = False,
+    device: options.VerifyDevice = None,
 ) -> None:
     """Export a model to another format.
 
@@ -68,7 +69,14 @@ def command(
     from quill.formats import exporting
 
     made = exporting.export(
-        version, format_name, out, dtype=dtype, verify=verify, modelfile=modelfile, force=force
+        version,
+        format_name,
+        out,
+        dtype=dtype,
+        verify=verify,
+        modelfile=modelfile,
+        force=force,
+        device=session.device(device),
     )
     for note in made.notes:
         output.say(note)

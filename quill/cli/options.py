@@ -10,7 +10,6 @@ there. A command's function declares only its own parameters:
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import sys
 import typing
@@ -72,15 +71,19 @@ HelpAll = Annotated[
         rich_help_panel=COMMON,
     ),
 ]
-Device = Annotated[
-    str | None,
-    Option(
+
+
+def _device(purpose: str) -> Any:
+    return Option(
         "--device",
         metavar="DEVICE",
-        help="Device to compute on: auto, cpu, cuda, cuda:N or mps (default: auto).",
+        help=f"{purpose}: auto, cpu, cuda, cuda:N or mps (default: auto).",
         autocompletion=completing(*_DEVICES),
-    ),
-]
+    )
+
+
+Device = Annotated[str | None, _device("Device to compute on")]
+VerifyDevice = Annotated[str | None, _device("Device that --verify runs quill's own model on")]
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 # float() alone would also take spaces, underscores and the digits of every script.
@@ -123,12 +126,11 @@ class Session:
             ResourceError: This system does not have it.
         """
         from quill.config import reading
-        from quill.config.settings import TrainConfig
+
+        wanted = reading.device(flag)
         from quill.training.device import find_device
 
-        wanted = {"device": flag or os.environ.get("QUILL_DEVICE") or "auto"}
-        origin = "the arguments" if flag else "the environment"
-        return find_device(reading.check(TrainConfig, wanted, origin=origin).device)
+        return find_device(wanted)
 
 
 def command(

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from quill import shipped, strictjson
 from quill.config import flat
-from quill.config.settings import SCHEMA_VERSION, SECTIONS, RunConfig, Section
+from quill.config.settings import SCHEMA_VERSION, SECTIONS, RunConfig, Section, TrainConfig
 from quill.errors import InputError, NotFoundError, QuillError, newer, shorten
 
 S = TypeVar("S", bound=Section)
@@ -84,13 +84,14 @@ def parse(
     if flat.is_flat(document):
         document = flat.to_sections(document, folder)
     merged = {k: dict(v) if k in SECTIONS and isinstance(v, dict) else v for k, v in document.items()}
-    given = {**environment(), **(overrides or {})}
+    found = environment()
+    given = {**found, **(overrides or {})}
     for path, value in given.items():
         section, _, field = path.rpartition(".")
         target = merged.setdefault(section, {}) if section else merged
         if isinstance(target, dict):
             target[field] = value
-    origins = dict.fromkeys(given, "the environment") | dict.fromkeys(overrides or {}, "the arguments")
+    origins = {path: variable(path) for path in found} | dict.fromkeys(overrides or {}, "the arguments")
     return check(RunConfig, merged, origin=origin, origins=origins, error=error)
 
 
@@ -151,8 +152,26 @@ def environment() -> dict[str, Any]:
 
     Only those that depend on the computer: device, dtype and compile.
     """
-    found = {f"train.{k}": os.environ.get(f"QUILL_{k.upper()}") for k in ("device", "dtype", "compile")}
-    return {k: v for k, v in found.items() if v}
+    found = {
+        path: os.environ.get(variable(path)) for path in ("train.device", "train.dtype", "train.compile")
+    }
+    return {path: value for path, value in found.items() if value}
+
+
+def variable(path: str) -> str:
+    """The environment variable of a setting: QUILL_DEVICE for train.device."""
+    return f"QUILL_{path.rpartition('.')[2].upper()}"
+
+
+def device(given: str | None = None) -> str:
+    """The device that was given, else that of QUILL_DEVICE, else "auto".
+
+    Raises:
+        InputError: It cannot be the name of a device.
+    """
+    wanted = given or environment().get("train.device") or "auto"
+    origin = "the arguments" if given else variable("train.device")
+    return check(TrainConfig, {"device": wanted}, origin=origin).device
 
 
 def _explain(model: type[Section], err: Any, origin: str) -> tuple[str, str, str]:

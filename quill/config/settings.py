@@ -7,6 +7,7 @@ Names are those that GPT-2 and nanoGPT made standard. Free of torch.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -26,6 +27,7 @@ _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Width = Annotated[int, Field(ge=1, le=2**20)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _Rate = Annotated[float, Field(ge=0, le=100)]
+_DEVICE = r"^(auto|cpu|mps|cuda(:\d+)?)$"
 _Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
@@ -366,7 +368,7 @@ class TrainConfig(Section):
         None, "Model to start from: a reference, or hf:REPOSITORY from the Hugging Face Hub.", flag="from"
     )
     seed: _Seed = setting(1337, "Seed of the initial weights, the batches and dropout.")
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = setting(
+    device: Annotated[str, Field(pattern=_DEVICE)] = setting(
         "auto", "Device to train on: auto, cpu, cuda, cuda:N or mps."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
@@ -375,6 +377,13 @@ class TrainConfig(Section):
     compile: Literal["auto", "on", "off"] = setting(
         "auto", "Compile the model with torch.compile; auto tries it in long runs and keeps it if faster."
     )
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _known_device(cls, value: Any) -> Any:
+        if isinstance(value, str) and not re.fullmatch(_DEVICE, value):
+            raise ValueError("choose auto, cpu, cuda, cuda:N, mps")
+        return value
 
     @model_validator(mode="after")
     def _rates_in_order(self) -> Self:

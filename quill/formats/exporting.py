@@ -83,6 +83,7 @@ def export(
     verify: bool = False,
     modelfile: bool = False,
     force: bool = False,
+    device: str = "cpu",
 ) -> Exported:
     """Export a model to a foreign format.
 
@@ -96,6 +97,7 @@ def export(
             to its path.
         modelfile: Also write a Modelfile for Ollama, as PATH.Modelfile.
         force: Replace an existing export.
+        device: Where quill's own model runs when they are compared.
 
     Returns:
         The export.
@@ -123,7 +125,7 @@ def export(
         notes = kind.write(loaded, made, dtype)
         if force:
             _refuse_other(made, target)
-        difference = _compare(kind, loaded, made) if verify else None
+        difference = _compare(kind, loaded, made, device) if verify else None
         if difference:
             _refuse_different(difference, kind, dtype, version)
         size = sum(f.stat().st_size for f in (made.rglob("*") if made.is_dir() else [made]))
@@ -189,18 +191,19 @@ def _refuse_other(made: Path, target: Path) -> None:
         raise RefusedError(f"'{target}' was not replaced", why=why, hint="choose another path for the export")
 
 
-def _compare(kind: base.Format, loaded: Checkpoint, made: Path) -> Difference:
+def _compare(kind: base.Format, loaded: Checkpoint, made: Path, device: str) -> Difference:
     """Compare the logits of random prompts of several lengths."""
     import torch
 
     rows, context = loaded.tokenizer.vocab_size, loaded.config.model.block_size
     lengths = tuple(sorted({1, min(2, context), min(17, context), context}))
     generator = torch.Generator().manual_seed(_SEED)
+    model = loaded.model.to(device)
     largest = magnitude = 0.0
     for length in lengths:
         idx = torch.randint(rows, (1, length), generator=generator)
         found = kind.logits(made, idx)
-        ours = loaded.model.predict(idx)[0, list(found)].float()[:, :rows]
+        ours = model.predict(idx.to(device))[0, list(found)].float().cpu()[:, :rows]
         theirs = torch.stack(list(found.values()))[:, :rows]
         if kind.log_probabilities:
             ours, theirs = (x.log_softmax(-1).clamp(min=_LEAST_LOG_PROBABILITY) for x in (ours, theirs))

@@ -56,6 +56,24 @@ def test_verify_reports_the_difference_in_logits(place, capsys):
     assert difference["lengths"] == [1, 2, 16]
 
 
+def test_verify_runs_the_model_on_the_chosen_device(place, capsys, monkeypatch):
+    from quill.formats import exporting
+
+    used = []
+    monkeypatch.setattr(exporting, "_compare", lambda kind, loaded, made, device: used.append(device))
+    assert main(["export", "tiny", "--verify", "--device", "cpu"]) == 0
+    monkeypatch.setenv("QUILL_DEVICE", "cpu")
+    assert main(["export", "tiny", "--verify", "--force"]) == 0
+    assert used == ["cpu", "cpu"]
+    capsys.readouterr()
+    assert main(["export", "tiny", "--device", "foo", "--force"]) == 2
+    assert "--device 'foo' is invalid\n  why: choose auto, cpu" in capsys.readouterr().err
+    monkeypatch.setenv("QUILL_DEVICE", "foo")
+    for command in (["export", "tiny", "--force"], ["eval", "tiny"], ["train"]):
+        assert main(command) == 2
+        assert "device' = 'foo' in QUILL_DEVICE is invalid" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -106,11 +106,11 @@ def test_temperature_by_its_names(flag, capsys):
 def test_a_device_that_does_not_exist_is_a_usage_error(capsys, monkeypatch):
     code, out, err = sample(capsys, "bells", "--device", "tpu")
     assert (code, out) == (2, "")
-    assert "'device' = 'tpu' in the arguments" in err
+    assert "--device 'tpu' is invalid\n  why: choose auto, cpu, cuda, cuda:N, mps\n" in err
     monkeypatch.setenv("QUILL_DEVICE", "foo")
     code, out, err = sample(capsys, "bells")
     assert (code, out) == (2, "")
-    assert "'device' = 'foo' in the environment" in err
+    assert "'device' = 'foo' in QUILL_DEVICE is invalid\n  why: choose auto, cpu, cuda, cuda:N, mps\n" in err
     assert sample(capsys, "bells", "--device", "cpu")[0] == 0
 
 
