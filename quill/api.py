@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from quill import shipped
 from quill.config import keywords, reading
 from quill.config.settings import SECTIONS, DataConfig, RunConfig
+from quill.registry.folder import Folder
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -24,12 +25,13 @@ if TYPE_CHECKING:
     from quill.formats.exporting import Exported
     from quill.generation.generator import Generator
     from quill.notebook import Comparison, Facts, Models
-    from quill.registry.folder import Folder
     from quill.registry.store import Registry
     from quill.registry.version import Version
     from quill.training.events import Observer
 
     StrPath = str | PathLike[str]
+    # A reference, or what another call returned.
+    Reference = str | Folder
 
 # The facts of a manifest that compare shows.
 _FIGURES = (
@@ -37,11 +39,11 @@ _FIGURES = (
 )  # fmt: skip
 
 
-def load(reference: str, *, registry: StrPath | None = None, device: str = "auto") -> Generator:
+def load(reference: Reference, *, registry: StrPath | None = None, device: str = "auto") -> Generator:
     """Load a trained model, ready to generate text.
 
     Args:
-        reference: "name", "name:vN", "name:alias", or a folder written with a slash.
+        reference: "name", "name:vN", "name:alias", a folder written with a slash, or a Version.
         registry: The registry's folder; found as the command line finds it if None.
         device: auto, cpu, cuda, cuda:N or mps.
 
@@ -58,7 +60,9 @@ def load(reference: str, *, registry: StrPath | None = None, device: str = "auto
     from quill.generation.generator import Generator
     from quill.training.device import find_device
 
-    loaded = load_checkpoint(_find(_registry(registry), reference), find_device(device))
+    loaded = load_checkpoint(
+        _find(_home(reference, registry), reference), find_device(reading.device(device))
+    )
     return Generator(loaded.model, loaded.tokenizer, name=loaded.version.reference)
 
 
@@ -150,6 +154,8 @@ def train(
     from quill.training import run
 
     store = _registry(registry)
+    if isinstance(parent := settings.get("init_from"), Folder):
+        settings["init_from"] = _in(store, parent)
     shown = Progress() if progress or (progress is None and is_notebook()) else None
     observers = [o for o in (shown, observer) if o is not None]
 
@@ -178,7 +184,7 @@ def train(
 
 
 def evaluate(
-    reference: str,
+    reference: Reference,
     text: str | None = None,
     *,
     data: str | None = None,
@@ -212,8 +218,8 @@ def evaluate(
 
     if text is not None and (data is not None or split is not None):
         raise InputError("text and data are mutually exclusive", why="one text is measured at a time")
-    store = _registry(registry)
-    loaded = load_checkpoint(_find(store, reference), find_device(device))
+    store = _home(reference, registry)
+    loaded = load_checkpoint(_find(store, reference), find_device(reading.device(device)))
     if text is not None:
         tokens, n_bytes = texts.encode(loaded.tokenizer, text, unknown)
     else:
@@ -254,14 +260,14 @@ def overlap(
 
     if samples < 1:
         raise InputError(f"samples={samples} is out of range", why="at least 1 is needed")
-    store = _registry(registry)
-    loaded = load_checkpoint(_find(store, reference), find_device(device))
+    store = _home(reference, registry)
+    loaded = load_checkpoint(_find(store, reference), find_device(reading.device(device)))
     training = texts.training(loaded, data, locate(store.root))
     return overlap.measure(Generator(loaded.model, loaded.tokenizer), training, samples)
 
 
 def export(
-    reference: str,
+    reference: Reference,
     format: str = "hf",
     out: StrPath | None = None,
     *,
@@ -270,6 +276,7 @@ def export(
     modelfile: bool = False,
     force: bool = False,
     registry: StrPath | None = None,
+    device: str = "auto",
 ) -> Exported:
     """Export a model to another format.
 
@@ -282,16 +289,25 @@ def export(
         modelfile: Also write a Modelfile for Ollama.
         force: Replace an existing export.
         registry: The registry's folder; found as the command line finds it if None.
+        device: Where quill's own model runs when they are compared: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
         InputError: The format does not support the model.
         RefusedError: The path exists, or the other program computes different logits.
     """
     from quill.formats import exporting
+    from quill.training.device import find_device
 
-    version, target = _find(_registry(registry), reference), None if out is None else Path(out)
+    version, target = _find(_home(reference, registry), reference), None if out is None else Path(out)
     return exporting.export(
-        version, format, target, dtype=dtype, verify=verify, modelfile=modelfile, force=force
+        version,
+        format,
+        target,
+        dtype=dtype,
+        verify=verify,
+        modelfile=modelfile,
+        force=force,
+        device=find_device(reading.device(device)),
     )
 
 
@@ -356,7 +372,7 @@ def models(glob: str | None = None, *, all_versions: bool = False, registry: Str
     return Models(v for model in found for v in model.versions)
 
 
-def show(reference: str, *, registry: StrPath | None = None) -> Facts:
+def show(reference: Reference, *, registry: StrPath | None = None) -> Facts:
     """Return everything known of one model or unfinished run: its manifest, state, path, aliases and config.
 
     Args:
@@ -368,14 +384,14 @@ def show(reference: str, *, registry: StrPath | None = None) -> Facts:
     """
     from quill.notebook import Facts
 
-    store = _registry(registry)
-    found = store.find(reference)
+    store = _home(reference, registry)
+    found = store.find(_in(store, reference))
     own = {"reference": found.reference, "state": found.state, "path": found.path, "bytes": found.size}
     aliases = [] if found.label else store.aliases_of(found)
     return Facts({**found.facts, **own, "aliases": aliases, "config": found.config()})
 
 
-def compare(first: str, second: str, *, registry: StrPath | None = None) -> Comparison:
+def compare(first: Reference, second: Reference, *, registry: StrPath | None = None) -> Comparison:
     """Compare two models: their figures, and the settings in which they differ.
 
     Args:
@@ -390,8 +406,7 @@ def compare(first: str, second: str, *, registry: StrPath | None = None) -> Comp
     from quill.config.differences import differences
     from quill.notebook import Comparison
 
-    store = _registry(registry)
-    a, b = store.find(first), store.find(second)
+    a, b = (_home(r, registry).find(_in(_home(r, registry), r)) for r in (first, second))
     figures: dict[str, tuple[Any, Any]] = {k: (a.facts.get(k), b.facts.get(k)) for k in _FIGURES}
     settings = differences(
         read_config(a).to_dict(), read_config(b).to_dict(), {"$schema", "schema_version", "name"}
@@ -399,7 +414,7 @@ def compare(first: str, second: str, *, registry: StrPath | None = None) -> Comp
     return Comparison((a.reference, b.reference), figures, settings)
 
 
-def alias(reference: str, name: str, *, registry: StrPath | None = None) -> Version:
+def alias(reference: Reference, name: str, *, registry: StrPath | None = None) -> Version:
     """Point an alias at a version; "shakespeare:NAME" means it from then on.
 
     Args:
@@ -417,8 +432,8 @@ def alias(reference: str, name: str, *, registry: StrPath | None = None) -> Vers
     from quill.errors import InputError
     from quill.registry import aliases, names
 
-    store = _registry(registry)
-    version = store.resolve(reference)
+    store = _home(reference, registry)
+    version = store.resolve(_in(store, reference))
     if version.label:
         raise InputError(f"'{reference}' is a path", why="aliases belong to names in the registry")
     aliases.set_alias(store.root / version.name, names.check_alias(name), version.number)
@@ -426,7 +441,7 @@ def alias(reference: str, name: str, *, registry: StrPath | None = None) -> Vers
 
 
 def rm(
-    *references: str,
+    *references: Reference,
     all_versions: bool = False,
     missing_ok: bool = False,
     dry_run: bool = False,
@@ -451,7 +466,9 @@ def rm(
     """
     from quill.registry import remove
 
-    plan = remove.plan(_registry(registry), references, all_versions=all_versions, missing_ok=missing_ok)
+    store = _home(references[0], registry) if references else _registry(registry)
+    named = [_in(store, r) for r in references]
+    plan = remove.plan(store, named, all_versions=all_versions, missing_ok=missing_ok)
     return [r.what for r in (plan.removals if dry_run else plan.execute())]
 
 
@@ -483,11 +500,26 @@ def _run_config(
     return run if run.name else run.model_copy(update={"name": reading.name_after(run.data.source)})
 
 
-def _find(registry: Registry, reference: str) -> Folder:
+def _find(store: Registry, reference: Reference) -> Folder:
     """A version, or an unfinished run with weights, which a warning says."""
     import warnings
 
-    return registry.find_weights(reference, lambda message: warnings.warn(message, stacklevel=5))
+    return store.find_weights(_in(store, reference), lambda message: warnings.warn(message, stacklevel=5))
+
+
+def _home(reference: Reference, folder: StrPath | None) -> Registry:
+    """The registry that is named, else that of a version, else the one the command line uses."""
+    if folder is None and not isinstance(reference, str) and not reference.label:
+        found = _registry(None)
+        return found if found.contains(reference) else _registry(reference.root)
+    return _registry(folder)
+
+
+def _in(store: Registry, reference: Reference) -> str:
+    """What finds a version in a registry: its name there, or its path."""
+    if isinstance(reference, str):
+        return reference
+    return reference.reference if store.contains(reference) else str(reference.path)
 
 
 def _registry(folder: StrPath | None) -> Registry:

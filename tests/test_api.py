@@ -300,3 +300,39 @@ def test_errors_are_those_of_the_library(tmp_path: Path) -> None:
         quill.train({"name": "x", "train": {"lerning_rate": 1.0}}, registry=tmp_path)
     with pytest.raises(InputError, match="tokenizer"):
         quill.prepare("x.txt", registry=tmp_path, tokenizer="nope")
+
+
+def test_a_version_is_accepted_wherever_a_reference_is(
+    tiny_registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the default registry is another one: a version knows its own."""
+    monkeypatch.setenv("QUILL_REGISTRY", str(tmp_path / "other"))
+    tiny = quill.models("tiny", registry=tiny_registry.root)[0]
+    by_name = quill.evaluate("tiny", registry=tiny_registry.root)
+    assert quill.evaluate(tiny) == by_name
+    assert quill.evaluate(tiny, registry=tiny_registry.root) == by_name
+    assert quill.load(tiny).generate("", max_new_tokens=3, temperature=0.0)
+    assert quill.show(tiny)["reference"] == "tiny:v1"
+    assert quill.compare(tiny, "tiny", registry=tiny_registry.root).settings == {}
+    assert quill.compare(tiny, tiny).settings == {}
+    assert quill.export(tiny, "hf", tmp_path / "out").path == tmp_path / "out"
+    # In another registry it is found by its path.
+    assert quill.show(tiny, registry=tmp_path / "other")["path"] == tiny.path
+    shutil.copytree(tiny_registry.root.parent, tmp_path / "copy")
+    copied = tmp_path / "copy" / "weights"
+    mine = quill.models("tiny", registry=copied)[0]
+    assert quill.alias(mine, "best") == mine
+    assert quill.load("tiny:best", registry=copied)
+    again = quill.train(
+        "tiny", init_from=mine, name="again", max_iters=1, batch_size=2, warmup_iters=0, device="cpu",
+        registry=copied,
+    )  # fmt: skip
+    assert again is not None and again.facts["parent"] is not None
+    assert again.facts["parent"]["reference"] == "tiny:v1"
+    assert quill.rm(again) == ["again:v1"]
+
+
+def test_a_device_that_cannot_exist_is_refused_in_plain_words(tiny: Version) -> None:
+    with pytest.raises(InputError, match="'foo'") as caught:
+        quill.load(tiny, device="foo")
+    assert caught.value.why == "choose auto, cpu, cuda, cuda:N, mps"
