@@ -15,8 +15,6 @@ _NAMED = re.compile(
       | (?P<name>[a-z][a-z_]*) = (?P<to>VALUE)? (?!=|\w) )""".replace("VALUE", _VALUE),
     re.VERBOSE,
 )
-# How the library says that a value which was typed is refused.
-_TYPED = re.compile(r"'(?P<path>[a-z_.]+)' = (?P<value>.*) in the arguments is invalid", re.DOTALL)
 _FLAGS_ALONE = re.compile(r"(?:set )?((?:--[a-z][a-z-]*(?: (?:'[^']*'|[^\s-]\S*))?,? ?)+)")
 # Flags that other tools spell so, and that mean exactly the same here.
 _SAME = {"temp": "temperature", "lr": "learning-rate", "init-from": "from"}
@@ -78,9 +76,6 @@ def spell(text: str, flags: Mapping[str, str]) -> str:
             return f"--no-{flag.removeprefix('--')}"
         return f"{flag} {'none' if value in _UNSET else shlex.quote(value)}"
 
-    if found := _TYPED.fullmatch(text):
-        flag = _settings().get(found["path"], ("", None))[0] or flags.get(found["path"])
-        text = f"{flag} {found['value']} is invalid" if flag else text
     return _NAMED.sub(replace, text)
 
 

@@ -67,7 +67,7 @@ def test_verify_runs_the_model_on_the_chosen_device(place, capsys, monkeypatch):
     assert used == ["cpu", "cpu"]
     capsys.readouterr()
     assert main(["export", "tiny", "--device", "foo", "--force"]) == 2
-    assert "--device 'foo' is invalid\n  why: choose auto, cpu" in capsys.readouterr().err
+    assert "'device' = 'foo' in the arguments is invalid\n  why: choose auto, cpu" in capsys.readouterr().err
     monkeypatch.setenv("QUILL_DEVICE", "foo")
     for command in (["export", "tiny", "--force"], ["eval", "tiny"], ["train"]):
         assert main(command) == 2

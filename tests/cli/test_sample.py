@@ -106,7 +106,7 @@ def test_temperature_by_its_names(flag, capsys):
 def test_a_device_that_does_not_exist_is_a_usage_error(capsys, monkeypatch):
     code, out, err = sample(capsys, "bells", "--device", "tpu")
     assert (code, out) == (2, "")
-    assert "--device 'tpu' is invalid\n  why: choose auto, cpu, cuda, cuda:N, mps\n" in err
+    assert "'device' = 'tpu' in the arguments is invalid\n  why: choose auto, cpu, cuda, cuda:N, mps\n" in err
     monkeypatch.setenv("QUILL_DEVICE", "foo")
     code, out, err = sample(capsys, "bells")
     assert (code, out) == (2, "")
