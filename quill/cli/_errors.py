@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -150,16 +150,23 @@ _NO_ROOM = {
 _LONGEST_HINT = 160
 
 
-def explain(failure: Exception, arguments: Sequence[str] = (), params: Iterable[Any] = ()) -> QuillError:
+# Imports every command, and returns them by name.
+Commands = Callable[[], Mapping[str, Any]]
+
+
+def explain(
+    failure: Exception, arguments: Sequence[str] = (), params: Iterable[Any] = (), commands: Commands = dict
+) -> QuillError:
     """Turn any exception into an error to print.
 
     Args:
         failure: What was raised.
         arguments: What was typed after the program's name.
         params: The parameters of the command that ran.
+        commands: Called where another command may have what was asked for.
     """
     params = list(params)
-    error = _translate(failure, params, arguments)
+    error = _translate(failure, params, arguments, commands)
     flags = _flags.of_command(params)
     error.what, error.why = _flags.spell(error.what, flags), _flags.spell(error.why, flags)
     error.hint = _flags.complete(_flags.spell(error.hint, flags), PROGRAM, arguments)
@@ -194,11 +201,13 @@ def _called(arguments: Sequence[str]) -> str:
     return " ".join([PROGRAM, *[a for a in arguments[:1] if not a.startswith("-")]])
 
 
-def _translate(failure: Exception, params: list[Any], arguments: Sequence[str]) -> QuillError:
+def _translate(
+    failure: Exception, params: list[Any], arguments: Sequence[str], commands: Commands
+) -> QuillError:
     if isinstance(failure, QuillError):
         return failure
     if isinstance(failure, typer.TyperException):
-        return _usage_error(failure, params, arguments)
+        return _usage_error(failure, params, arguments, commands)
     if _is_out_of_memory(failure):
         return ResourceError(
             "out of memory",
@@ -218,7 +227,9 @@ def _translate(failure: Exception, params: list[Any], arguments: Sequence[str]) 
     )
 
 
-def _usage_error(failure: typer.TyperException, params: list[Any], arguments: Sequence[str]) -> InputError:
+def _usage_error(
+    failure: typer.TyperException, params: list[Any], arguments: Sequence[str], commands: Commands
+) -> InputError:
     """Typer's refusals in quill's words, told apart by their attributes: their classes are private."""
     context: Any = getattr(failure, "ctx", None)
     path = context.command_path if context is not None else _called(arguments)
@@ -230,7 +241,7 @@ def _usage_error(failure: typer.TyperException, params: list[Any], arguments: Se
         command = context.command if context is not None else None
         typed = (a.partition("=")[0] for a in arguments)
         option = next((a for a in typed if a.startswith("-") and _flags.normal(a) == option), option)
-        return _no_such_flag(option, command.params if command else params, path)
+        return _no_such_flag(option, command.params if command else params, path, commands)
     if message.startswith("Missing command"):
         return InputError(
             f"'{path}' requires a subcommand", why=_choices(context.command.commands), hint=hint
@@ -246,7 +257,7 @@ def _usage_error(failure: typer.TyperException, params: list[Any], arguments: Se
     return InputError(message[:1].lower() + message[1:], hint=hint)
 
 
-def _no_such_flag(flag: str, params: Iterable[Any], path: str) -> InputError:
+def _no_such_flag(flag: str, params: Iterable[Any], path: str, commands: Commands) -> InputError:
     """The error for an unknown flag: what means the same here, what is spelled alike, or who has it."""
     params = list(params)
     known = {o.removeprefix("--") for p in params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
@@ -259,7 +270,7 @@ def _no_such_flag(flag: str, params: Iterable[Any], path: str) -> InputError:
         why = f"quill calls it --{meant}"
     elif meant := next((m for m in meanings if m in arguments), None):
         why = f"it is an argument without a flag: {path} {meant}"
-    elif where := _elsewhere(meanings[0]):
+    elif where := _elsewhere(meanings[0], commands()):
         why = f"{path} has no --{meanings[0]}, but {where} has"
     elif close := _close_flags(word, known):
         why = f"did you mean {' or '.join(f'--{name}' for name in close)}?"
@@ -268,12 +279,9 @@ def _no_such_flag(flag: str, params: Iterable[Any], path: str) -> InputError:
     return InputError(f"no flag {shorten(flag)}", why=why, hint=f"{path} --help")
 
 
-def _elsewhere(flag: str) -> str:
+def _elsewhere(flag: str, commands: Mapping[str, Any]) -> str:
     """The first command that has a flag; empty if none has."""
-    from quill.cli import app
-
-    group: Any = typer.main.get_command(app.build(app.commands()))
-    for name, command in group.commands.items():
+    for name, command in commands.items():
         if any(f"--{flag}" in p.opts for p in command.params):
             return f"{PROGRAM} {name}"
     return ""

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as e:
         from quill.cli import _errors
 
-        error = _errors.explain(e, arguments, _params(arguments))
+        error = _errors.explain(e, arguments, _params(arguments), _every_command)
         if isinstance(error, InterruptedRun):
             Output().note(error.what, shlex.join([PROGRAM, *arguments]))
         else:
@@ -188,6 +188,12 @@ def _command_first(arguments: list[str]) -> list[str]:
         return arguments
     end = rest.index("--") if "--" in rest else len(rest)
     return [*rest[:end], *moved, *rest[end:]]
+
+
+def _every_command() -> dict[str, Any]:
+    """All commands by name, imported."""
+    group: Any = typer.main.get_command(build(commands()))
+    return dict(group.commands)
 
 
 def _params(arguments: list[str]) -> list[Any]:

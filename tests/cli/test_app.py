@@ -356,7 +356,7 @@ def test_every_flag_of_other_tools_is_answered_by_every_command(capsys):
             typed = f"--{word}" if len(word) > 1 else f"-{word}"
             if _flags.normal(typed) in flags[name]:
                 continue
-            error = _errors._no_such_flag(typed, command.params, f"quill {name}")
+            error = _errors._no_such_flag(typed, command.params, f"quill {name}", lambda: group.commands)
             assert error.what == f"no flag '{typed}'"
             if found := re.fullmatch(r"quill (.+) has no --([a-z-]+), but quill (.+) has", error.why):
                 assert found[1] == name
