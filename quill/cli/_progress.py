@@ -11,14 +11,17 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 @contextmanager
-def bar(stream: TextIO | None) -> Iterator[Callable[[str, float, float | None], None]]:
+def bar(
+    stream: TextIO | None,
+) -> Iterator[tuple[Callable[[str, float, float | None], None], Callable[[], None]]]:
     """Draw a progress bar from the first report to the end of the work.
 
     Args:
         stream: A terminal.
 
     Yields:
-        A function that reports the stage, how much of it is done, and the total if it is known.
+        A function that reports the stage, how much of it is done, and the total if it is known; and one that
+        removes the bar until the next report, so that a line can be printed.
     """
     console = Console(file=stream, markup=False, highlight=False, emoji=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -36,6 +39,6 @@ def bar(stream: TextIO | None) -> Iterator[Callable[[str, float, float | None], 
         drawn.update(task, completed=done, total=total)
 
     try:
-        yield report
+        yield report, drawn.stop
     finally:
         drawn.stop()

@@ -91,7 +91,7 @@ def command(
     if not comparable:
         names = " ".join(row["reference"] for row in rows)
         output.say(
-            f"their losses are not comparable; evaluate them on one text: quill eval {names} --data FILE"
+            f"their losses are not comparable; evaluate them on one text:\n  quill eval {names} --data FILE"
         )
 
 

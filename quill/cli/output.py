@@ -63,6 +63,7 @@ class Output:
         self._out: TextIO | None = out or sys.stdout
         self._err: TextIO | None = err or sys.stderr
         self.env, self.clock = env, clock
+        self._hide_bar: Callable[[], None] | None = None
 
     @property
     def terminal(self) -> bool:
@@ -191,8 +192,9 @@ class Output:
         elif self.live:
             from quill.cli._progress import bar
 
-            with bar(self._err) as report:
+            with bar(self._err) as (report, self._hide_bar):
                 yield report
+            self._hide_bar = None
         else:
             yield self._lines(unit)
 
@@ -212,6 +214,8 @@ class Output:
         # A run may outlive its terminal: losing stderr must not stop it.
         if self._err is not None:
             with suppress(OSError, ValueError):
+                if self._hide_bar is not None:
+                    self._hide_bar()
                 self._err.write((message if raw else self._folded(safe(message))) + "\n")
                 self._err.flush()
 

@@ -236,6 +236,21 @@ def test_progress_in_a_pipe_is_one_line_every_thirty_seconds():
     assert out.getvalue() == ""
 
 
+def test_a_warning_has_a_line_of_its_own_above_a_progress_bar(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    o, _, err = sink(terminal=True, env={})
+    with o.progress() as report:
+        report("reading", 1, 2)
+        before = len(err.getvalue())
+        o.warn("take care")
+        during = err.getvalue()[before:]
+        report("reading", 2, 2)
+        assert "reading" in err.getvalue()[before + len(during) :], "the bar comes back"
+    # The line of the bar is erased (EL) before the warning is written.
+    assert "\x1b[2K" in during.partition("warning:")[0]
+    assert during.endswith("take care\n")
+
+
 def test_quiet_prints_warnings_but_no_remarks():
     o, _, err = sink("quiet", clock=lambda: 1e9)
     o.say("by the way")
