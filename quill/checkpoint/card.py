@@ -36,7 +36,7 @@ def card(
         reference: "name:vN".
         config: The config of the run; for an imported model its shape is enough.
         facts: Facts from the manifest: parameters, data, parent, teachers, seeds, device, dtype, steps,
-            best_step, averaged, best_val_loss, bits_per_byte, seconds, imported, versions.
+            best_step, averaged, held_out, best_val_loss, bits_per_byte, seconds, imported, versions.
         sample: Text that the model generated.
         curve: The loss curve, drawn as text.
     """
@@ -62,11 +62,17 @@ def _rows(config: RunConfig, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         tokenizer = ", ".join(filter(None, [tokenizer, f"vocabulary of {model.vocab_size:,}"]))
     loss, bits = facts.get("best_val_loss"), facts.get("bits_per_byte")
     imported = _table(facts.get("imported"))
+    held_out = facts.get("held_out") or ""
+    if held_out:
+        held_out = f", on the last {held_out:,} tokens of the training text, which were held out of training"
     return [
         ("Architecture", architecture),
         ("Parameters", _number(facts.get("parameters"))),
         ("Tokenizer", tokenizer),
-        ("Validation loss", f"{loss:.4f} nats per token" if loss is not None else "not measured"),
+        (
+            "Held-out loss" if held_out else "Validation loss",
+            f"{loss:.4f} nats per token{held_out}" if loss is not None else "not measured",
+        ),
         ("Perplexity", f"{math.exp(loss):,.2f}" if loss is not None and loss < 700 else ""),
         ("Bits per byte", f"{bits:.4f}" if bits is not None else ""),
         ("Dataset", _dataset(data)),

@@ -54,6 +54,11 @@ def loss(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, int | float) else ""
 
 
+def held_out(tokens: Any) -> str:
+    """What a loss was measured on, where that is not the validation split."""
+    return f" on {tokens:,} held-out tokens of the training split" if isinstance(tokens, int) else ""
+
+
 def pairs(values: Any) -> str:
     """A small object: "quill 0.1.0, python 3.11.7"."""
     return ", ".join(f"{k} {v}" for k, v in mapping(values).items() if v not in (None, ""))

@@ -21,6 +21,7 @@ _LOSS = "val loss"
 _FIGURES = (
     Column("state", lambda m: "" if m["state"] == "ok" else m["state"]),
     Column(_LOSS, lambda m: _facts.loss(m["val_loss"])),
+    Column("measured on", lambda m: f"{m['held_out']:,} held-out tokens" if m["held_out"] else ""),
     Column("parameters", lambda m: _facts.number(m["parameters"])),
     Column("steps", lambda m: _facts.number(m["steps"])),
     Column("best step", lambda m: _facts.number(m["best_step"])),
@@ -59,8 +60,8 @@ def command(
 ) -> None:
     """Compare models: the settings in which they differ, and their metrics side by side.
 
-    The lowest validation loss is marked with a star. Losses are comparable only on the same text with the
-    same tokenizer; quill eval evaluates several models on one text.
+    The lowest validation loss is marked with a star. Losses are comparable only on the same text, or the
+    same held-out part of it, with the same tokenizer; quill eval evaluates several models on one text.
     """
     if len(references) < 2:
         raise InputError("compare requires at least two models", hint="quill list")
@@ -69,6 +70,8 @@ def command(
     rows = [{"reference": f.reference, **_figures(f)} for f in found]
     settings = _differing([_settings(f) for f in found])
     comparable = all(len({row[k] for row in rows} - {None}) < 2 for k in ("text_sha256", "tokenizer"))
+    # A run without held-out text was measured on the validation split.
+    comparable = comparable and len({row["held_out"] for row in rows}) == 1
     best = _best(rows) if comparable else None
     if output.form == "human":
         lines = [_line(c.title, [c.text(row) for row in rows]) for c in _FIGURES]
@@ -172,6 +175,7 @@ def _figures(found: Folder) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "state": found.state,
         "val_loss": facts["best_val_loss"],
+        "held_out": facts["held_out"],
         "parameters": facts["parameters"],
         "steps": found.step,
         "best_step": facts["best_step"],

@@ -32,7 +32,11 @@ _COLUMNS = (
     Column("ALIASES", lambda r: ", ".join(r["aliases"]), drop=1, optional=True),
     Column("PARAMS", lambda r: count(r["parameters"]), right=True, drop=2),
     Column("SIZE", lambda r: size(r["bytes"]), right=True, drop=4),
-    Column("VAL LOSS", lambda r: _facts.loss(r["val_loss"]), right=True),
+    Column(
+        "VAL LOSS",
+        lambda r: _facts.loss(r["val_loss"]) + (" (held out)" if r["held_out"] else ""),
+        right=True,
+    ),
     Column("WHEN", lambda r: _facts.ago(r["created"], time.time()), drop=3),
     Column("STATE", lambda r: _facts.progress(r) + (", shipped" if r.get("shipped") else ""), style=style),
 )
@@ -107,6 +111,7 @@ def _describe(folder: Folder, aliases: dict[str, int]) -> dict[str, Any]:
         "parameters": facts["parameters"],
         "bytes": folder.size,
         "val_loss": facts["best_val_loss"],
+        "held_out": facts["held_out"],
         "created": facts["created"],
         "aliases": [],
     }

@@ -43,7 +43,10 @@ _VERSION = (
     Column("created", _created),
     Column("parameters", lambda r: _facts.number(_manifest(r, "parameters"), count)),
     Column("size", lambda r: size(r["bytes"])),
-    Column("val loss", lambda r: _facts.loss(_manifest(r, "best_val_loss"))),
+    Column(
+        "val loss",
+        lambda r: _facts.loss(_manifest(r, "best_val_loss")) + _facts.held_out(_manifest(r, "held_out")),
+    ),
     Column("shape", lambda r: _facts.shape(r["config"].get("model"))),
     Column("data", lambda r: _facts.data(_manifest(r, "data"))),
     Column("weights", lambda r: "a moving average" if _manifest(r, "averaged") else ""),

@@ -90,6 +90,7 @@ class RunSettings(TypedDict, total=False):
     teacher_weight: float
     teacher_temperature: float
     eval_interval: int
+    holdout: float
     eval_iters: int | None
     log_interval: int
     sample_every: int | None

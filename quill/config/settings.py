@@ -350,6 +350,10 @@ class TrainConfig(Section):
     eval_interval: _Count = setting(
         250, "Number of steps between evaluations; a resume state is saved at each."
     )
+    holdout: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.0,
+        "Fraction of the training split, taken from its end, to evaluate on instead of the validation split.",
+    )
     eval_iters: _Count | None = setting(
         None, "Number of batches per evaluation; defaults to the whole validation split."
     )

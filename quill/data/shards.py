@@ -6,6 +6,7 @@ and one that is read ends in an error.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import threading
@@ -90,7 +91,8 @@ class Shard:
 
         self.dtype: np.dtype[np.unsignedinteger[Any]] = np.dtype(dtype).newbyteorder("<")
         self._fd, self._path, self._name = os.dup(file.fileno()), path, path.name
-        self._tokens, self._vocab_size = tokens, vocab_size
+        self._first, self._tokens, self._vocab_size = 0, tokens, vocab_size
+        self._whole: Shard | None = None
         self._damaged = damaged
         self.close: Callable[[], object] = weakref.finalize(self, os.close, self._fd)
         self._lock = threading.Lock()
@@ -110,6 +112,12 @@ class Shard:
             raise ValueError("ids are read in order")
         ids: NDArray[np.unsignedinteger[Any]] = self.rows([start], max(0, stop - start))[0]
         return ids
+
+    def part(self, start: int, stop: int) -> Shard:
+        """A range of the ids as a shard, (stop - start,), which keeps the file open."""
+        part = copy.copy(self)
+        part._first, part._tokens, part._whole = self._first + start, stop - start, self
+        return part
 
     def rows(self, starts: Sequence[int], length: int) -> NDArray[np.unsignedinteger[Any]]:
         """Read rows of consecutive ids.
@@ -131,7 +139,7 @@ class Shard:
         size = length * width
         # One guard for all rows, as entering it takes longer than reading a row.
         with fsio.guard(self._path, "read"):
-            data = b"".join([self._read(size, start * width) for start in starts])
+            data = b"".join([self._read(size, (self._first + start) * width) for start in starts])
         if len(data) != size * len(starts):
             raise self._damaged(f"{self._name} became shorter while it was in use")
         found = np.frombuffer(data, self.dtype).reshape(len(starts), length)

@@ -152,6 +152,16 @@ def predicted_bytes(dataset: Dataset, split: Split) -> int:
     return dataset.count(split, "bytes") - _first_bytes(dataset.tokenizer, dataset.split(split))
 
 
+def count_bytes(tokenizer: Tokenizer, tokens: Tokens) -> int:
+    """Count the UTF-8 bytes that tokens stand for."""
+    counts = np.bincount(np.asarray(tokens[:]))
+    return sum(
+        int(counts[i]) * len(tokenizer.token_bytes(i))
+        for i in np.flatnonzero(counts).tolist()
+        if i != tokenizer.eot_id
+    )
+
+
 def _of_dataset(checkpoint: Checkpoint, dataset: Dataset, split: Split, unknown: Unknown) -> Text:
     if not dataset.count(split):
         raise InputError(

@@ -92,6 +92,7 @@ class Manifest(TypedDict):
     ended: str | None
     best_step: int | None
     averaged: bool | None
+    held_out: int | None
     best_val_loss: float | None
     bits_per_byte: float | None
     seconds: float | None
@@ -129,6 +130,7 @@ _FIELDS: Fields = {
     "ended": str,
     "best_step": int,
     "averaged": bool,
+    "held_out": int,
     "best_val_loss": float,
     "bits_per_byte": float,
     "seconds": float,

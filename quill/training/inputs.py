@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quill.checkpoint.load import read_config, read_tokenizer
 from quill.config.settings import DataConfig, RunConfig, TrainConfig
 from quill.data import prepare, resolve
-from quill.data.batches import check_length
 from quill.errors import InputError, NotFoundError
 from quill.formats import importing
 from quill.registry.folder import Folder
 from quill.registry.store import Registry
 from quill.training import finetune
+from quill.training.splits import Splits
 
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
@@ -42,6 +43,11 @@ class Inputs:
     dataset: Dataset
     derived: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def tokens(self) -> Splits:
+        """What the run trains on and is evaluated on."""
+        return Splits(self.dataset, self.config.train.holdout)
 
     def adopt(self, ran: RunConfig) -> RunConfig:
         """The config with the derived settings that an earlier call of this run has chosen."""
@@ -90,9 +96,7 @@ def settle(
             why=f"the tokenizer of '{dataset.name}' has {tokens:,} tokens",
             hint="leave model.vocab_size unset",
         )
-    check_length(dataset.count("train"), model.block_size, "train", dataset=dataset.name)
-    if dataset.settings["val_fraction"]:
-        check_length(dataset.count("val"), model.block_size, "validation", dataset=dataset.name)
+    Splits(dataset, config.train.holdout).check(model.block_size)
     data = data.model_copy(update={"tokenizer": dataset.tokenizer.kind, "unknown": config.data.unknown})
     train, notes = rates(config.train, fine_tuning=parent is not None)
     derived = frozenset(f"train.{name}" for name in _DERIVED if not _is_given(config.train, name))

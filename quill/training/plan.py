@@ -34,8 +34,8 @@ class Plan:
         dtype: Precision of the arithmetic.
         compiled: Whether torch.compile is used.
         dataset: Name of the dataset.
-        train_tokens: Tokens of the training split.
-        val_tokens: Tokens of the validation split.
+        train_tokens: Tokens to train on.
+        val_tokens: Tokens to evaluate on.
         epochs: How many times a training token is seen on average.
     """
 
@@ -72,7 +72,7 @@ def plan(
     """
     parent, found = parent_of(config, registry), teachers.find(config, registry)
     inputs = settle(config, data_root, parent, on_data)
-    config, dataset = inputs.config, inputs.dataset
+    config, dataset, tokens = inputs.config, inputs.dataset, inputs.tokens
     c = config.train
     device = find_device(c.device)
     teachers.check(found, config, dataset)
@@ -82,13 +82,13 @@ def plan(
     part = autotune.share_of(model, c)
     share = part.batch_size
     chosen = autotune.choose(model, config, dataset, device)
-    trainer = Trainer(model, part, dataset.train, chosen, teachers.load(found, device))
+    trainer = Trainer(model, part, tokens.train, chosen, teachers.load(found, device))
     kept = memory.activations(trainer)
     forward, update = _time_step(trainer)
     passes = c.batch_size / share * c.gradient_accumulation_steps
     seconds = forward * passes + update
     evaluated = (
-        len(dataset.val) if c.eval_iters is None else c.eval_iters * c.batch_size * config.model.block_size
+        tokens.val_tokens if c.eval_iters is None else c.eval_iters * c.batch_size * config.model.block_size
     )
     per_pass = forward / forward_passes(c)
     evaluation = (2 if c.ema_decay else 1) * per_pass * evaluated / (share * config.model.block_size)
@@ -106,9 +106,9 @@ def plan(
         dtype=chosen.dtype,
         compiled=chosen.compiled,
         dataset=dataset.name,
-        train_tokens=dataset.count("train"),
-        val_tokens=dataset.count("val"),
-        epochs=c.max_iters * tokens_per_step(config) / max(dataset.count("train"), 1),
+        train_tokens=tokens.train_tokens,
+        val_tokens=tokens.val_tokens,
+        epochs=c.max_iters * tokens_per_step(config) / max(tokens.train_tokens, 1),
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quill.checkpoint.card import card
 from quill.checkpoint.load import Checkpoint, load_checkpoint
 from quill.config.settings import RunConfig, SampleConfig
-from quill.evaluation import chart, curves, measure, texts
+from quill.evaluation import chart, curves, measure
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
 from quill.registry import locks, manifest
@@ -16,16 +16,14 @@ from quill.registry.draft import Draft
 from quill.registry.store import Registry
 from quill.registry.version import Version
 from quill.training.device import Device
-
-if TYPE_CHECKING:
-    from quill.data.dataset import Dataset
+from quill.training.splits import Splits
 
 _SAMPLE_TOKENS = 300
 
 
 def publish(
     config: RunConfig,
-    dataset: Dataset,
+    tokens: Splits,
     draft: Draft,
     device: Device,
     *,
@@ -41,7 +39,7 @@ def publish(
 
     Args:
         config: The run as it ran.
-        dataset: Its data.
+        tokens: What it trains on and is evaluated on.
         draft: With config, tokenizer, metrics and the best weights.
         device: Where it ran.
         steps: Optimizer steps done.
@@ -58,9 +56,9 @@ def publish(
         ResourceError: The disk refused; the draft is unchanged.
     """
     best = load_checkpoint(draft, device.name)
-    loss = _published_loss(best.model, config, dataset, best_loss, poll)
+    loss = _published_loss(best.model, config, tokens, best_loss, poll)
     facts = describe(
-        config, dataset, draft, device, steps=steps, best_step=best_step, loss=loss, averaged=averaged
+        config, tokens, draft, device, steps=steps, best_step=best_step, loss=loss, averaged=averaged
     )
     facts |= {
         "parameters": sum(p.numel() for p in best.model.parameters()),
@@ -72,7 +70,7 @@ def publish(
 
 def describe(
     config: RunConfig,
-    dataset: Dataset,
+    tokens: Splits,
     draft: Draft,
     device: Device,
     *,
@@ -85,7 +83,7 @@ def describe(
 
     Args:
         config: The run as it ran.
-        dataset: Its data.
+        tokens: What it trains on and is evaluated on.
         draft: Where it is written.
         device: Where it ran.
         steps: Optimizer steps done.
@@ -93,7 +91,7 @@ def describe(
         loss: Their validation loss in nats per token; None without one.
         averaged: Whether they are a moving average.
     """
-    status = draft.status()
+    status, dataset = draft.status(), tokens.dataset
     return {
         "data": {
             "name": dataset.name,
@@ -113,8 +111,9 @@ def describe(
         "steps": steps,
         "best_step": best_step,
         "averaged": averaged,
+        "held_out": tokens.held_out,
         "best_val_loss": loss,
-        "bits_per_byte": _bits_per_byte(loss, dataset),
+        "bits_per_byte": _bits_per_byte(loss, tokens),
     }
 
 
@@ -187,7 +186,7 @@ def _publish(draft: Draft, best: Checkpoint, facts: dict[str, Any], poll: Callab
 def _published_loss(
     model: GPT,
     config: RunConfig,
-    dataset: Dataset,
+    tokens: Splits,
     estimate: float | None,
     poll: Callable[[], None],
 ) -> float | None:
@@ -195,15 +194,14 @@ def _published_loss(
     c = config.train
     if estimate is None or (c.eval_iters is None and c.weights_dtype == "float32"):
         return estimate
-    n_bytes = texts.predicted_bytes(dataset, "val")
-    return float(measure.evaluate(model, dataset.val, n_bytes=n_bytes, poll=poll).loss)
+    return float(measure.evaluate(model, tokens.val, n_bytes=tokens.val_bytes, poll=poll).loss)
 
 
-def _bits_per_byte(loss: float | None, dataset: Dataset) -> float | None:
+def _bits_per_byte(loss: float | None, tokens: Splits) -> float | None:
     """A loss in nats per token as bits per byte of the validation text, as `quill eval` counts them."""
-    if loss is None or not (n_bytes := texts.predicted_bytes(dataset, "val")):
+    if loss is None or not tokens.val_bytes:
         return None
-    return measure.bits_per_byte(loss * (dataset.count("val") - 1), n_bytes)
+    return measure.bits_per_byte(loss * (tokens.val_tokens - 1), tokens.val_bytes)
 
 
 def _sample(generator: Generator, seed: int, poll: Callable[[], None]) -> str:

@@ -25,7 +25,6 @@ from quill.errors import (
     RefusedError,
     ResourceError,
 )
-from quill.evaluation import texts
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
 from quill.registry import gc, locks
@@ -130,7 +129,7 @@ def train(
         inputs = settle(config, data_root, parent, on_data)
         teachers.check(taught_by, inputs.config, inputs.dataset)
         memory.check(inputs.config, device, teachers.shapes(taught_by))
-        memory.check_evaluation(inputs.config, inputs.dataset.count("val"))
+        memory.check_evaluation(inputs.config, inputs.tokens.val_tokens)
         found = find(inputs, registry, resume, new_version, parent, taught_by)
         if found.done is not None:
             observer(Notice(f"{found.done.reference} is already trained"))
@@ -163,7 +162,7 @@ def _budget(seconds: float, clock: float, inputs: Inputs, publishes: bool) -> Bu
     """The budget of a call, with evaluations estimated from the tokens that they read."""
     if not publishes:
         return Budget(seconds, clock)
-    c, whole = inputs.config.train, inputs.dataset.count("val")
+    c, whole = inputs.config.train, inputs.tokens.val_tokens
     read = (
         whole
         if c.eval_iters is None
@@ -207,7 +206,7 @@ class Run:
     ) -> None:
         self.config, self.dataset, self.draft = found.config, inputs.dataset, draft
         self._parent, self._longer, self._notes = parent, found.longer, list(inputs.notes)
-        self._taught_by = taught_by
+        self._taught_by, self._tokens = taught_by, inputs.tokens
         self._budget, self._fit = budget, fit
         self._observer, self._poll, self._clock = observer, poll, clock
         status = draft.status()
@@ -240,6 +239,9 @@ class Run:
         """Announce the run, and make up for an evaluation that was interrupted."""
         for note in self._notes:
             self._emit(Notice(note))
+        if self._tokens.held_out:
+            held_out = f"the last {self._tokens.held_out:,} tokens of the training split"
+            self._emit(Notice(f"measuring the loss on {held_out}, which are not trained on"))
         if self._taught_by:
             names = ", ".join(t.reference for t in self._taught_by)
             self._emit(Notice(f"{self.draft.reference} learns from {names}"))
@@ -255,8 +257,8 @@ class Run:
                 step=self.trainer.step,
                 max_iters=config.train.max_iters,
                 dataset=self.dataset.name,
-                train_tokens=self.dataset.count("train"),
-                val_tokens=self.dataset.count("val"),
+                train_tokens=self._tokens.train_tokens,
+                val_tokens=self._tokens.val_tokens,
             )
         )
         self._lap = time.monotonic()
@@ -332,14 +334,13 @@ class Run:
     def evaluate(self) -> None:
         """Measure the validation loss and write the weights if they are the best so far."""
         start, step = time.monotonic(), self.trainer.step
-        if not self.dataset.count("val"):
+        if not self._tokens.val_tokens:
             # Without a loss to compare, the average is what was asked for.
             self._best_averaged = self.trainer.averaged is not None
             self._write_weights()
             self._evaluated = step
             return
-        n_bytes = texts.predicted_bytes(self.dataset, "val")
-        raw, *rest = self.trainer.evaluate(self.dataset.val, n_bytes, self._poll)
+        raw, *rest = self.trainer.evaluate(self._tokens.val, self._tokens.val_bytes, self._poll)
         loss = min([raw, *rest])
         is_best = self._best_loss is None or loss < self._best_loss
         if is_best:
@@ -409,7 +410,7 @@ class Run:
             self._write_weights()
         version = publish(
             self.config,
-            self.dataset,
+            self._tokens,
             self.draft,
             self.trainer.device,
             steps=step,
@@ -500,8 +501,8 @@ class Run:
         model.to(device)
         chosen = autotune.choose(model, c, self.dataset, device, facts.get("machine"), self._stage)
         loaded = teachers.load(self._taught_by, device)
-        memory.check_batch(model, c, self.dataset.train, chosen, loaded)
-        trainer = Trainer(model, c.train, self.dataset.train, chosen, loaded)
+        memory.check_batch(model, c, self._tokens.train, chosen, loaded)
+        trainer = Trainer(model, c.train, self._tokens.train, chosen, loaded)
         trainer.step = trainer.first = first
         return trainer
 
@@ -517,7 +518,7 @@ class Run:
         """What the manifest would say if the best weights so far were published."""
         facts = describe(
             self.config,
-            self.dataset,
+            self._tokens,
             self.draft,
             self.trainer.device,
             steps=self.trainer.step,
