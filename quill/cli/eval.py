@@ -18,6 +18,15 @@ from quill.errors import InputError, RefusedError
 if TYPE_CHECKING:
     from quill.registry.folder import Folder
 
+
+def _share(n: int) -> Column:
+    def text(row: Any) -> str:
+        share = row["shares"][n]
+        return "" if share is None else f"{share:.1%}"
+
+    return Column(f"{n}-GRAMS", text, right=True)
+
+
 _OVERLAP = (
     Column("MODEL", lambda r: r["reference"]),
     Column("TEXT", lambda r: r["text"]),
@@ -25,10 +34,7 @@ _OVERLAP = (
     Column("MEDIAN", lambda r: f"{r['median']:,}", right=True),
     Column("95%", lambda r: f"{r['p95']:,}", right=True),
     Column("LONGEST", lambda r: f"{r['longest']:,}", right=True),
-    *(
-        Column(f"{n}-GRAMS", lambda r, n=n: _percent(r["shares"][n]), right=True)  # type: ignore[misc]
-        for n in (8, 16, 32)
-    ),
+    *map(_share, (8, 16, 32)),
 )
 _COLUMNS = (
     Column("MODEL", lambda r: r["reference"]),
@@ -165,7 +171,3 @@ def _measure_overlap(
         for row in rows:
             if row["text"] == "samples" and row["run"]:
                 output.say(f"\nthe longest run of {row['reference']}:\n\n{indent(row['run'], '    ')}")
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.1%}"
