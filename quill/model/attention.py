@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quill.model import cpu_attention
 from quill.model.kv_cache import LayerCache
 
 
@@ -44,6 +45,9 @@ def attend(
     if T == 1:
         # One query sees every key, so it needs no mask.
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale, enable_gqa=grouped)
+    if T == S and cpu_attention.suits(q, dropout):
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        return cpu_attention.attend(q, k, v, dropout=dropout, scale=scale)
     if T == S:
         return F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped

@@ -30,19 +30,32 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    dropped = min(round(p * _LEVELS), _LEVELS - 1)
-    kept: Tensor = _kept(x, dropped)
-    return (x * kept).mul_(_LEVELS / (_LEVELS - dropped))
+    mask: Tensor = _kept(x, p)
+    return rescale(x * mask, p)
 
 
-# Opaque to torch.compile, which would draw each element by itself; the tag keeps draws from being merged.
+def kept(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """A mask in the shape of x, on the CPU; each element is false with probability p."""
+    draws = torch.empty(-(-x.numel() // _PER_DRAW), dtype=torch.int64)
+    draws.random_(-(2**63), None, generator=generator)
+    return (draws.view(torch.int16)[: x.numel()] >= _dropped(p) - _LEVELS // 2).view(x.shape)
+
+
+def rescale(x: Tensor, p: float) -> Tensor:
+    """Scale in place what a mask has kept."""
+    return x.mul_(_LEVELS / (_LEVELS - _dropped(p)))
+
+
+def _dropped(p: float) -> int:
+    return min(round(p * _LEVELS), _LEVELS - 1)
+
+
+# Opaque to torch.compile, which would draw each element by itself; the tag keeps it from merging draws.
 @torch.library.custom_op("quill::kept", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _kept(x: Tensor, dropped: int) -> Tensor:
-    """A mask in the shape of x; each element is false with probability dropped / 2 ** 16."""
-    draws = torch.empty(-(-x.numel() // _PER_DRAW), dtype=torch.int64).random_(-(2**63), None)
-    return (draws.view(torch.int16)[: x.numel()] >= dropped - _LEVELS // 2).view(x.shape)
+def _kept(x: Tensor, p: float) -> Tensor:
+    return kept(x, p)
 
 
 @_kept.register_fake
-def _(x: Tensor, dropped: int) -> Tensor:
+def _(x: Tensor, p: float) -> Tensor:
     return torch.empty(x.shape, dtype=torch.bool, device=x.device)

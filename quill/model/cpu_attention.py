@@ -1,0 +1,144 @@
+"""Causal attention for training on a CPU: the scores of a few heads at a time.
+
+PyTorch's fused CPU kernel is slow backwards in 16 bits, and it refuses dropout: the scores of all heads are
+then stored in float32, several times over. Here the scores of as many heads as fit the cache are computed
+together, in the precision of the queries, and computed again for the backward pass.
+
+Legend: N sequences times heads, T length, D head_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quill.model.dropout import kept, rescale
+
+# Scores at once; in 16 bits they take 2 MiB, the second-level cache of a core.
+_SCORES = 2**20
+# Beyond this length the fused kernel is faster, as it skips the scores above the diagonal.
+_LONGEST = 512
+
+
+def suits(q: Tensor, dropout: float) -> bool:
+    """Whether this is faster than PyTorch's own attention.
+
+    Args:
+        q: Queries, (B, H, T, D).
+        dropout: Probability of dropping an attention weight.
+    """
+    trains = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
+    return trains and (dropout > 0 or (_dtype(q) != torch.float32 and q.shape[2] <= _LONGEST))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float, scale: float) -> Tensor:
+    """Mix the values of each position and those before it.
+
+    Args:
+        q: Queries, (B, H, T, D).
+        k: Keys, (B, K, T, D), K dividing H.
+        v: Values, like k.
+        dropout: Probability of dropping an attention weight.
+        scale: Factor on the scores.
+
+    Returns:
+        (B, H, T, D), differentiable.
+    """
+    shared, dtype = q.shape[1] // k.shape[1], _dtype(q)
+    heads = [x.to(dtype) for x in (q, *(x.repeat_interleave(shared, 1) if shared > 1 else x for x in (k, v)))]
+    q_, k_, v_ = (x.flatten(0, 1).contiguous() for x in heads)
+    mixed: Tensor = _attention(q_, k_, v_, dropout, scale)[0]
+    return mixed.view(*q.shape[:3], -1)
+
+
+def _dtype(q: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype
+
+
+# Opaque to torch.compile, which would store all scores; the tag keeps it from merging draws.
+@torch.library.custom_op("quill::attention", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> tuple[Tensor, Tensor]:
+    """The mixed values, (N, T, D), and the seed of the dropout masks."""
+    seed = torch.zeros(1, dtype=torch.int64)
+    if dropout:
+        seed.random_()
+    mixed = torch.empty_like(v)
+    for heads, p, mask in _probabilities(q, k, dropout, scale, seed):
+        torch.bmm(p if mask is None else rescale(p * mask, dropout), v[heads], out=mixed[heads])
+    return mixed, seed
+
+
+@torch.library.custom_op("quill::attention_backward", mutates_args=())
+def _attention_backward(
+    grad: Tensor,
+    mixed: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seed: Tensor,
+    dropout: float,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys and values."""
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    # The softmax subtracts the mean of its gradient under p, which is this product with or without dropout.
+    mean = (grad * mixed).sum(-1, keepdim=True)
+    for heads, p, mask in _probabilities(q, k, dropout, scale, seed):
+        rows = mean[heads].expand_as(p)
+        if mask is None:
+            torch.bmm(p.mT, grad[heads], out=dv[heads])
+            scores = torch.baddbmm(rows, grad[heads], v[heads].mT, beta=-1).mul_(p)
+        else:
+            torch.bmm(rescale(p * mask, dropout).mT, grad[heads], out=dv[heads])
+            dp = torch.bmm(grad[heads], v[heads].mT)
+            scores = rescale(dp.mul_(mask), dropout).sub_(rows).mul_(p)
+        torch.bmm(scores, k[heads], out=dq[heads])
+        torch.bmm(scores.mT, q[heads], out=dk[heads])
+    return dq.mul_(scale), dk.mul_(scale), dv
+
+
+def _probabilities(
+    q: Tensor, k: Tensor, dropout: float, scale: float, seed: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """For some heads at a time, which they are, their attention weights, and which of these are kept."""
+    N, T, _ = q.shape
+    future = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
+    generator = torch.Generator().manual_seed(int(seed)) if dropout else None
+    for start in range(0, N, max(1, _SCORES // (T * T))):
+        heads = slice(start, start + max(1, _SCORES // (T * T)))
+        p = torch.softmax(torch.baddbmm(future, q[heads], k[heads].mT, alpha=scale), -1)
+        yield heads, p, kept(p, dropout, generator) if dropout else None
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, *ctx.numbers = inputs
+    ctx.save_for_backward(output[0], q, k, v, output[1])
+
+
+def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_attention_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.numbers), None, None
+
+
+@_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(v), torch.empty(1, dtype=torch.int64, device=q.device)
+
+
+@_attention_backward.register_fake
+def _(
+    grad: Tensor,
+    mixed: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seed: Tensor,
+    dropout: float,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+_attention.register_autograd(_gradients, setup_context=_save)
