@@ -58,7 +58,7 @@ _RECORD = (
     Column("sources", lambda r: _sources(r["sources"])),
     Column("sha256", lambda r: r["sha256"]),
     Column("train on it", lambda r: f"quill train {r['name']}"),
-    Column("starts", lambda r: "\n".join(r["starts"])),
+    Column("starts", lambda r: " / ".join(filter(None, r["starts"]))),
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -140,8 +139,7 @@ def test_f49_curves_in_every_locale_and_width(env, ascii, columns, curved, quill
     assert max(map(len, text.splitlines())) <= min(max(int(columns), 20), 100)
 
 
-def test_curves_have_colours_on_a_terminal_and_ascii_on_a_dumb_one(curved):
-    pty = pytest.importorskip("pty")
+def test_curves_have_colours_on_a_terminal_and_ascii_on_a_dumb_one(curved, on_terminal):
     version = curved("a")
     for term, no_colour, coloured, braille in (
         ("xterm", "", True, True),
@@ -157,25 +155,10 @@ def test_curves_have_colours_on_a_terminal_and_ascii_on_a_dumb_one(curved):
             "COLUMNS": "30",
             "LC_ALL": "C.UTF-8",
         }
-        leader, follower = pty.openpty()
         code = "from quill.cli.app import run; run()"
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, "show", "a", "--metrics"], stdout=follower, stderr=follower, env=env
-        )
-        os.close(follower)
-        shown = b""
-        while True:
-            try:
-                piece = os.read(leader, 65536)
-            except OSError:
-                break
-            if not piece:
-                break
-            shown += piece
-        os.close(leader)
-        assert process.wait() == 0
-        assert (b"\x1b[" in shown) is coloured
-        assert any(ord(c) in BRAILLE for c in shown.decode()) is braille
+        shown = on_terminal([sys.executable, "-c", code, "show", "a", "--metrics"], env)
+        assert ("\x1b[" in shown) is coloured
+        assert any(ord(c) in BRAILLE for c in shown) is braille
 
 
 def test_a_model_without_metrics_is_reported(publish, capsys):
