@@ -57,7 +57,8 @@ def check(config: RunConfig, device: str, teachers: Sequence[Shape] = ()) -> int
     if needed > present:
         raise InputError(
             f"the model of {parameters:,} parameters does not fit in memory",
-            why=f"training it needs {size(needed)} before any activation; {device} has {size(present)}",
+            why=f"training it{' with its teachers' if teachers else ''} needs {size(needed)} before any "
+            f"activation; {device} has {size(present)}",
             hint="lower model.n_layer, model.n_embd or model.vocab_size",
         )
     if model.n_layer > _MOST_LAYERS:

@@ -107,6 +107,8 @@ def find(
     changed += _other_teachers(newest.facts["teachers"], teachers, newest.name)
     before, after = ran.train.max_iters, inputs.config.train.max_iters
     if not changed and not new_version and _is_longer(inputs.config, ran, newest.facts):
+        if others := _other_teachers(newest.facts["teachers"], teachers):
+            raise refuse(newest, others)
         return Found(inputs.adopt(ran), longer=newest)
     if not changed and after <= before and not (new_version and newest.manifest is None):
         return Found(inputs.adopt(ran), done=newest)

@@ -122,7 +122,11 @@ def train(
     memory.check(config, device)
     parent = parent_of(config, registry, lambda message: observer(Notice(message)))
     taught_by = teachers.find(
-        config, registry, lambda message: observer(Notice(message)), start_over=resume == "never"
+        config,
+        registry,
+        lambda message: observer(Notice(message)),
+        start_over=resume == "never",
+        new_version=new_version,
     )
     with locks.hold(registry.root, config.name, wait):
         clock = time.monotonic()

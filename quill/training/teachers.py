@@ -7,7 +7,7 @@ Tastet 2023, arXiv:2308.02019.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,7 @@ from quill.model.gpt import GPT
 from quill.registry.folder import Folder
 from quill.registry.manifest import Source
 from quill.registry.store import Registry
+from quill.registry.version import Version
 
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
@@ -34,31 +35,44 @@ def find(
     notice: Callable[[str], None] = lambda message: None,
     *,
     start_over: bool = False,
+    new_version: bool = False,
 ) -> tuple[Folder, ...]:
-    """The teachers of a run: those that it started with if it is unfinished.
+    """The teachers of a run: those that it started with if it is unfinished or lengthens a finished one.
 
     Args:
         config: The run.
         registry: Where models are.
         notice: Receives a sentence before a download.
         start_over: Whether an unfinished run is going to be discarded.
+        new_version: Whether the run is another one than the finished one.
 
     Raises:
         NotFoundError: There is no such model, or a teacher of an unfinished run is gone.
     """
     names = config.train.teacher
-    draft = registry.unfinished(config.name) if config.name and names and not start_over else None
+    if not names or not config.name:
+        return tuple(importing.ensure(name, registry, notice) for name in names)
+    newest, draft = registry.newest(config.name), registry.unfinished(config.name)
+    if start_over or (newest is not None and draft is not None and draft.number < newest.number):
+        draft = None
     status = draft.status() if draft is not None and draft.train_setting("teacher") == names else None
     pinned = [s for s in (status["teachers"] if status else None) or () if isinstance(s, dict)]
     if len(pinned) != len(names):
-        return tuple(importing.ensure(name, registry, notice) for name in names)
+        taught = None if newest is None or new_version else newest.facts["teachers"]
+        fresh = [importing.ensure(name, registry, notice) for name in names]
+        # A name that teaches itself means the version before, not the one that it has taught.
+        for i, (teacher, source) in enumerate(zip(fresh, taught or (), strict=False)):
+            if teacher.name == config.name:
+                with suppress(NotFoundError):
+                    fresh[i] = _same(names[i], source, registry)
+        return tuple(fresh)
     return tuple(_same(name, source, registry) for name, source in zip(names, pinned, strict=True))
 
 
-def _same(name: str, source: Source, registry: Registry) -> Folder:
+def _same(name: str, source: Source, registry: Registry) -> Version:
     """The version that a run started with, renamed or not."""
 
-    def candidates() -> Iterator[Folder]:
+    def candidates() -> Iterator[Version]:
         for reference in (source.get("reference"), name):
             try:
                 yield registry.resolve(str(reference))

@@ -152,14 +152,11 @@ class Trainer:
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             shape, number = (c.batch_size, self.model.shape.block_size), (c.seed, self.step, micro)
             dropped = masking.dropped(c.token_dropout, shape, number) if c.token_dropout else None
-            logits = self._logits(x, dropped, micro).float()
-            part = loss(logits, y) / n_micro
+            part, objective = self._losses(x, y, dropped, micro)
+            self._backward(objective)
             total = total + part.detach()
-            if self._teachers:
-                taught = self._taught(part, logits, x)
-                extra = extra + (taught - part).detach()
-                part = taught
-            self._backward(part)
+            if objective is not part:
+                extra = extra + (objective - part).detach()
             if c.masked_loss_weight:
                 poll()
                 masked = masking.masked(c.masked_loss_max, shape, number)
@@ -182,11 +179,15 @@ class Trainer:
         with masks, self.device.autocast():
             return self._forward(x, dropped=dropped)
 
-    def _taught(self, part: Tensor, logits: Tensor, x: Tensor) -> Tensor:
-        """The share of a batch in the objective, (1 - weight) of it the text's and weight the teachers'."""
-        c = self.config
+    def _losses(self, x: Tensor, y: Tensor, dropped: Tensor | None, micro: int) -> tuple[Tensor, Tensor]:
+        """The shares of a batch in the step's loss and in its objective."""
+        c, n_micro = self.config, self.config.gradient_accumulation_steps
+        logits = self._logits(x, dropped, micro).float()
+        part = loss(logits, y) / n_micro
+        if not self._teachers:
+            return part, part
         apart = teachers.divergence(logits, x, self._teachers, c.teacher_temperature, self.device.autocast)
-        return (1.0 - c.teacher_weight) * part + c.teacher_weight / c.gradient_accumulation_steps * apart
+        return part, (1.0 - c.teacher_weight) * part + c.teacher_weight / n_micro * apart
 
     def _backward(self, part: Tensor) -> None:
         (part * self._scale if self._scale != 1.0 else part).backward()  # type: ignore[no-untyped-call]

@@ -77,6 +77,18 @@ def test_accumulated_batches_are_taught_as_one() -> None:
         torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_every_part_of_the_objective_is_scaled_in_float16() -> None:
+    grads = []
+    for scale in (2.0**4, 2.0**12):
+        trainer = student((model(2),), masked_loss_weight=0.4, grad_clip=0.0)
+        trainer.device, trainer._scale = Device("cpu", "float16", False), scale
+        trainer.gradients()
+        trainer._clip()
+        grads.append([p.grad for p in trainer.model.parameters()])
+    for one, two in zip(*grads, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-2)
+
+
 def test_a_model_does_not_differ_from_itself() -> None:
     same = model(1).eval()
     idx = torch.arange(8)[None]
@@ -203,6 +215,23 @@ def test_a_model_can_teach_the_next_version_of_its_name(text: Path, registry: Re
     assert second.reference == "kid:v2"
     assert second.facts["teachers"] == [{"reference": "kid:v1", "digest": first.digest}]
     assert run(again, registry).reference == "kid:v2", "it is finished, and not taught by itself"
+    longer = make(text, "kid", train__teacher=["kid"], train__max_iters=12)
+    third = run(longer, registry)
+    assert third.reference == "kid:v3"
+    assert third.facts["teachers"] == second.facts["teachers"]
+    fourth = run(again, registry, new_version=True)
+    assert fourth.facts["teachers"] == [{"reference": "kid:v3", "digest": third.digest}]
+
+
+def test_a_run_is_not_lengthened_without_its_teacher(text: Path, registry: Registry) -> None:
+    run(make(text, "kid"), registry)
+    again = make(text, "kid", train__teacher=["kid"])
+    run(again, registry, new_version=True)
+    shutil.rmtree(registry.root / "kid" / "v1")
+    assert run(again, registry).reference == "kid:v2"
+    with pytest.raises(RefusedError) as caught:
+        run(make(text, "kid", train__teacher=["kid"], train__max_iters=12), registry)
+    assert "learns from: kid:v1 -> kid:v2" in caught.value.why
 
 
 def test_a_teacher_must_read_what_the_student_reads(text: Path, tmp_path: Path, registry: Registry) -> None:
