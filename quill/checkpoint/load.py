@@ -54,6 +54,7 @@ def load_checkpoint(version: Folder, device: str | torch.device = "cpu") -> Chec
         device: The device to load the weights to.
 
     Raises:
+        NotFoundError: It was renamed or removed in the meantime.
         CorruptError: A file is damaged, or does not belong with the others.
         InputError: A newer quill made it.
         ResourceError: It cannot be read, or does not fit in memory.
@@ -61,14 +62,15 @@ def load_checkpoint(version: Folder, device: str | torch.device = "cpu") -> Chec
     import torch
 
     tokenizer = read_tokenizer(version)
-    config = fit_vocabulary(read_config(version), tokenizer, version)
-    with version.open_file(WEIGHTS) as file:
-        layout = read_layout(file.path)
-        model = outline_model(config, layout, file.path)
-        weights = read_tensors(file, layout)
-    weights = {name: t.to(device=device, dtype=torch.float32) for name, t in weights.items()}
-    model.load_state_dict(weights, assign=True)
-    return Checkpoint(config, model.eval(), tokenizer, version)
+    with version.reading():
+        config = fit_vocabulary(read_config(version), tokenizer, version)
+        with version.open_file(WEIGHTS) as file:
+            layout = read_layout(file.path)
+            model = outline_model(config, layout, file.path)
+            weights = read_tensors(file, layout)
+        weights = {name: t.to(device=device, dtype=torch.float32) for name, t in weights.items()}
+        model.load_state_dict(weights, assign=True)
+        return Checkpoint(config, model.eval(), tokenizer, version)
 
 
 def read_config(version: Folder) -> RunConfig:

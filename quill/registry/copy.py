@@ -36,7 +36,8 @@ class Plan:
         self.source, self.name = source, name
         held = [p.name for p in folders.flat_files(source.path)]
         self.files = list(source.manifest["files"]) if source.manifest else held
-        self.bytes = sum((source.path / f).lstat().st_size for f in self.files)
+        with source.reading(), fsio.guard(source.path, "read"):
+            self.bytes = sum((source.path / f).lstat().st_size for f in self.files)
 
     def execute(self, on_bytes: OnBytes = ignore) -> Version:
         """Copy and publish it; every file is read twice and checked against its sha256.
@@ -48,13 +49,15 @@ class Plan:
             The copy. Its manifest says what the original's does, and what it was copied from.
 
         Raises:
+            NotFoundError: It was renamed or removed in the meantime; no copy is left.
             CorruptError: The version is damaged, or changed while it was copied; no copy is left.
             ResourceError: Disk or permission; no copy is left.
         """
         # First of all, so that no number is used up by a version that is damaged.
         entries = {name: self._describe(name, on_bytes) for name in self.files}
         fsio.require_space(self._registry.root, self.bytes, f"a copy of '{self._ref}'")
-        facts = self._facts(entries[manifest.WEIGHTS])
+        with self.source.reading():
+            facts = self._facts(entries[manifest.WEIGHTS])
         draft = self._registry.begin(self.name)
         try:
             for name, entry in entries.items():
@@ -101,9 +104,7 @@ def plan(registry: Registry, ref: str, name: str) -> Plan:
         CorruptError: It is damaged.
     """
     check_new(name, f"quill cp {ref}")
-    source = registry.resolve(ref)
-    with fsio.guard(source.path, "read"):
-        return Plan(registry, ref, source, name)
+    return Plan(registry, ref, registry.resolve(ref), name)
 
 
 def _count_parameters(source: Version) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from html import escape
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
 from quill import fsio, strictjson
-from quill.errors import CorruptError, NotFoundError, QuillError
+from quill.errors import CorruptError, LockedError, NotFoundError, QuillError, ResourceError
 from quill.registry import manifest, names
 from quill.registry.files import OpenFile, corrupt
 from quill.registry.manifest import Manifest
@@ -181,7 +181,26 @@ class Folder:
         try:
             return OpenFile(path, entry)
         except FileNotFoundError:
-            raise self._missing(name) from None
+            with self.reading():
+                raise self._missing(name) from None
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Say that it was renamed or removed if that is why something in it cannot be read.
+
+        Raises:
+            NotFoundError: It is no longer where it was found.
+        """
+        try:
+            yield
+        except (CorruptError, NotFoundError, ResourceError, FileNotFoundError):
+            if os.path.lexists(self.path) and (self.manifest is None or exists(self.path / manifest.FILE)):
+                raise
+            raise NotFoundError(
+                f"'{self.reference}' was renamed or removed in the meantime",
+                why=f"there is no '{self.path}' any more",
+                hint="quill list",
+            ) from None
 
     def config(self) -> dict[str, Any]:
         """Read its config as it is stored; raises as `read_file` does."""
@@ -207,8 +226,13 @@ class Folder:
         """
         path = self.path / manifest.LOG
         try:
-            fsio.check_size(path, os.lstat(path).st_size, manifest.most_bytes(manifest.LOG))
-            return fsio.open_plain(path)
+            file = fsio.open_plain(path)
+            try:
+                fsio.check_size(path, os.fstat(file.fileno()).st_size, manifest.most_bytes(manifest.LOG))
+            except CorruptError:
+                file.close()
+                raise
+            return file
         except FileNotFoundError:
             raise NotFoundError(
                 f"'{self.reference}' has no log",
@@ -267,6 +291,16 @@ def refuse_link(path: Path) -> None:
             f"'{path}' is a symbolic link",
             why="links are not followed inside a registry: they may point anywhere",
             hint=f"quill show $(readlink -f '{path}')",
+        )
+
+
+def refuse_busy(folder: Folder) -> None:
+    """Raise LockedError for a draft that a process is writing, such as a copy in progress."""
+    if not folder.is_published and fsio.is_in_use(folder.path):
+        raise LockedError(
+            f"a process is writing '{folder.reference}'",
+            why="a copy, an import or a training is in progress",
+            hint="try again later",
         )
 
 

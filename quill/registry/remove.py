@@ -143,6 +143,7 @@ def take_away(registry: Registry, folder: Folder) -> bool:
 
     Raises:
         RefusedError: An alias names it.
+        LockedError: A process is writing it.
         CorruptError: A link leads out of the registry, or model.json is damaged.
         ResourceError: The registry cannot be written.
     """
@@ -152,6 +153,7 @@ def take_away(registry: Registry, folder: Folder) -> bool:
         if folder.flat:
             return _take_flat(registry, own)
         folders.refuse_link(folder.path)
+        folders.refuse_busy(folder)
         if not folder.path.is_dir() or folders.is_published(folder.path) != (folder.kind == "version"):
             return False
         fsio.discard(folder.path, trash(registry))

@@ -50,6 +50,8 @@ class Plan:
             for place in sorted((own, target)):
                 held.enter_context(locks.record(place))
             _refuse_taken(self._registry, self.name, new)
+            for found in there:
+                folder.refuse_busy(found)
             highest = max(f.number for f in there)
 
             def note(record: Record) -> Record:
