@@ -13,14 +13,16 @@ from typing import Any
 
 # A quoted value inside a message. An apostrophe has a letter before it, or a letter after it.
 _QUOTED = re.compile(r"(?<!\w)'([^'\n]{81,})'(?!\w)")
-# A path is only useful whole, and no file system allows one much longer.
-_LONGEST_PATH = 4096
+# A path is only useful whole.
+_LONGEST_PATH = 800
+# A value without quotes; nothing that a person writes has as many characters without a space.
+_ENDLESS = re.compile(r"\S{801,}")
 
 
 class QuillError(Exception):
     """A failure that quill understands and can explain.
 
-    Quoted values longer than 80 characters are cut, except for paths.
+    Quoted values longer than 80 characters are cut, except for paths; see `cut`.
 
     Args:
         what: What went wrong, with the offending value quoted.
@@ -31,9 +33,9 @@ class QuillError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, why: str = "", hint: str = "") -> None:
-        self.what = _QUOTED.sub(_cut, what)
-        self.why = _QUOTED.sub(_cut, why)
-        self.hint = hint
+        self.what, self.why = cut(what), cut(why)
+        # A command with a value cut out would not run.
+        self.hint = hint if cut(hint) == hint else ""
         super().__init__(self.what)
         if hint:
             # Python and notebooks print it below the message.
@@ -125,6 +127,14 @@ def shorten(value: Any, limit: int = 80) -> str:
         return shown
     end = shown[-1] if isinstance(value, str | bytes) else ""
     return f"{shown[: limit - 3 - len(end)]}...{end}"
+
+
+def cut(message: str) -> str:
+    """Cut the values in a message.
+
+    Quoted values of more than 80 characters are cut, and paths and words without quotes of more than 800.
+    """
+    return _ENDLESS.sub(lambda found: f"{found[0][:77]}...", _QUOTED.sub(_cut, message))
 
 
 def newer(what: str, schema: int, newest: int, written_by: str | None = None) -> InputError:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quill.errors import InputError, shorten
+from quill.errors import InputError, cut, shorten
 
 
 def test_an_error_reads_as_what_and_why():
@@ -54,10 +54,27 @@ def test_quoted_values_are_cut_and_paths_are_not():
     assert error.what == "no model '" + "x" * 75 + "...'"
     assert error.why == f"'{path}' has none, and the user's '" + "x" * 75 + "...'"
     assert error.hint == long
-    assert InputError("/" + "d" * 5000).what == "/" + "d" * 5000
+    assert InputError("/" + "d" * 700).what == "/" + "d" * 700
     assert len(InputError(f"no file '{'/' + 'd' * 9000}'").what) < 4200
 
 
 def test_apostrophes_do_not_quote():
     text = f"the model's {'long ' * 30}and the dataset's tokens"
     assert InputError(text).what == text
+
+
+@pytest.mark.parametrize("long", ["x" * 70_000, "../" * 30_000, "\u4e2d" * 5000, "\udcff" * 2000])
+@pytest.mark.parametrize("message", ["no model '{}'", "unexpected argument ({})", "downloading {}", "{}"])
+def test_f61_a_giant_value_is_cut_with_and_without_quotes(long, message):
+    error = InputError(message.format(long), why=message.format(long), hint=f"quill show {long}")
+    assert len(error.what) < 120
+    assert len(error.why) < 120
+    assert error.hint == ""
+    assert cut(error.what) == error.what
+
+
+def test_f61_values_of_usual_length_stay_whole():
+    path = "/home/me/" + "models/" * 100
+    error = InputError(f"cannot read '{path}'", why=f"'{'x' * 78}' is not a name", hint=f"ls {path}")
+    assert (error.what, error.why) == (f"cannot read '{path}'", f"'{'x' * 78}' is not a name")
+    assert error.hint == f"ls {path}"

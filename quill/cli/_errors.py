@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -220,6 +221,9 @@ def _translate(
             why=failure.strerror or str(failure),
             hint=f"{PROGRAM} doctor",
         )
+    if isinstance(failure, OSError) and failure.errno == errno.ENAMETOOLONG:
+        name = shorten(os.path.basename(os.fsdecode(failure.filename or "")))
+        return InputError(f"the path of {name} is too long", why="the filesystem allows no such name")
     return QuillError(
         f"internal error: {type(failure).__name__}: {failure}",
         why="this is a bug in quill; your models are unchanged",

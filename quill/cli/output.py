@@ -19,7 +19,7 @@ from typing import Any, Literal, TextIO
 
 from quill.cli import _tables
 from quill.cli._tables import Canvas, Column, Row
-from quill.errors import QuillError
+from quill.errors import QuillError, cut
 
 Form = Literal["human", "json", "quiet"]
 # Reports progress: the stage, how much of it is done, and the total if it is known.
@@ -142,7 +142,7 @@ class Output:
     def say(self, message: str) -> None:
         """Print a remark, unless `--quiet`."""
         if self.form != "quiet":
-            self._tell(message)
+            self._tell(cut(message))
 
     def detail(self, message: str) -> None:
         """Print what only `-v` asks for."""

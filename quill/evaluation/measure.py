@@ -26,7 +26,9 @@ _TOKENS_AT_ONCE = {"cuda": 16384, "mps": 8192}
 # Logits in memory at once, 32 MB of float32, however large the vocabulary.
 _LOGITS_AT_ONCE = 1 << 23
 # Default rows per batch for an estimate from random windows.
-_ROWS_OF_ESTIMATE = 16
+ROWS_OF_ESTIMATE = 16
+# An estimate of more batches than this may read the text this many times.
+_MANY_BATCHES, _MOST_READINGS = 10_000, 1000
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,30 @@ class Figures:
     bits_per_byte: float
     tokens: int
     bytes: int
+
+
+def check_iters(
+    iters: int, block_size: int, n_tokens: int, *, rows: int = ROWS_OF_ESTIMATE, setting: str = "iters"
+) -> None:
+    """Refuse an estimate that would read the text over and over.
+
+    Args:
+        iters: Number of batches.
+        block_size: Length of a window in tokens.
+        n_tokens: Tokens of the text.
+        rows: Windows in a batch.
+        setting: The name of `iters`, for the message.
+
+    Raises:
+        InputError: It would.
+    """
+    times = iters * rows * block_size // max(n_tokens, 1)
+    if iters > _MANY_BATCHES and times > _MOST_READINGS:
+        raise InputError(
+            f"'{setting}' = {iters:,} is too many",
+            why=f"an evaluation would read the {n_tokens:,} tokens of the text {times:,} times",
+            hint=f"leave {setting} unset to read it once",
+        )
 
 
 def evaluate(
@@ -75,7 +101,7 @@ def evaluate(
         poll: Called before each forward pass; an exception from it ends the measurement.
 
     Raises:
-        InputError: There are too few tokens.
+        InputError: There are too few tokens, or too many batches.
         DivergedError: The loss is not finite.
     """
     T = min(block_size or model.shape.block_size, model.shape.block_size)
@@ -91,7 +117,8 @@ def evaluate(
         B = batch_size or max(1, _TOKENS_AT_ONCE.get(model.wte.weight.device.type, 2048) // T)
         batches = windows(tokens, block_size=T, batch_size=B)
     else:
-        B = batch_size or _ROWS_OF_ESTIMATE
+        B = batch_size or ROWS_OF_ESTIMATE
+        check_iters(iters, T, len(tokens), rows=B)
         batches = (batch(tokens, seed=seed, step=step, batch_size=B, block_size=T) for step in range(iters))
     nats, count = _total(model, batches, poll)
     if not math.isfinite(nats):

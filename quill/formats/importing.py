@@ -247,6 +247,7 @@ def _changes(version: Version, made: _Import) -> list[str]:
 
 def _publish(made: _Import, registry: Registry) -> Version:
     draft = registry.begin(made.name)
+    draft.lock_folder()
     try:
         draft.write_json(CONFIG, made.config.to_dict())
         draft.write_json(TOKENIZER, made.incoming.tokenizer.to_dict())

@@ -59,6 +59,7 @@ class Plan:
         with self.source.reading():
             facts = self._facts(entries[manifest.WEIGHTS])
         draft = self._registry.begin(self.name)
+        draft.lock_folder()
         try:
             for name, entry in entries.items():
                 with self.source.open_file(name) as file:

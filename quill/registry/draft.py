@@ -223,6 +223,10 @@ class Draft(Folder):
         self._token = os.urandom(8).hex()
         self._write_status(locks.me() | {"token": self._token})
 
+    def lock_folder(self) -> None:
+        """Keep others from renaming or removing it while this object lives, where its name is not locked."""
+        fsio.keep_locked(self, self.path)
+
     def check_owner(self) -> None:
         """Raise unless this process still owns what it took with `take`.
 

@@ -289,11 +289,8 @@ class Registry:
                 number = max([number, *aliases.former_holders(self.root, name).values()])
             while not fsio.claim(own / f"v{number}"):
                 number += 1
-            draft = Draft(self.root, name, number)
-            # A copy or an import has no lock on the name that would keep gc away.
-            fsio.keep_locked(draft, draft.path)
             aliases.update_locked(own, lambda record: aliases.reserved(record, number))
-        return draft
+        return Draft(self.root, name, number)
 
     def _check_root(self) -> None:
         """Refuse a file in its place, and a layout of a newer quill."""

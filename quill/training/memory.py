@@ -15,6 +15,7 @@ import torch
 from quill.config.settings import RunConfig, TrainConfig
 from quill.config.shape import Shape
 from quill.errors import InputError
+from quill.evaluation import measure
 from quill.model.gpt import GPT, n_params
 from quill.training.device import Device
 from quill.units import size
@@ -31,9 +32,6 @@ _BYTES_OF_WEIGHT = 4
 _BYTES_PER_WINDOW = 24
 # Beyond this depth, building the modules takes longer than any use of them is worth.
 _MOST_LAYERS = 10_000
-# More than this many batches may read the validation split at most this many times.
-_MANY_BATCHES, _MOST_READINGS = 10_000, 1000
-ROWS_OF_ESTIMATE = 16
 
 
 def check(config: RunConfig, device: str, teachers: Sequence[Shape] = ()) -> int:
@@ -143,15 +141,8 @@ def check_evaluation(config: RunConfig, val_tokens: int) -> None:
         val_tokens: Tokens of the validation split.
     """
     n = config.train.eval_iters
-    if n is None or n <= _MANY_BATCHES or not val_tokens:
-        return
-    times = n * ROWS_OF_ESTIMATE * config.model.block_size // val_tokens
-    if times > _MOST_READINGS:
-        raise InputError(
-            f"'train.eval_iters' = {n:,} is too many",
-            why=f"each evaluation would read the validation split of {val_tokens:,} tokens {times:,} times",
-            hint="leave train.eval_iters unset to read it once",
-        )
+    if n is not None and val_tokens:
+        measure.check_iters(n, config.model.block_size, val_tokens, setting="train.eval_iters")
 
 
 def activations(trainer: Trainer) -> int:

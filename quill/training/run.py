@@ -25,6 +25,7 @@ from quill.errors import (
     RefusedError,
     ResourceError,
 )
+from quill.evaluation import measure
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
 from quill.registry import gc, locks
@@ -170,7 +171,7 @@ def _budget(seconds: float, clock: float, inputs: Inputs, publishes: bool) -> Bu
     read = (
         whole
         if c.eval_iters is None
-        else c.eval_iters * memory.ROWS_OF_ESTIMATE * inputs.config.model.block_size
+        else c.eval_iters * measure.ROWS_OF_ESTIMATE * inputs.config.model.block_size
     )
     # The published weights are measured on the whole split if the evaluations of the run were not exact.
     is_exact = c.eval_iters is None and c.weights_dtype == "float32"

@@ -74,6 +74,7 @@ def test_f59_what_a_copy_is_writing_is_neither_renamed_nor_removed(registry, tra
     trained()
     monkeypatch.setenv("QUILL_REGISTRY", str(registry.root))
     draft = registry.begin("other")
+    draft.lock_folder()
     for command in (["mv", "other", "new"], ["rm", "other:v1", "-y"]):
         assert main(command) == 75
         assert "a process is writing 'other:v1'" in capsys.readouterr().err

@@ -518,6 +518,7 @@ class TestClocks:
     def test_f58_a_copy_in_progress_stays_and_an_abandoned_one_goes(self, registry, publish):
         publish("a")
         draft = registry.begin("b")
+        draft.lock_folder()
         draft.write_bytes("config.json", b"{}")
         assert gc.plan(registry, now=time.time() + self.LATER).execute().removed == []
         del draft

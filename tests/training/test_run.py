@@ -901,9 +901,11 @@ def test_more_patience_continues_a_run_that_it_ended(text: Path, registry: Regis
         ({"train__gradient_accumulation_steps": 2**31 - 1}, "a step of 2,147,483,647 times 4 sequences"),
         ({"model__n_layer": 100_000, "model__n_embd": 2, "model__n_head": 1}, "too deep"),
         ({"train__eval_iters": 2**31 - 1}, "too many"),
+        ({"train__batch_size": 2**31 - 1, "train__eval_iters": 2**31 - 1}, "a step of 2,147,483,647"),
+        ({"train__batch_size": 2**31 - 1, "model__n_layer": 100_000}, "layers|too deep|a step of"),
     ],
 )
-def test_f11_what_cannot_run_is_refused_at_once(
+def test_f11_f60_what_cannot_run_is_refused_at_once(
     settings: dict[str, int], what: str, text: Path, registry: Registry
 ) -> None:
     began = time.monotonic()
@@ -911,7 +913,7 @@ def test_f11_what_cannot_run_is_refused_at_once(
         run(make(text, **settings), registry)
     assert time.monotonic() - began < 10
     assert not registry.entries() and not registry.drafts()
-    if "train__eval_iters" not in settings:
+    if list(settings) != ["train__eval_iters"]:
         assert not (registry.root.parent / "data").exists(), "refused before the data is prepared"
 
 

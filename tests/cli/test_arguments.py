@@ -1,0 +1,37 @@
+"""Arguments that are no text, or far too long: an error of a few lines, never a bug."""
+
+from __future__ import annotations
+
+import pytest
+
+from quill.cli.app import main
+
+ARGUMENTS = {
+    "a lone surrogate": "\udcff",
+    "70,000 characters": "x" * 70_000,
+    "a long path": "./" + "x/" * 30_000,
+}
+# Where the argument goes.
+COMMANDS = """
+    show {} | show m:{} | show data:{} | show m --{} | list {} | list --sort {} | list --registry {}
+    rm {} -y | mv a {} | cp a {} | alias set a {} | alias rm a:{} | alias restore {} | logs {} | compare a {}
+    verify {} | gc {} | gc --keep {} | config check {} | config show {} | config schema {} | help {}
+    {} | --{}
+    train --config {} | train --data {} --name z | train --learning-rate {} | train --n-layer {} --data a
+    prepare {} | prepare {} --name x | prepare x.txt --name {} | prepare x.txt --encoding {} | import {}
+    export {} | export a --out {} | export a --format {} | publish {} | eval {} | eval a --data {} | sample {}
+    completion {} | push a {} | push {} hf:a/b
+"""
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_f61_no_argument_is_a_bug_or_echoed_whole(publish, tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(tmp_path)
+    publish("a")
+    for line in COMMANDS.replace("\n", "|").split("|"):
+        if words := line.split():
+            code = main([w.replace("{}", ARGUMENTS[kind]) for w in words])
+            out, err = capsys.readouterr()
+            assert code not in (1, 75), (line, err)
+            assert len(out) < 2000, line
+            assert len(err) < 2000, line
