@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal, Self
 
@@ -18,6 +19,12 @@ _PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s*[\r\n]|\s+(?!\S)|\s+"
 )
+
+# Characters of a piece of text that merges are learned from, at most.
+_LONGEST_PIECE = 256
+_SIGNS = re.compile(r"(?:[^\w\s]|_)+")
+_KINDS = (r"\s", r"[^\W\d_]", r"(?:[^\w\s]|_)")
+_RUNS = re.compile("|".join(f"{kind}{{{_LONGEST_PIECE},}}+" for kind in _KINDS))
 
 
 class BpeTokenizer(_ranks.RankTokenizer):
@@ -61,7 +68,8 @@ def _learn(texts: Iterable[str], size: int) -> list[bytes]:
 
     def chunks() -> Iterator[str]:
         for text in texts:
-            yield from _ranks.chunks(text)
+            for chunk in _ranks.chunks(text):
+                yield from _cut(chunk)
 
     learner = rustbpe.Tokenizer()
     try:
@@ -74,3 +82,21 @@ def _learn(texts: Iterable[str], size: int) -> list[bytes]:
             "training the bpe tokenizer failed", why=str(e), hint="set data.tokenizer=gpt2"
         ) from None
     return [bytes(token) for token, _ in sorted(learner.get_mergeable_ranks(), key=lambda pair: pair[1])]
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Cut a text inside of pieces that are far longer than any token.
+
+    The time to learn from a piece grows with the square of its length.
+    """
+    # A run that long covers a whole window of half its length, wherever it begins.
+    windows = (text[i : i + _LONGEST_PIECE // 2] for i in range(0, len(text), _LONGEST_PIECE // 2))
+    if not any(w.isspace() or w.isalpha() or _SIGNS.fullmatch(w) for w in windows):
+        yield text
+        return
+    at = 0
+    for run in _RUNS.finditer(text):
+        for end in range(run.start() + _LONGEST_PIECE, run.end(), _LONGEST_PIECE):
+            yield text[at:end]
+            at = end
+    yield text[at:]

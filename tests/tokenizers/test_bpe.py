@@ -8,6 +8,7 @@ import time
 import pytest
 
 from quill.errors import InputError
+from quill.tokenizers import base, bpe
 from quill.tokenizers._ranks import LONGEST_BLANK
 from quill.tokenizers.bpe import BpeTokenizer
 
@@ -88,3 +89,21 @@ def test_without_rustbpe_the_hint_installs_it(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(InputError) as e:
         BpeTokenizer.train([TEXT], vocab_size=300)
     assert e.value.hint == "pip install 'quill-gpt[bpe]'"
+
+
+@pytest.mark.parametrize("run", [" ", " \n\t ", "\u00a0 ", "\r\n", "a", "-", "._", "\u7684"], ids=ascii)
+def test_f62_learning_takes_linear_time_on_runs_of_any_kind(run: str) -> None:
+    """Runs that end just short of where text is cut anyway; learned in pieces, a second for each is ample."""
+    text = (run * (65_500 // len(run)) + "a b\n") * 4
+    began = time.process_time()
+    tokenizer = base.load("bpe").train([text], vocab_size=300)
+    assert time.process_time() - began < 10
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_f62_ordinary_text_is_learned_whole() -> None:
+    text = "the tide and the sea, 3 bells; " * 500 + "a" * 200 + " " * 200
+    assert list(bpe._cut(text)) == [text]
+    cut = list(bpe._cut("b " + "a" * 1000 + " c"))
+    assert "".join(cut) == "b " + "a" * 1000 + " c"
+    assert max(map(len, cut)) < 600
