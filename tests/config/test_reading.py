@@ -123,7 +123,7 @@ def test_an_error_names_the_source_of_the_value_and_the_rule(monkeypatch: pytest
         reading.parse({}, {"train.beta1": float("inf")}, origin="run.json")
     assert caught.value.why == "it must be finite"
     monkeypatch.setenv("QUILL_DTYPE", "int3")
-    with pytest.raises(InputError, match="the environment"):
+    with pytest.raises(InputError, match="in QUILL_DTYPE"):
         reading.parse({}, origin="run.json")
     with pytest.raises(InputError, match=r"run\.json"):
         reading.parse(
