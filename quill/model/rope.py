@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quill.model import fused
+
 
 class Rope:
     """Rotation of queries and keys for T absolute positions.
@@ -51,5 +53,7 @@ class Rope:
         Returns:
             Same shape and dtype as x.
         """
-        swapped = x.roll(x.shape[-1] // 2, -1)
-        return (x * self.cos + swapped * self.sin).to(x.dtype)
+        half = x.shape[-1] // 2
+        if fused.suits(x):
+            return fused.rotate(x, self.cos[:, :half], self.sin[:, half:])
+        return (x * self.cos + x.roll(half, -1) * self.sin).to(x.dtype)

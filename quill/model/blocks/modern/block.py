@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quill.config.shape import Shape
+from quill.model import fused
 from quill.model.attention import attend
 from quill.model.dropout import dropout
 from quill.model.kv_cache import LayerCache
@@ -40,8 +41,14 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class RMSNorm(nn.RMSNorm):
     """RMSNorm in the precision of its weight; there is no fused kernel for lower ones under autocast."""
 
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps=eps)
+        self.epsilon = eps
+
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as x."""
+        if fused.suits(x):
+            return fused.rms_norm(x, self.weight, self.epsilon)
         return super().forward(x.to(self.weight.dtype))
 
 
@@ -67,9 +74,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Rope, cache: LayerCache | None) -> Tensor:
         """Mix each position with those before it; (B, T, C) to (B, T, C)."""
         B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_size)).transpose(1, 2)  # (B, H, T, D)
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_size)).transpose(1, 2)  # (B, K, T, D)
-        v = self.v_proj(x).view(B, T, -1, self.head_size).transpose(1, 2)  # (B, K, T, D)
+        if fused.suits(x):
+            parts = fused.linear(x, (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
+        else:
+            parts = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        q, k, v = (y.view(B, T, -1, self.head_size) for y in parts)
+        q, k, v = (y.transpose(1, 2) for y in (self.q_norm(q), self.k_norm(k), v))  # (B, H or K, T, D)
         # Rotate before caching: a stored key keeps its absolute position.
         y = attend(rope(q), rope(k), v, cache)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
@@ -89,9 +99,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        up = self.up_proj(x)
-        up = self.activation(self.gate_proj(x)) * up if self.gated else self.activation(up)
-        return self.down_proj(up)  # type: ignore[no-any-return]
+        if not self.gated:
+            return self.down_proj(self.activation(self.up_proj(x)))  # type: ignore[no-any-return]
+        if fused.suits(x):
+            gate, up = fused.linear(x, (self.gate_proj.weight, self.up_proj.weight))
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(self.activation(gate) * up)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
