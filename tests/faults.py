@@ -97,6 +97,7 @@ ROWS = {
     "F60": Row("settings of a size that no machine holds, alone and together"),
     "F61": Row("lone surrogates and arguments of 70,000 characters"),
     "F62": Row("runs of blanks, signs or letters of any length, for bpe"),
+    "F63": Row("a stored tokenizer with a hostile pattern"),
     "H1": Row("a request that is no JSON, or holds NaN or lone surrogates", uncovered=_SERVER),
     "H2": Row("an oversized request", uncovered=_SERVER),
     "H3": Row("a wrong or missing key", uncovered=_SERVER),

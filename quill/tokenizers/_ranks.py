@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from quill.errors import CorruptError, InputError, ResourceError, shorten
-from quill.tokenizers import base
+from quill.tokenizers import _patterns, base
 
 if TYPE_CHECKING:
     import tiktoken
@@ -130,6 +130,8 @@ class RankTokenizer(base.Tokenizer):
         pattern = base.take(data, "pattern", str)
         specials = base.take(data, "specials", dict)
         added = base.take(data, "added", dict) if "added" in data else {}
+        if pattern not in _patterns.KNOWN:
+            raise CorruptError(f"'pattern' is {shorten(pattern)}", why="quill splits text by no such pattern")
         try:
             ranks = [
                 base64.b64decode(token, validate=True) for token in base.take(data, "ranks", str).split()
@@ -283,7 +285,8 @@ def _published(kind: str, urls: Sequence[str]) -> tuple[list[bytes], dict[str, i
             hint=f"{'' if folder else 'set TIKTOKEN_CACHE_DIR to a folder; '}place them by hand: {fetch}",
         ) from e
     ranks = sorted(found["mergeable_ranks"], key=found["mergeable_ranks"].__getitem__)
-    return ranks, found["special_tokens"], found["pat_str"]
+    pattern = found["pat_str"] if found["pat_str"] in _patterns.KNOWN else _patterns.PUBLISHED[kind]
+    return ranks, found["special_tokens"], pattern
 
 
 def _reason(error: BaseException) -> str:

@@ -7,18 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal, Self
 
 from quill.errors import InputError
-from quill.tokenizers import _ranks
+from quill.tokenizers import _patterns, _ranks
 
 DEFAULT_SIZE = 4096
 _SMALLEST = 256 + 1
 _LARGEST = 1 << 20
-
-# GPT-4's split: contractions, words with the space or sign before them, up to three digits, signs with the
-# line ends after them, line ends, spaces.
-_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-    r"|\s*[\r\n]|\s+(?!\S)|\s+"
-)
 
 # Characters of a piece of text that merges are learned from, at most.
 _LONGEST_PIECE = 256
@@ -52,7 +45,7 @@ class BpeTokenizer(_ranks.RankTokenizer):
                 hint=f"set data.vocab_size={DEFAULT_SIZE}",
             )
         merges = _learn(texts, size - 1)
-        return cls(merges, {_ranks.END_OF_TEXT: len(merges)}, _PATTERN)
+        return cls(merges, {_ranks.END_OF_TEXT: len(merges)}, _patterns.QUILL)
 
 
 def _learn(texts: Iterable[str], size: int) -> list[bytes]:
@@ -74,7 +67,7 @@ def _learn(texts: Iterable[str], size: int) -> list[bytes]:
     learner = rustbpe.Tokenizer()
     try:
         # It splits as many chunks at a time on all processors, and holds them in memory.
-        learner.train_from_iterator(chunks(), vocab_size=size, buffer_size=16, pattern=_PATTERN)
+        learner.train_from_iterator(chunks(), vocab_size=size, buffer_size=16, pattern=_patterns.QUILL)
     except BaseException as e:
         if not _ranks.is_panic(e):
             raise

@@ -19,10 +19,10 @@ from quill.config import reading
 from quill.config.settings import ModelConfig, SampleConfig
 from quill.errors import InputError, QuillError
 from quill.formats import base, exporting, importing, plain_gpt2, tokenizer_json
-from quill.formats.tokenizer_json.byte_level import QWEN2
 from quill.generation.generator import Generator
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
+from quill.tokenizers._patterns import QWEN2
 from quill.tokenizers.char import CharTokenizer
 
 if TYPE_CHECKING:

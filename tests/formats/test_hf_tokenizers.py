@@ -16,7 +16,7 @@ from quill.errors import CorruptError, InputError, QuillError
 from quill.formats import tokenizer_json
 from quill.formats.tokenizer_json import bpe, byte_level, fields
 from quill.formats.tokenizer_json.patterns import from_oniguruma, to_oniguruma
-from quill.tokenizers import base
+from quill.tokenizers import _patterns, base
 from quill.tokenizers.bpe import BpeTokenizer
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers, which ids are compared with")
@@ -39,13 +39,13 @@ law = settings(max_examples=150, deadline=None, suppress_health_check=[HealthChe
 # The kinds whose ranks may be at hand, and ranks of our own under each pattern that was published.
 PUBLISHED = list(bpe._PUBLISHED)
 PATTERNS = {
-    "gpt2": byte_level.GPT2,
-    "gpt2-possessive": byte_level.GPT2_POSSESSIVE,
-    "cl100k": byte_level.CL100K,
-    "o200k": byte_level.O200K,
-    "llama3": byte_level.LLAMA3,
-    "quill": byte_level.QUILL,
-    "qwen2": byte_level.QWEN2,
+    "gpt2": _patterns.GPT2,
+    "gpt2-possessive": _patterns.GPT2_POSSESSIVE,
+    "cl100k": _patterns.CL100K,
+    "o200k": _patterns.O200K,
+    "llama3": _patterns.LLAMA3,
+    "quill": _patterns.QUILL,
+    "qwen2": _patterns.QWEN2,
 }
 KINDS = [
     "char",
@@ -186,7 +186,7 @@ def test_merges_amount_to_ranks_in_whatever_order_these_are(data: st.DataObject)
     longer = st.text("ab c", min_size=2, max_size=6).map(str.encode)
     tokens = data.draw(st.lists(longer, unique=True, max_size=30))
     ranks = data.draw(st.permutations([bytes([b]) for b in range(256)] + tokens))
-    ours = BpeTokenizer(ranks, {"<|endoftext|>": len(ranks)}, byte_level.GPT2)
+    ours = BpeTokenizer(ranks, {"<|endoftext|>": len(ranks)}, _patterns.GPT2)
     theirs = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json.write(ours)))
     text = data.draw(st.text("ab c", max_size=60))
     assert theirs.encode(text).ids == ours.encode(text)
@@ -204,7 +204,7 @@ def test_gpt2_is_known_by_its_ranks(ranks: Any, monkeypatch: pytest.MonkeyPatch)
     again = read(document)
     assert (again.kind, again.fingerprint) == ("gpt2", gpt2.fingerprint)
     files = (document["model"]["vocab"], "#version: 0.2\n" + "\n".join(document["model"]["merges"]) + "\n")
-    split = byte_level.GPT2
+    split = _patterns.GPT2
     added = fields.AddedTokens({"<|endoftext|>": 50256}, {})
     again = bpe.read_files(files[0], files[1].encode(), added, split, "vocab.json")
     assert again.fingerprint == gpt2.fingerprint
@@ -325,7 +325,7 @@ def test_known_patterns_translate_both_ways(pattern: str) -> None:
     assert "$" not in there and not re.search(r"\d\}\+", there)
 
 
-@pytest.mark.parametrize("pattern", ["", r"\w+", byte_level.GPT2 + "|x", byte_level.CL100K[1:]])
+@pytest.mark.parametrize("pattern", ["", r"\w+", _patterns.GPT2 + "|x", _patterns.CL100K[1:]])
 def test_unknown_patterns_are_not_translated(pattern: str) -> None:
     assert to_oniguruma(pattern) is None and from_oniguruma(pattern) is None
 
@@ -333,8 +333,8 @@ def test_unknown_patterns_are_not_translated(pattern: str) -> None:
 def test_the_patterns_of_quills_own_tokenizers_are_known(ranks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
     pytest.importorskip("rustbpe")
-    assert learnt()["pattern"] == byte_level.QUILL
-    assert trained("gpt2").to_dict()["pattern"] in (byte_level.GPT2, byte_level.GPT2_POSSESSIVE)
+    assert learnt()["pattern"] == _patterns.QUILL
+    assert trained("gpt2").to_dict()["pattern"] in (_patterns.GPT2, _patterns.GPT2_POSSESSIVE)
 
 
 def test_a_tokenizer_with_an_unknown_pattern_is_not_read() -> None:
@@ -349,7 +349,8 @@ def test_a_tokenizer_with_an_unknown_pattern_is_not_read() -> None:
 
 def test_a_pattern_or_special_token_that_does_not_translate_is_refused_before_anything_is_written() -> None:
     pytest.importorskip("rustbpe")
-    strange = base.read({**learnt(), "pattern": r"\w+|\W"})
+    strange = base.read(learnt())
+    strange._pattern = r"\w+|\W"
     assert r"\w" in str(tokenizer_json.refusal(strange))
     doubled = base.read({**learnt(), "specials": {"a": 499}})
     assert "'a'" in str(tokenizer_json.refusal(doubled))

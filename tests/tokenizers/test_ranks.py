@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -137,10 +138,19 @@ def test_another_size_is_refused(
     assert base.load("gpt2").train([], vocab_size=50257).fingerprint == gpt2.fingerprint
 
 
-def test_an_invalid_stored_pattern_is_corrupt(gpt2: base.Tokenizer) -> None:
-    broken = base.read({**gpt2.to_dict(), "pattern": "((("})
-    with pytest.raises(CorruptError, match="pattern"):
-        broken.encode("text")
+HOSTILE = ["", "(((", "(a+)+$", "[[:foo:]]", r"(a)\1", "(?=a)", "$", r"\b|a", "a" * 100_000, "\ud800", "."]
+
+
+@pytest.mark.parametrize("pattern", HOSTILE, ids=lambda pattern: ascii(pattern[:12]))
+def test_f63_a_stored_pattern_that_is_not_known_is_refused_at_once(
+    gpt2: base.Tokenizer, pattern: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(CorruptError, match="pattern") as caught:
+        base.read({**gpt2.to_dict(), "pattern": pattern}).encode("aaab")
+    assert time.monotonic() - began < 5
+    assert len(str(caught.value)) < 300
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

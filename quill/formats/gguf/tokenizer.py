@@ -19,7 +19,7 @@ from quill.formats.gguf.file import Value
 from quill.formats.tokenizer_json import byte_level, fields
 from quill.formats.tokenizer_json.bpe import installed_gpt2_split
 from quill.formats.tokenizer_json.byte_level import spell
-from quill.tokenizers import base
+from quill.tokenizers import _patterns, base
 from quill.tokenizers._ranks import END_OF_TEXT, rank_ids
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 # llama.cpp's name for each split. Of several patterns that split alike, the first is read.
 _SPLITS = {
-    byte_level.GPT2: "gpt-2",
-    byte_level.GPT2_POSSESSIVE: "gpt-2",
-    byte_level.QUILL: "llama-bpe",
-    byte_level.LLAMA3: "llama-bpe",
-    byte_level.QWEN2: "qwen2",
+    _patterns.GPT2: "gpt-2",
+    _patterns.GPT2_POSSESSIVE: "gpt-2",
+    _patterns.QUILL: "llama-bpe",
+    _patterns.LLAMA3: "llama-bpe",
+    _patterns.QWEN2: "qwen2",
 }
 # Its other names for the same split.
 _SAME = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "dbrx": "llama-bpe", "smaug-bpe": "llama-bpe"}

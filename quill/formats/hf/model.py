@@ -20,7 +20,7 @@ from quill.config.settings import ModelConfig
 from quill.errors import CorruptError, InputError, shorten
 from quill.formats import plain_gpt2
 from quill.formats.base import LazyTensors
-from quill.formats.tokenizer_json import byte_level
+from quill.tokenizers import _patterns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,20 +64,20 @@ _KINDS = {
     "gpt2": Kind(
         block="gpt2", causal="GPT2LMHeadModel", bare="GPT2Model",
         names={"lm_head.": "lm_head.", "transformer.": ""}, inner={},
-        activations={"gelu": "gelu", "gelu_new": "gelu_tanh", **_PLAIN}, split=byte_level.GPT2,
+        activations={"gelu": "gelu", "gelu_new": "gelu_tanh", **_PLAIN}, split=_patterns.GPT2,
     ),
     # With ReLU the only gate that quill has is the value itself; `read` checks that it is.
     "qwen3": Kind(
         block="modern", causal="Qwen3ForCausalLM", bare="Qwen3Model",
         names=_QWEN3_NAMES, inner={}, activations={"silu": "swiglu", "relu": "relu2"},
-        split=byte_level.QWEN2,
+        split=_patterns.QWEN2,
     ),
     "apertus": Kind(
         block="modern", causal="ApertusForCausalLM", bare="ApertusModel", names=_QWEN3_NAMES,
         inner={
             "attention_layernorm": "input_layernorm", "feedforward_layernorm": "post_attention_layernorm"
         },
-        activations=_PLAIN, split=byte_level.QWEN2,
+        activations=_PLAIN, split=_patterns.QWEN2,
     ),
 }  # fmt: skip
 # Buffers in old files: the causal mask, and the value that stands for minus infinity in it.

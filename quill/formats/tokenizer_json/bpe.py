@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quill.errors import CorruptError, shorten
 from quill.formats.tokenizer_json import byte_level, fields
 from quill.formats.tokenizer_json.patterns import from_oniguruma, to_oniguruma
-from quill.tokenizers import base
+from quill.tokenizers import _patterns, base
 from quill.tokenizers._ranks import END_OF_TEXT, rank_ids
 
 if TYPE_CHECKING:
@@ -25,18 +25,18 @@ _PUBLISHED: Mapping[str, tuple[str, Mapping[str, int], tuple[str, ...]]] = {
     "gpt2": (
         "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
         {END_OF_TEXT: 50256},
-        (byte_level.GPT2, byte_level.GPT2_POSSESSIVE),
+        (_patterns.GPT2, _patterns.GPT2_POSSESSIVE),
     ),
     "cl100k_base": (
         "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
         {END_OF_TEXT: 100257, "<|fim_prefix|>": 100258, "<|fim_middle|>": 100259,
          "<|fim_suffix|>": 100260, "<|endofprompt|>": 100276},
-        (byte_level.CL100K,),
+        (_patterns.CL100K,),
     ),
     "o200k_base": (
         "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
         {END_OF_TEXT: 199999, "<|endofprompt|>": 200018},
-        (byte_level.O200K,),
+        (_patterns.O200K,),
     ),
 }  # fmt: skip
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
@@ -169,7 +169,7 @@ def _tokenizer(
 
 
 def _pre_tokenizer(stored: Mapping[str, Any]) -> dict[str, Any]:
-    if stored["kind"] == "gpt2" or stored["pattern"] == byte_level.GPT2:
+    if stored["kind"] == "gpt2" or stored["pattern"] == _patterns.GPT2:
         # The library has this split built in.
         return {**_BYTE_LEVEL, "use_regex": True}
     theirs = to_oniguruma(stored["pattern"])
@@ -189,7 +189,7 @@ def _split(document: Mapping[str, Any], origin: str) -> str:
         raise fields.unsupported(origin, "it puts a space before every text")
     built_in = steps[-1].get("use_regex", True)
     if len(steps) == 1 and built_in:
-        return byte_level.GPT2
+        return _patterns.GPT2
     pattern = fields.split_pattern(steps[0])
     if pattern is None or built_in:
         raise fields.unsupported(origin, "it does not split text once, by one pattern")
@@ -218,4 +218,4 @@ def installed_gpt2_split() -> str:
     """GPT-2's pattern as the installed tiktoken spells it, and so quill's own gpt2 tokenizer."""
     from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
-    return str(getattr(openai_public, "r50k_pat_str", byte_level.GPT2))
+    return str(getattr(openai_public, "r50k_pat_str", _patterns.GPT2))

@@ -7,19 +7,19 @@ end of every line. A pattern that is not in this table could split text differen
 
 from __future__ import annotations
 
-from quill.formats.tokenizer_json import byte_level
+from quill.tokenizers import _patterns
 
 # As Oniguruma spells them, by tiktoken's spelling. Most are the same.
 _ONIGURUMA = {
-    **{p: p for p in (byte_level.GPT2, byte_level.O200K, byte_level.LLAMA3, byte_level.QWEN2)},
-    byte_level.GPT2_POSSESSIVE: (
+    **{p: p for p in (_patterns.GPT2, _patterns.O200K, _patterns.LLAMA3, _patterns.QWEN2)},
+    _patterns.GPT2_POSSESSIVE: (
         r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++\z|\s+(?!\S)|\s"
     ),
-    byte_level.CL100K: (
+    _patterns.CL100K: (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|(?>\p{N}{1,3})| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++\z"
         r"|\s*[\r\n]|\s+(?!\S)|\s"
     ),
-    byte_level.QUILL: (
+    _patterns.QUILL: (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|(?>\p{N}{1,3})| ?[^\s\p{L}\p{N}]++[\r\n]*+"
         r"|\s*[\r\n]|\s+(?!\S)|\s+"
     ),
