@@ -5,7 +5,7 @@ Each function is the command of the same name without its output. Torch is impor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -113,6 +113,7 @@ def train(
     publish: bool = True,
     wait: float = 0.0,
     keep: int | None = None,
+    log_to: str | Sequence[str] = (),
     progress: bool | None = None,
     observer: Observer | None = None,
     on_data: preparing.Observer | None = None,
@@ -134,6 +135,7 @@ def train(
             resumes.
         wait: Seconds to wait for another process that is training this name.
         keep: Afterwards remove all but this many of the newest versions; those with an alias stay.
+        log_to: Loggers to copy the run's figures to: tensorboard, wandb, trackio, mlflow.
         progress: Whether to show progress; only in a notebook if None.
         observer: Called with each of the run's events; see `quill.events`.
         on_data: Called with the progress of preparing the data.
@@ -174,6 +176,7 @@ def train(
             publish=publish,
             wait=wait,
             keep=keep,
+            log_to=[log_to] if isinstance(log_to, str) else log_to,
             observer=observe,
             on_data=on_data,
             poll=poll,

@@ -1,4 +1,4 @@
-"""Which tokenizers, blocks, formats and commands exist: the files and packages in their folders.
+"""Which tokenizers, blocks, formats, loggers and commands exist: the files and packages in their folders.
 
 The name of a file or package is its registered name. Listing names imports none of them; `load` imports
 the one requested.
@@ -16,6 +16,7 @@ from quill.errors import InputError
 # Files that the members of a folder share.
 _SHARED = {
     "tokenizers": {"base"},
+    "loggers": {"base"},
     "formats": {
         "base",
         "exporting",

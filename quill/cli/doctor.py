@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from quill import __version__
+from quill import __version__, discovery
 from quill.cli import options
 from quill.cli._tables import Column, Style
 from quill.cli.options import Session
@@ -33,6 +33,7 @@ _EXTRAS = {
     "onnx": ("--format onnx", "onnx"),
     "xllamacpp": ("--format gguf --verify", "gguf"),
     "matplotlib": ("show --plot", "plot"),
+    **{logger: (f"train --log-to {logger}", logger) for logger in discovery.names("loggers")},
 }
 _LITTLE_SPACE = 1 << 30
 _STYLES: dict[str, Style] = {"ok": "good", "warning": "warn", "wrong": "bad"}

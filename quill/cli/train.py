@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from quill import strictjson
+from quill import discovery, strictjson
 from quill.cli import options
 from quill.cli._completion import completing, datasets, models
 from quill.cli._datasets import PREFIX
@@ -45,6 +45,7 @@ _FACE = (
     "dry_run",
 )
 _RUN = "Run settings"
+_LOGGERS = discovery.names("loggers")
 _SAMPLE_TOKENS = 200
 _PLAN = (
     Column("parameters", lambda p: f"{p['parameters']:,} ({count(p['parameters'])})"),
@@ -144,6 +145,15 @@ def command(
             rich_help_panel=_RUN,
         ),
     ] = None,
+    log_to: Annotated[
+        list[str] | None,
+        Option(
+            metavar="|".join(_LOGGERS),
+            help="Copy the run's figures and samples to another program; give several for any of them.",
+            rich_help_panel=_RUN,
+            autocompletion=completing(*_LOGGERS),
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print the settings, model size and estimated time; train nothing.")
     ] = False,
@@ -180,6 +190,7 @@ def command(
             publish=publish,
             wait=wait,
             keep=keep,
+            log_to=log_to or (),
             **watchers,
         )
     from quill.cli import _training_display

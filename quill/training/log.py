@@ -39,7 +39,7 @@ class RunLog:
     def __call__(self, event: Event) -> None:
         """Record one event."""
         match event:
-            case Stepped() if event.step % self._interval == 0 or event.step == event.max_iters:
+            case Stepped() if is_logged(event, self._interval):
                 self._metric(
                     {
                         "step": event.step,
@@ -60,6 +60,11 @@ class RunLog:
 
     def _metric(self, line: dict[str, Any]) -> None:
         self._metrics.append(json.dumps(line))
+
+
+def is_logged(event: Stepped, interval: int) -> bool:
+    """Whether a step has a line of metrics: every `interval` steps, and at the end."""
+    return event.step % interval == 0 or event.step == event.max_iters
 
 
 def describe(event: Event) -> str:

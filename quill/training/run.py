@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ from quill.errors import (
 )
 from quill.evaluation import measure
 from quill.generation.generator import Generator
+from quill.loggers.base import LoggedRun
 from quill.model.gpt import GPT
 from quill.registry import gc, locks
 from quill.registry.draft import Draft
@@ -34,7 +36,7 @@ from quill.registry.folder import Folder
 from quill.registry.names import check_name
 from quill.registry.store import Registry
 from quill.registry.version import Version
-from quill.training import autotune, finetune, memory, teachers
+from quill.training import autotune, finetune, loggers, memory, teachers
 from quill.training.device import find_device
 from quill.training.events import (
     Evaluated,
@@ -87,6 +89,7 @@ def train(
     publish: bool = True,
     wait: float = 0.0,
     keep: int | None = None,
+    log_to: Sequence[str] = (),
     observer: Observer = ignore,
     on_data: prepare.Observer | None = None,
     poll: Callable[[], None] = lambda: None,
@@ -104,6 +107,7 @@ def train(
         publish: Publish at the end of the time; False leaves the schedule alone, saves the state and pauses.
         wait: Seconds to wait for another process that is training this name.
         keep: After training, remove all but this many of the newest versions; aliased ones stay.
+        log_to: Names of loggers, which copy the run's figures to other programs.
         observer: Receives the run's events.
         on_data: Receives the progress of preparing the data.
         poll: Called between forward passes; raises InterruptedRun to save the state and stop.
@@ -118,6 +122,7 @@ def train(
     if not config.name:
         raise InputError("the run has no name", why="the model is stored under it", hint="set name")
     check_name(config.name)
+    loggers.check(log_to)
     device = find_device(config.train.device)
     # What cannot fit is refused before anything is downloaded, prepared or begun.
     memory.check(config, device)
@@ -143,7 +148,9 @@ def train(
             draft = found.draft or begin(found.config, inputs, registry, parent, found.longer, taught_by)
             draft.take()
             budget = None if max_seconds is None else _budget(max_seconds, clock, inputs, publish)
-            with Run(found, inputs, draft, parent, taught_by, budget, publish, observer, poll, clock) as run:
+            with Run(
+                found, inputs, draft, parent, taught_by, budget, publish, log_to, observer, poll, clock
+            ) as run:
                 try:
                     run.start()
                     while not run.is_done and not run.is_late:
@@ -191,6 +198,7 @@ class Run:
         taught_by: The models it learns from.
         budget: The time for this call.
         fit: Whether the schedule follows the budget.
+        log_to: Names of loggers.
         observer: Receives its events.
         poll: Called wherever work can be interrupted; what it raises passes through.
         clock: The monotonic time at which this call began, in seconds.
@@ -205,6 +213,7 @@ class Run:
         taught_by: Sequence[Folder],
         budget: Budget | None,
         fit: bool,
+        log_to: Sequence[str],
         observer: Observer,
         poll: Callable[[], None],
         clock: float,
@@ -223,10 +232,15 @@ class Run:
         self._best_averaged = False
         self._bad_evaluations = 0
         self._seconds_before = 0.0
+        self._id = secrets.token_hex(8)
         self._evaluated = -1
         self._saved: tuple[int, bool] | None = None
         self.trainer = self._resume()
         self._first_step = self.trainer.step
+        logged = LoggedRun(
+            self._id, draft.reference, self.config.to_dict(), self._first_step, self._saved is not None
+        )
+        self._loggers = loggers.Loggers(log_to, logged, self.config.train.log_interval)
         self._log = RunLog(draft, self.config.train.log_interval, self.trainer.step)
 
     def __enter__(self) -> Self:
@@ -235,6 +249,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for warning in self._loggers.close():
+            self._emit(Notice(warning))
         self._log.close()
         if isinstance(error, CorruptError | RefusedError | ResourceError):
             # It may have failed because another process has taken the draft over; that is the better message.
@@ -250,6 +266,8 @@ class Run:
         if self._taught_by:
             names = ", ".join(t.reference for t in self._taught_by)
             self._emit(Notice(f"{self.draft.reference} learns from {names}"))
+        for name, where in self._loggers.where.items():
+            self._emit(Notice(f"logging to {name}: {where}"))
         config, device = self.config, self.trainer.device
         self._emit(
             Started(
@@ -391,6 +409,7 @@ class Run:
             "bad_evaluations": self._bad_evaluations,
             "evaluated": reached[1],
             "seconds": self._seconds(),
+            "id": self._id,
         }
         facts = progress(step) | {"facts": self._facts()}
         path = save_state(self.draft, step, tensors, info, self.config.train.keep_states, facts)
@@ -473,6 +492,7 @@ class Run:
         self._best_loss, self._best_step = facts["best_val_loss"], facts["best_step"]
         self._best_averaged = facts.get("best_averaged", False)
         self._bad_evaluations, self._seconds_before = facts["bad_evaluations"], facts["seconds"]
+        self._id = facts.get("id", self._id)
         # A run interrupted during an evaluation is evaluated again.
         evaluated = facts.get("evaluated", True)
         self._evaluated = trainer.step if evaluated else -1
@@ -537,6 +557,8 @@ class Run:
     def _emit(self, event: Event) -> None:
         self._log(event)
         self._observer(event)
+        for warning in self._loggers(event):
+            self._emit(Notice(warning))
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._clock

@@ -1,4 +1,4 @@
-"""Adding a tokenizer, a format, a command or a setting touches one file.
+"""Adding a tokenizer, a format, a logger, a command or a setting touches one file.
 
 Each test copies the package, adds or changes one file in the copy, and uses the new member through the
 command line.
@@ -77,6 +77,33 @@ def command(session: Session) -> None:
     session.output.write(f"{session.registry().root.name}\\n")
 '''
 
+LOGGER = '''
+"""A line for each number, in one file."""
+
+from quill.loggers import base
+
+
+class LinesLogger(base.Logger):
+    package = "json"
+
+    def __init__(self, run):
+        self.file = open("lines.txt", "a")
+
+    @property
+    def where(self):
+        return "lines.txt"
+
+    def numbers(self, step, values):
+        for name, value in values.items():
+            self.file.write(f"{step} {name} {value}\\n")
+
+    def text(self, step, name, text):
+        pass
+
+    def close(self):
+        self.file.close()
+'''
+
 SHAPE = ["--n-layer=1", "--n-head=1", "--n-embd=16", "--block-size=16"]
 TINY = [*SHAPE, "--batch-size=4", "--max-iters=4", "--eval-interval=4", "--warmup-iters=0", "--eval-iters=1"]
 
@@ -128,6 +155,15 @@ def test_a_format_is_one_file(package: Path, quill: Callable[..., str], tmp_path
     quill("train", "--data", "tide.txt", "--name", "m", *TINY)
     assert quill("export", "m", "--format", "counts").strip() == "m-counts.json"
     assert json.loads((tmp_path / "m-counts.json").read_text())["wte.weight"] > 0
+
+
+def test_a_logger_is_one_file(package: Path, quill: Callable[..., str], tmp_path: Path) -> None:
+    (package / "loggers" / "lines.py").write_text(LOGGER.lstrip())
+    assert "lines" in quill("train", "--help-all")
+    quill("train", "--data", "tide.txt", "--name", "m", *TINY, "--log-interval=2", "--log-to", "lines")
+    logged = [line.split()[:2] for line in (tmp_path / "lines.txt").read_text().splitlines()]
+    assert [step for step, name in logged if name == "train/loss"] == ["2", "4"]
+    assert ["4", "val/loss"] in logged
 
 
 def test_a_command_is_one_file(package: Path, quill: Callable[..., str]) -> None:
