@@ -51,12 +51,7 @@ def run() -> None:
     if not sys.warnoptions:
         # Libraries warn their programmers; users cannot act on it.
         warnings.simplefilter("ignore")
-    code = main()
-    if code == 141:
-        # The interpreter flushes once more on its way out, and would complain about the same pipe.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
+    _environment.leave(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
