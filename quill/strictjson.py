@@ -49,23 +49,32 @@ def read(path: Path, *, error: type[QuillError] = InputError) -> Any:
     return parse(raw, origin=str(path), error=error)
 
 
-def parse(raw: bytes, *, origin: str, error: type[QuillError] = InputError) -> Any:
+def parse(raw: bytes, *, origin: str, error: type[QuillError] = InputError, finite: bool = False) -> Any:
     """Parse one JSON document.
 
     Args:
         raw: The bytes, UTF-8; a byte order mark is accepted.
         origin: Where they came from, for messages.
         error: What to raise when they are not strict JSON.
+        finite: Refuse NaN, Infinity and numbers too large for a float.
     """
 
+    def number(digits: str) -> float:
+        value = float(digits)
+        if finite and not math.isfinite(value):
+            raise error(f"'{origin}' is damaged", why="a number in it is not finite")
+        return value
+
+    def integer(digits: str) -> int | float:
+        # int() raises a ValueError beyond 4300 digits.
+        return int(digits) if len(digits) < 400 else number(digits)
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise error(
-                    f"'{origin}' contains the key {shorten(key, 60)} twice", hint="remove one of them"
-                )
-            found[key] = value
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+            raise error(f"'{origin}' contains the key {shorten(twice, 60)} twice", hint="remove one of them")
         return found
 
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -81,7 +90,9 @@ def parse(raw: bytes, *, origin: str, error: type[QuillError] = InputError) -> A
         place = f"{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
         raise error(f"'{origin}' nests too deep at {place}", why=f"the limit is {MAX_DEPTH} levels")
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_int=_integer)
+        return json.loads(
+            text, object_pairs_hook=unique, parse_int=integer, parse_float=number, parse_constant=number
+        )
     except json.JSONDecodeError as e:
         why, hint = _explain(text, e)
         raise error(f"'{origin}' is not JSON at {e.lineno}:{e.colno}", why=why, hint=hint) from None
@@ -114,11 +125,6 @@ def _too_deep(text: str) -> int | None:
             if depth > MAX_DEPTH:
                 return found.start()
     return None
-
-
-def _integer(digits: str) -> int | float:
-    # int() raises a ValueError beyond 4300 digits.
-    return int(digits) if len(digits) < 400 else math.inf
 
 
 def _explain(text: str, e: json.JSONDecodeError) -> tuple[str, str]:

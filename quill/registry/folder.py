@@ -246,7 +246,7 @@ class Folder:
 
 def is_published(folder: Path) -> bool:
     """Whether a version's folder has a manifest, in whatever state."""
-    return exists(folder / manifest.FILE)
+    return exists(os.path.join(folder, manifest.FILE))
 
 
 def is_flat(folder: Path) -> bool:
@@ -278,9 +278,10 @@ def unpublished(folder: Path, known: Mapping[int, bool] | None = None) -> Iterat
         known: The numbers in use, and whether each is published, if they are known already.
     """
     for number in numbers(folder) if known is None else known:
+        if known is not None and known[number]:
+            continue
         path = folder / f"v{number}"
-        published = known[number] if known is not None else is_published(path)
-        if not published and path.is_dir() and not path.is_symlink():
+        if not is_published(path) and path.is_dir() and not path.is_symlink():
             yield number
 
 
@@ -326,9 +327,13 @@ def disk_size(path: Path) -> int:
         return 0
 
 
-def exists(path: Path) -> bool:
+def exists(path: Path | str) -> bool:
     """Whether there is anything at a path, also a broken link; a denied permission raises ResourceError."""
-    with fsio.guard(path, "read"), suppress(FileNotFoundError, NotADirectoryError):
+    try:
         os.lstat(path)
-        return True
-    return False
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        with fsio.guard(Path(path), "read"):
+            raise
+    return True

@@ -193,9 +193,9 @@ class Registry:
         self._check_root()
         if alias and alias != names.LATEST:
             number = aliases.read(self.root / name)["aliases"].get(alias, 0)
-        for found, path in self._published(name):
+        for found, path, flat in self._published(name):
             if number in (None, found):
-                return version.load(name, found, path, flat=path == self.root / name)
+                return version.load(name, found, path, flat=flat)
         if shipped and self.shipped and self.shipped._has(name):
             if not self._has(name):
                 return self.shipped.resolve(ref)
@@ -316,8 +316,10 @@ class Registry:
             known = aliases.read(own)["aliases"]
         return Model(name, versions[::-1], drafts[::-1], known)
 
-    def _published(self, name: str, numbers: Mapping[int, bool] | None = None) -> Iterator[tuple[int, Path]]:
-        """Number and folder of each published version, and of files put there by hand; the highest first.
+    def _published(
+        self, name: str, numbers: Mapping[int, bool] | None = None
+    ) -> Iterator[tuple[int, Path, bool]]:
+        """Number, folder and flatness of each published version; the highest first.
 
         Args:
             name: The model's name.
@@ -328,16 +330,16 @@ class Registry:
         for number in found:
             path = own / f"v{number}"
             if numbers[number] if numbers is not None else folder.is_published(path):
-                yield number, path
+                yield number, path, False
         if 1 not in found and folder.is_flat(own):
-            yield 1, own
+            yield 1, own, True
 
     def _versions(self, name: str, most: int = 0, numbers: Mapping[int, bool] | None = None) -> list[Version]:
         """The published versions of a name, the highest first; `most` of them, or all for 0."""
         found: list[Version] = []
-        for number, path in self._published(name, numbers):
+        for number, path, flat in self._published(name, numbers):
             names.check_name(name)
-            known = version.describe(name, number, path, flat=path == self.root / name)
+            known = version.describe(name, number, path, flat=flat)
             found += [known] if known else []
             if len(found) == most:
                 break

@@ -691,3 +691,34 @@ def test_the_store_is_light_to_import():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_listing_reads_each_small_file_once_and_each_folder_once(registry, publish, monkeypatch):
+    """A list of thousands of models is bound by what is done for each of them."""
+    for name in ("a", "b", "c"):
+        publish(name)
+    done: dict[str, list[str]] = {"open": [], "scandir": [], "dumps": []}
+
+    def counted(kind, function):
+        def call(what, *arguments, **more):
+            done[kind].append(os.path.basename(what) if isinstance(what, str | os.PathLike) else "")
+            return function(what, *arguments, **more)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", counted("open", os.open))
+        patched.setattr(os, "scandir", counted("scandir", os.scandir))
+        patched.setattr(json, "dumps", counted("dumps", json.dumps))
+        found = registry.models(all_versions=False)
+    assert [m.versions[0].state for m in found] == ["ok"] * 3
+    assert sorted(done["open"]) == sorted([MARKER, *["manifest.json", "model.json"] * 3])
+    assert sorted(done["scandir"]) == sorted([registry.root.name, "a", "b", "c"])
+    assert done["dumps"] == [], "a document that was read is not written again to check it"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-1e999", "9" * 5000])
+def test_a_manifest_with_a_number_that_is_not_finite_is_damaged(registry, publish, number):
+    path = publish("m").path / "manifest.json"
+    path.write_text(path.read_text().replace("{", f'{{"extra": [{{"x": {number}}}],', 1))
+    assert "not finite" in (registry.newest("m").damaged or "")
