@@ -157,3 +157,11 @@ def _cut(found: re.Match[str]) -> str:
     value = found[1]
     limit = _LONGEST_PATH if "/" in value or "\\" in value else 78
     return found[0] if len(value) <= limit else f"'{value[: limit - 3]}...'"
+
+
+def is_out_of_memory(failure: BaseException) -> bool:
+    """Whether memory ran out: on the device or, as torch's CPU allocator says it, without a class."""
+    if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
+        return True
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(failure, RuntimeError) and any(w in str(failure) for w in words)

@@ -12,7 +12,14 @@ from typing import Any
 import typer
 
 from quill.cli import _flags
-from quill.errors import InputError, NotFoundError, QuillError, ResourceError, shorten
+from quill.errors import (
+    InputError,
+    NotFoundError,
+    QuillError,
+    ResourceError,
+    is_out_of_memory,
+    shorten,
+)
 
 PROGRAM = "quill"
 
@@ -209,11 +216,11 @@ def _translate(
         return failure
     if isinstance(failure, typer.TyperException):
         return _usage_error(failure, params, arguments, commands)
-    if _is_out_of_memory(failure):
+    if is_out_of_memory(failure):
         return ResourceError(
             "out of memory",
             why=str(failure).partition("\n")[0][:200] or "the system has no memory left",
-            hint="lower train.batch_size and raise train.gradient_accumulation_steps",
+            hint="set train.micro_batch_size, to less than train.batch_size",
         )
     if isinstance(failure, OSError) and failure.errno in _NO_ROOM:
         return ResourceError(
@@ -319,11 +326,3 @@ def _did_you_mean(error: NotFoundError, arguments: Sequence[str]) -> str:
             # A long prompt would be repeated for each name.
             return " or ".join(lines if sum(map(len, lines)) < _LONGEST_HINT else lines[:1])
     return " or ".join(f"{PROGRAM} show {name}" for name in error.close[:3])
-
-
-def _is_out_of_memory(failure: BaseException) -> bool:
-    """Python's, CUDA's, and that of torch's CPU allocator, which has no class."""
-    if isinstance(failure, MemoryError) or type(failure).__name__ == "OutOfMemoryError":
-        return True
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(failure, RuntimeError) and any(w in str(failure) for w in words)

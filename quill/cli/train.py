@@ -57,7 +57,8 @@ _PLAN = (
     ),
     Column("tokens per step", lambda p: f"{p['tokens_per_step']:,}"),
     Column("epochs", lambda p: f"{p['epochs']:.1f}"),
-    Column("memory", lambda p: _memory(p)),
+    Column("memory", lambda p: f"{size(p['memory_bytes'])} of {size(p['memory_present'])}"),
+    Column("at once", lambda p: _at_once(p)),
     Column("device", lambda p: f"{p['device']} {p['dtype']}{', compiled' if p['compiled'] else ''}"),
     Column("time per step", lambda p: f"{p['seconds_per_step']:.3g} s, measured on {p['measured_on']}"),
     Column("total time", lambda p: duration(p["seconds_total"])),
@@ -303,8 +304,7 @@ def _print_plan(output: Output, plan: Plan) -> None:
     output.show("quill.plan/1", row, _PLAN, key="parameters", quiet=[str(plan.config.get("name", ""))])
 
 
-def _memory(plan: Any) -> str:
-    short = plan["memory_bytes"] > plan["memory_present"]
-    return f"{size(plan['memory_bytes'])} of {size(plan['memory_present'])}" + (
-        ": lower --batch-size" if short else ""
-    )
+def _at_once(plan: Any) -> str:
+    rows, batch = plan["micro_batch_size"], plan["config"]["train"]["batch_size"]
+    recomputing = ", with gradient checkpointing" if plan["gradient_checkpointing"] else ""
+    return f"{min(rows, batch):,} of {batch:,} sequences{recomputing}"

@@ -62,6 +62,8 @@ class RunSettings(TypedDict, total=False):
     norm_eps: float | None
     batch_size: int
     gradient_accumulation_steps: int
+    micro_batch_size: int | None
+    gradient_checkpointing: Literal["auto", "on", "off"]
     max_iters: int
     optimizer: Literal["adamw", "muon"]
     learning_rate: float

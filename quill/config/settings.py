@@ -272,6 +272,14 @@ class TrainConfig(Section):
     gradient_accumulation_steps: _Count = setting(
         1, "Number of forward passes whose gradients are summed for one optimizer step."
     )
+    micro_batch_size: _Count | None = setting(
+        None, "Maximum number of sequences of a batch to compute at once; defaults to as many as fit."
+    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "Recompute activations for the backward pass instead of storing them; auto does if not even one "
+        "sequence fits without.",
+    )
     max_iters: Annotated[int, Field(ge=0, le=2**31 - 1)] = setting(
         2000, "Number of optimizer steps to train for."
     )
@@ -390,11 +398,16 @@ class TrainConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _rates_in_order(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.min_lr > self.learning_rate:
             raise _refused(
                 f"'train.min_lr' = {self.min_lr} is above 'train.learning_rate' = {self.learning_rate}",
                 f"set train.min_lr={self.learning_rate / 10:g}",
+            )
+        if self.compile == "on" and self.gradient_checkpointing == "on":
+            raise _refused(
+                "'train.compile' = 'on' and 'train.gradient_checkpointing' = 'on' exclude each other",
+                "set train.compile=off",
             )
         return self
 

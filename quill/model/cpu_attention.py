@@ -10,17 +10,20 @@ Legend: N sequences times heads, T length, D head_size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quill.model.dropout import kept, rescale
+from quill.model.dropout import Rows, kept, rescale
 
 # Scores at once; in 16 bits they take 2 MiB, the second-level cache of a core.
 _SCORES = 2**20
 # Beyond this length the fused kernel is faster, as it skips the scores above the diagonal.
 _LONGEST = 512
+# Bytes of a generator's state.
+_STATE = torch.Generator().get_state().numel()
 
 
 def suits(q: Tensor, dropout: float) -> bool:
@@ -59,26 +62,33 @@ def _dtype(q: Tensor) -> torch.dtype:
 
 
 # Opaque to torch.compile, which would store all scores; the tag keeps it from merging draws.
-@torch.library.custom_op("quill::attention", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+@torch.library.custom_op(
+    "quill::causal_attention", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
 def _attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> tuple[Tensor, Tensor]:
-    """The mixed values, (N, T, D), and the seed of the dropout masks."""
-    seed = torch.zeros(1, dtype=torch.int64)
+    """The mixed values, (N, T, D), and the state of the generator of the dropout masks."""
+    generator = torch.Generator()
+    masks: AbstractContextManager[None] = nullcontext()
     if dropout:
-        seed.random_()
+        generator.manual_seed(int(torch.empty(1, dtype=torch.int64).random_()))
+        if (rows := Rows.current()) is not None:
+            masks = rows.drawing(generator, len(q) // rows.count * q.shape[1] ** 2, shared=False)
     mixed = torch.empty_like(v)
-    for heads, p, mask in _probabilities(q, k, dropout, scale, seed):
-        torch.bmm(p if mask is None else rescale(p * mask, dropout), v[heads], out=mixed[heads])
-    return mixed, seed
+    with masks:
+        state = generator.get_state()
+        for heads, p, mask in _probabilities(q, k, dropout, scale, generator):
+            torch.bmm(p if mask is None else rescale(p * mask, dropout), v[heads], out=mixed[heads])
+    return mixed, state
 
 
-@torch.library.custom_op("quill::attention_backward", mutates_args=())
+@torch.library.custom_op("quill::causal_attention_backward", mutates_args=())
 def _attention_backward(
     grad: Tensor,
     mixed: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    seed: Tensor,
+    state: Tensor,
     dropout: float,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +96,9 @@ def _attention_backward(
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     # The softmax subtracts the mean of its gradient under p, which is this product with or without dropout.
     mean = (grad * mixed).sum(-1, keepdim=True)
-    for heads, p, mask in _probabilities(q, k, dropout, scale, seed):
+    generator = torch.Generator()
+    generator.set_state(state)
+    for heads, p, mask in _probabilities(q, k, dropout, scale, generator):
         rows = mean[heads].expand_as(p)
         if mask is None:
             torch.bmm(p.mT, grad[heads], out=dv[heads])
@@ -101,12 +113,11 @@ def _attention_backward(
 
 
 def _probabilities(
-    q: Tensor, k: Tensor, dropout: float, scale: float, seed: Tensor
+    q: Tensor, k: Tensor, dropout: float, scale: float, generator: torch.Generator
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """For some heads at a time, which they are, their attention weights, and which of these are kept."""
     N, T, _ = q.shape
     future = torch.full((T, T), float("-inf"), dtype=q.dtype).triu(1)
-    generator = torch.Generator().manual_seed(int(seed)) if dropout else None
     for start in range(0, N, max(1, _SCORES // (T * T))):
         heads = slice(start, start + max(1, _SCORES // (T * T)))
         p = torch.softmax(torch.baddbmm(future, q[heads], k[heads].mT, alpha=scale), -1)
@@ -124,7 +135,7 @@ def _gradients(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 
 @_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(v), torch.empty(1, dtype=torch.int64, device=q.device)
+    return torch.empty_like(v), torch.empty(_STATE, dtype=torch.uint8, device=q.device)
 
 
 @_attention_backward.register_fake
@@ -134,7 +145,7 @@ def _(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    seed: Tensor,
+    state: Tensor,
     dropout: float,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from quill import discovery
 from quill.config import blocks
@@ -75,6 +76,7 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         last_only: bool = False,
         dropped: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """Logits of the token after each position.
 
@@ -83,20 +85,28 @@ class GPT(nn.Module):
             cache: Keys and values already seen; extended in place.
             last_only: Compute only the last position's logits.
             dropped: Positions whose token embedding is replaced by zeros, (B, T), bool.
+            recompute: Store only the input of each block, and compute the rest again for the backward pass.
 
         Returns:
             (B, T, V), or (B, 1, V).
         """
-        x = self.hidden(idx, cache, dropped)
+        x = self.hidden(idx, cache, dropped, recompute)
         return self.head(x[:, -1:] if last_only else x)
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None, dropped: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        idx: Tensor,
+        cache: KVCache | None = None,
+        dropped: Tensor | None = None,
+        recompute: bool = False,
+    ) -> Tensor:
         """Activations of each position before the last norm.
 
         Args:
             idx: Token ids, (B, T); T plus the cached positions is at most block_size.
             cache: Keys and values already seen; extended in place.
             dropped: As for `forward`.
+            recompute: As for `forward`.
 
         Returns:
             (B, T, C); without layers (B, T, V).
@@ -117,7 +127,7 @@ class GPT(nn.Module):
             x = dropout(x, self.shape.dropout)
         if cache is None:
             for block in self.h:
-                x = block(x, rope)
+                x = checkpoint(block, x, rope, use_reentrant=False) if recompute else block(x, rope)
         else:
             for block, layer in zip(self.h, cache.layers, strict=True):
                 x = block(x, rope, layer)

@@ -88,6 +88,8 @@ class Manifest(TypedDict):
     device: str | None
     dtype: str | None
     compiled: bool | None
+    micro_batch_size: int | None
+    gradient_checkpointing: bool | None
     parameters: int | None
     steps: int | None
     ended: str | None
@@ -126,6 +128,8 @@ _FIELDS: Fields = {
     "device": str,
     "dtype": str,
     "compiled": bool,
+    "micro_batch_size": int,
+    "gradient_checkpointing": bool,
     "parameters": int,
     "steps": int,
     "ended": str,

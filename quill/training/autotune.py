@@ -8,8 +8,9 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ import torch
 
 from quill import fsio, strictjson
 from quill.config.settings import RunConfig, TrainConfig
+from quill.config.shape import Shape
 from quill.errors import InputError, QuillError
 from quill.model.gpt import GPT
+from quill.training import memory
 from quill.training.device import Device
 from quill.training.trainer import Trainer
 
@@ -41,11 +44,12 @@ def choose(
     device: str,
     earlier: dict[str, Any] | None = None,
     stage: Callable[[str], None] = lambda name: None,
+    teachers: Sequence[Shape] = (),
 ) -> Device:
-    """Choose precision and compilation by timing a share of the run's first step.
+    """Choose precision and compilation by timing a share of the run's first step; then make a step fit.
 
-    The choice is remembered in the user's cache directory, so that the same command on the same computer
-    computes the same numbers.
+    What was timed is remembered in the user's cache directory, so that the same command on the same
+    computer computes the same numbers.
 
     Args:
         model: On the device; its weights do not change.
@@ -54,19 +58,29 @@ def choose(
         device: Where it runs.
         earlier: The choice of the interrupted run, kept so that it resumes bit for bit.
         stage: Receives the name of each measurement before it starts.
+        teachers: The models that teach it, which take memory.
+
+    Raises:
+        InputError: A step does not fit in memory.
     """
     c = config.train
     if earlier is not None and earlier["device"].partition(":")[0] == device.partition(":")[0]:
-        return Device(device, earlier["dtype"], earlier["compiled"])
+        rows, checkpointing = earlier.get("micro_batch_size"), earlier.get("gradient_checkpointing", False)
+        kept = Device(device, earlier["dtype"], earlier["compiled"], rows or c.batch_size, checkpointing)
+        return memory.fit(config, kept, teachers)
     dtypes = candidates(device, c)
     may_compile = c.compile == "on" or (c.compile == "auto" and can_compile(device))
     if len(dtypes) == 1 and not may_compile:
-        return Device(device, dtypes[0], False)
+        return memory.fit(config, Device(device, dtypes[0], False), teachers)
     key = _key(config, device)
     with suppress(KeyError, TypeError):
         known = _remembered()[key]
-        return Device(device, known["dtype"], known["compiled"])
-    chosen = _measured(model, config, dataset, device, dtypes, may_compile, stage)
+        return memory.fit(config, Device(device, known["dtype"], known["compiled"]), teachers)
+
+    def fitted(chosen: Device) -> Device:
+        return memory.fit(config, chosen, teachers)
+
+    chosen = _measured(model, config, dataset, device, dtypes, may_compile, stage, fitted)
     _remember(key, chosen)
     return chosen
 
@@ -151,15 +165,16 @@ def _measured(
     dtypes: list[str],
     may_compile: bool,
     stage: Callable[[str], None],
+    fitted: Callable[[Device], Device],
 ) -> Device:
     c = config.train
     share = share_of(model, c)
 
-    def trial(settings: TrainConfig, compiled: bool) -> Callable[[str], None]:
+    def trial(settings: TrainConfig, like: Device) -> Callable[[str], None]:
         trainers: dict[str, Trainer] = {}
 
         def step(dtype: str) -> None:
-            using = Device(device, dtype, compiled)
+            using = replace(like, dtype=dtype)
             trainer = trainers.setdefault(dtype, Trainer(model, settings, dataset.train, using))
             model.train()
             trainer.gradients()
@@ -169,18 +184,21 @@ def _measured(
         return step
 
     stage(f"measuring {' and '.join(dtypes)}")
-    dtype, seconds = fastest(dtypes, trial(share, False))
-    plain = Device(device, dtype, False)
+    dtype, seconds = fastest(dtypes, trial(share, Device(device, dtypes[0], False)))
+    plain = fitted(Device(device, dtype, False))
     passes = c.batch_size / share.batch_size * c.gradient_accumulation_steps
-    if not may_compile or (
-        c.compile == "auto" and seconds * passes * c.max_iters < _COMPILE_PAYS_AFTER_SECONDS
+    if (
+        not may_compile
+        or plain.checkpointing
+        or (c.compile == "auto" and seconds * passes * c.max_iters < _COMPILE_PAYS_AFTER_SECONDS)
     ):
         return plain
     stage("compiling, about a minute")
     # Compiled code is made for one shape, which has to be the run's own.
+    compiled = replace(plain, compiled=True)
     whole = c.model_copy(update={"gradient_accumulation_steps": 1})
     try:
-        _, compiled_seconds = fastest([dtype], trial(whole, True))
+        _, compiled_seconds = fastest([dtype], trial(whole, compiled))
     except Exception as e:  # torch's compiler fails in as many ways as there are toolchains
         if c.compile == "on":
             raise InputError(
@@ -191,13 +209,19 @@ def _measured(
         torch.compiler.reset()
         return plain
     gains = compiled_seconds < 0.9 * seconds * c.batch_size / share.batch_size
-    return Device(device, dtype, True) if c.compile == "on" or gains else plain
+    return compiled if c.compile == "on" or gains else plain
 
 
 def _key(config: RunConfig, device: str) -> str:
     """A hash of everything that the choice depends on."""
     c = config.train
-    settings = ("batch_size", "gradient_accumulation_steps", "max_iters", "dtype", "compile")
+    settings = (
+        "batch_size",
+        "gradient_accumulation_steps",
+        "max_iters",
+        "dtype",
+        "compile",
+    )
     facts = {
         "model": config.model.model_dump(),
         "train": {name: getattr(c, name) for name in settings},

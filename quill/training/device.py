@@ -19,11 +19,15 @@ class Device:
         name: "cpu", "cuda:0", "mps" and so on.
         dtype: Precision of the arithmetic; weights are float32 throughout.
         compiled: Whether the model goes through torch.compile.
+        micro_batch_size: Most sequences of a batch in one forward pass; None for the whole batch.
+        checkpointing: Whether activations are computed again for the backward pass instead of stored.
     """
 
     name: str
     dtype: str
     compiled: bool
+    micro_batch_size: int | None = None
+    checkpointing: bool = False
 
     @property
     def kind(self) -> str:
@@ -46,6 +50,13 @@ class Device:
             torch.cuda.synchronize()
         elif self.kind == "mps":
             torch.mps.synchronize()
+
+    def release(self) -> None:
+        """Give memory that torch has cached back to the device, after a step that ran out of it."""
+        if self.kind == "cuda":
+            torch.cuda.empty_cache()
+        elif self.kind == "mps":
+            torch.mps.empty_cache()
 
 
 @contextmanager

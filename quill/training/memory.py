@@ -8,28 +8,30 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from quill.config.settings import RunConfig, TrainConfig
 from quill.config.shape import Shape
 from quill.errors import InputError
 from quill.evaluation import measure
-from quill.model.gpt import GPT, n_params
+from quill.model.gpt import loss, n_params, outline
 from quill.training.device import Device
+from quill.training.optimizer import is_hidden
 from quill.units import size
 
-if TYPE_CHECKING:
-    from quill.data.batches import Tokens
-    from quill.training.trainer import Trainer
-
-# Weights, gradients and AdamW's two momenta, float32 each.
-_BYTES_PER_PARAMETER = 16
-# A weight of the moving average, or of a teacher.
+# A weight, its gradient, its momentum; all are float32.
 _BYTES_OF_WEIGHT = 4
 # Random numbers, positions and ids of a window while a batch is drawn.
 _BYTES_PER_WINDOW = 24
+# An input and a target.
+_BYTES_PER_TOKEN = 16
+# The share of a device's memory that a run takes unasked; the rest is for other programs.
+_COMFORTABLE = 0.8
 # Beyond this depth, building the modules takes longer than any use of them is worth.
 _MOST_LAYERS = 10_000
 
@@ -50,7 +52,7 @@ def check(config: RunConfig, device: str, teachers: Sequence[Shape] = ()) -> int
     """
     c, model = config.train, config.model.shape(config.model.vocab_size or 2)
     parameters = n_params(model)
-    needed, present = parameters * bytes_per_parameter(c), of_device(device)
+    needed, present = _of_parameters(model, c), of_device(device)
     needed += _BYTES_OF_WEIGHT * sum(n_params(t) for t in teachers)
     if needed > present:
         raise InputError(
@@ -65,72 +67,195 @@ def check(config: RunConfig, device: str, teachers: Sequence[Shape] = ()) -> int
             why=f"quill trains models of up to {_MOST_LAYERS:,} blocks",
             hint="lower model.n_layer",
         )
-    # A lower bound: the inputs of a block's projections and norms, its hidden layer, and the logits.
-    width = 2 if c.dtype != "float32" else 4
-    # With teachers, the probabilities of both sides are kept as well.
+    # A lower bound: the input of each block, and the logits; with teachers, their probabilities as well.
     logits = (3 if teachers else 1) * 4 * model.vocab_size
-    per_token = 16 + model.n_layer * (3 * model.n_embd + model.mlp_size) * width + logits
-    batch = c.batch_size * model.block_size * per_token
-    windows = c.batch_size * c.gradient_accumulation_steps * _BYTES_PER_WINDOW
-    require(needed + batch + windows, config, device, "at least ")
+    per_sequence = model.block_size * (4 * model.n_layer * model.n_embd + logits)
+    rows = min(c.micro_batch_size or 1, c.batch_size)
+    step = needed + _of_batch(config)
+    if step > present:
+        passes = c.gradient_accumulation_steps
+        many = "" if passes == 1 else f"{passes:,} times "
+        larger = "gradient_accumulation_steps" if passes > c.batch_size else "batch_size"
+        raise InputError(
+            f"a step of {many}{c.batch_size:,} sequences of {model.block_size:,} tokens does not fit "
+            "in memory",
+            why=f"training needs at least {size(step)}; {device} has {size(present)}",
+            hint=f"lower train.{larger}",
+        )
+    if step + rows * per_sequence > present:
+        raise _sequences_too_large(rows, step + rows * per_sequence, config, device, "at least")
     return needed
 
 
-def bytes_per_parameter(config: TrainConfig) -> int:
-    """Bytes that a parameter takes while it is trained."""
-    return _BYTES_PER_PARAMETER + (_BYTES_OF_WEIGHT if config.ema_decay else 0)
+@dataclass(frozen=True)
+class Need:
+    """What the steps of a run take in memory at their peak.
+
+    Attributes:
+        fixed: Bytes of weights, their average, optimizer, teachers and the step's token ids.
+        gradients: Bytes of the gradients of all parameters.
+        first: Bytes that a pass over one sequence takes, with what it takes for any number of them.
+        each: Bytes that each further sequence takes.
+        batch_size: Sequences of a batch.
+        accumulates: Whether gradients of several passes add up even if no batch is cut.
+    """
+
+    fixed: int
+    gradients: int
+    first: int
+    each: int
+    batch_size: int
+    accumulates: bool
+
+    def of(self, rows: int) -> int:
+        """Bytes if so many sequences are computed at once."""
+        activations = self.first + self.each * (rows - 1)
+        if self.accumulates or rows < self.batch_size:
+            return self.fixed + self.gradients + activations
+        # Activations are freed while gradients take their place.
+        return self.fixed + max(self.gradients, activations)
+
+    def largest(self, limit: int) -> int | None:
+        """The most sequences at once that stay below a limit; None if not even one does."""
+        if self.of(self.batch_size) <= limit:
+            return self.batch_size
+        room = limit - self.of(1)
+        return None if room < 0 else min(self.batch_size - 1, 1 + room // max(self.each, 1))
 
 
-def require(needed: int, config: RunConfig, device: str, bound: str = "about ") -> None:
-    """Refuse a batch that does not fit.
+def need(config: RunConfig, device: Device, teachers: Sequence[Shape] = ()) -> Need:
+    """Measure what the steps of a run take, on forward passes of few sequences through few blocks.
 
     Args:
-        needed: Bytes of the model and of a step.
-        config: The run.
-        device: Where it would run.
-        bound: What is said before the figure.
+        config: The settled run.
+        device: Where it runs, in which precision, with checkpointing or not.
+        teachers: The models that teach it.
     """
-    present = of_device(device)
-    if needed <= present:
-        return
+    c, shape = config.train, config.model.shape()
+    gradients = _BYTES_OF_WEIGHT * n_params(shape)
+    fixed = _of_parameters(shape, c) - gradients + _of_batch(config)
+    fixed += _BYTES_OF_WEIGHT * sum(n_params(t) for t in teachers)
+    one, two = (_activations(shape, device, rows) for rows in (1, 2))
+    if teachers:
+        # The mean of the teachers' probabilities and the student's, kept, and the gradient of the latter.
+        logits = 3 * 4 * shape.block_size * shape.vocab_size
+        one, two = one + logits, two + 2 * logits
+    accumulates = c.gradient_accumulation_steps > 1 or c.masked_loss_weight > 0
+    return Need(fixed, gradients, one, two - one, c.batch_size, accumulates)
+
+
+def _activations(shape: Shape, device: Device, rows: int) -> int:
+    """Bytes that a forward pass stores, and those that the backward pass takes in addition."""
+    tokens, depth = rows * shape.block_size, shape.n_layer
+    # The gradients of a loss: of the probabilities, and of the logits in float32.
+    head = 8 * tokens * shape.vocab_size
+    shallow = _stored(replace(shape, n_layer=min(depth, 1)), device, rows)
+    if depth < 2:
+        return shallow + head
+    block = _stored(replace(shape, n_layer=2), device, rows) - shallow
+    if not device.checkpointing:
+        return shallow + (depth - 1) * block + head
+    return shallow + (depth - 1) * 4 * tokens * shape.n_embd + head
+
+
+def _stored(shape: Shape, device: Device, rows: int) -> int:
+    """Bytes that a model stores in a forward pass for its backward pass, weights aside."""
+    model = outline(shape).to_empty(device=device.name)
+    idx = torch.zeros(rows, shape.block_size, dtype=torch.int64, device=device.name)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in weights:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    # Nothing stored may be freed before the end, or its address would be counted once for two tensors.
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), device.seeded(0):
+        with device.autocast():
+            logits = model(idx)
+        stored = loss(logits.float(), idx)
+    del stored
+    return sum(seen.values())
+
+
+def _of_parameters(shape: Shape, config: TrainConfig) -> int:
+    """Bytes of weights, gradients, optimizer and average."""
+
+    def takes(name: str, p: Tensor) -> int:
+        # Muon keeps one momentum, AdamW two.
+        momenta = 1 if config.optimizer == "muon" and is_hidden(name, p) else 2
+        return _BYTES_OF_WEIGHT * (2 + momenta + (1 if config.ema_decay else 0)) * p.numel()
+
+    def count(n_layer: int) -> int:
+        return sum(takes(n, p) for n, p in outline(replace(shape, n_layer=n_layer)).named_parameters())
+
+    if shape.n_layer <= 1:
+        return count(shape.n_layer)
+    one, two = count(1), count(2)
+    return one + (shape.n_layer - 1) * (two - one)
+
+
+def _of_batch(config: RunConfig) -> int:
+    """Bytes of the windows that a step draws and of one batch's ids."""
     c = config.train
-    passes = c.gradient_accumulation_steps
-    many = "" if passes == 1 else f"{passes:,} times "
-    larger = "gradient_accumulation_steps" if passes > c.batch_size else "batch_size"
-    raise InputError(
-        f"a step of {many}{c.batch_size:,} sequences of {config.model.block_size:,} tokens does not fit "
-        "in memory",
-        why=f"training needs {bound}{size(needed)}; {device} has {size(present)}",
-        hint="lower model.block_size" if c.batch_size == passes == 1 else f"lower train.{larger}",
-    )
+    windows = c.batch_size * c.gradient_accumulation_steps * _BYTES_PER_WINDOW
+    return windows + c.batch_size * config.model.block_size * _BYTES_PER_TOKEN
 
 
-def check_batch(
-    model: GPT, config: RunConfig, train: Tokens, device: Device, teachers: Sequence[GPT] = ()
-) -> None:
-    """Refuse a batch that does not fit, after measuring what one sequence and two need.
+def fit(config: RunConfig, device: Device, teachers: Sequence[Shape] = ()) -> Device:
+    """Choose how many sequences of a batch are computed at once, and whether with checkpointing.
+
+    A whole batch that fits is not cut, and activations are stored if one sequence fits with them. The choice
+    depends on the settings and the device's memory alone.
 
     Args:
-        model: On the device.
-        config: The run.
-        train: Ids of the training split, (n,).
-        device: Where it runs, in which precision.
-        teachers: The models that teach it, on the device.
+        config: The settled run.
+        device: Where it runs; a number of sequences that it comes with is kept if it fits.
+        teachers: The models that teach it.
+
+    Raises:
+        InputError: Not even one sequence fits, or not as many as are set.
     """
-    from quill.training.trainer import Trainer
+    c, present = config.train, of_device(device.name)
+    ways = [replace(device, checkpointing=on) for on in _checkpointing(config, device)]
+    ways = [replace(way, compiled=way.compiled and not way.checkpointing) for way in ways]
+    needs = [(way, need(config, way, teachers)) for way in ways]
+    given = c.micro_batch_size or device.micro_batch_size
+    if given is not None:
+        rows = min(given, c.batch_size)
+        for way, needed in needs:
+            if needed.of(rows) <= present:
+                return replace(way, micro_batch_size=rows)
+    if c.micro_batch_size is None:
+        for limit in (int(_COMFORTABLE * present), present):
+            for way, needed in needs:
+                if most := needed.largest(limit):
+                    return replace(way, micro_batch_size=most)
+    rows = min(c.micro_batch_size or 1, c.batch_size)
+    raise _sequences_too_large(rows, needs[-1][1].of(rows), config, device.name, "about")
 
-    def measured(sequences: int) -> int:
-        settings = config.train.model_copy(
-            update={"batch_size": sequences, "gradient_accumulation_steps": 1, "optimizer": "adamw"}
-        )
-        plain = Device(device.name, device.dtype, False)
-        return activations(Trainer(model, settings, train, plain, teachers))
 
-    one = measured(1)
-    each = measured(2) - one if config.train.batch_size > 1 else 0
-    fixed = bytes_per_parameter(config.train) * sum(p.numel() for p in model.parameters())
-    fixed += _BYTES_OF_WEIGHT * sum(p.numel() for t in teachers for p in t.parameters())
-    require(fixed + one + each * (config.train.batch_size - 1), config, device.name)
+def _checkpointing(config: RunConfig, device: Device) -> list[bool]:
+    """Whether to compute activations again, the preferred way first."""
+    c = config.train
+    if c.gradient_checkpointing == "on":
+        return [True]
+    if c.gradient_checkpointing == "off" or c.compile == "on" or not config.model.n_layer:
+        return [False]
+    return [True] if device.checkpointing else [False, True]
+
+
+def _sequences_too_large(rows: int, needed: int, config: RunConfig, device: str, bound: str) -> InputError:
+    """The error for sequences that do not fit, computed at once."""
+    tokens = f"{config.model.block_size:,} tokens"
+    what = f"one sequence of {tokens} does" if rows == 1 else f"{rows:,} sequences of {tokens} do"
+    return InputError(
+        f"{what} not fit in memory",
+        why=f"training needs {bound} {size(needed)}; {device} has {size(of_device(device))}",
+        hint="lower model.block_size" if rows == 1 else "leave train.micro_batch_size unset",
+    )
 
 
 def check_evaluation(config: RunConfig, val_tokens: int) -> None:
@@ -145,31 +270,8 @@ def check_evaluation(config: RunConfig, val_tokens: int) -> None:
         measure.check_iters(n, config.model.block_size, val_tokens, setting="train.eval_iters")
 
 
-def activations(trainer: Trainer) -> int:
-    """Bytes that the largest forward pass of the trainer's batch keeps for its backward pass, measured."""
-    weights = {p.untyped_storage().data_ptr() for p in trainer.model.parameters()}
-    seen: dict[int, int] = {}
-    passes: list[int] = []
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in weights:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    def passed() -> None:
-        passes.append(sum(seen.values()))
-        seen.clear()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        trainer.gradients(poll=passed)
-    passed()
-    trainer.model.zero_grad(set_to_none=True)
-    return max(passes)
-
-
 def of_device(device: str) -> int:
-    """Bytes of a device's memory; for the CPU and what shares its memory, the computer's."""
+    """Bytes of a device's memory; for the CPU and what shares its memory, what the process may use of it."""
     if device.startswith("cuda"):
         return int(torch.cuda.get_device_properties(device).total_memory)
     if sys.platform == "win32":
@@ -185,4 +287,27 @@ def of_device(device: str) -> int:
         status = Status(length=ctypes.sizeof(Status))
         ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
         return int(status.field0)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()])
+
+
+def _limits() -> list[int]:
+    """The limits of this process in bytes: on its address space (ulimit -v), and of its control groups."""
+    import resource
+
+    limits = []
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        mapped = resident = 0
+        with suppress(OSError, ValueError):
+            mapped, resident = map(int, Path("/proc/self/statm").read_text().split()[:2])
+        # Libraries and the stacks of threads are mapped and hardly touched.
+        limits.append(max(soft - (mapped - resident) * resource.getpagesize(), 0))
+    root, groups = Path("/sys/fs/cgroup"), [Path()]
+    with suppress(OSError, ValueError):
+        own = Path("/proc/self/cgroup").read_text().partition("0::/")[2].partition("\n")[0]
+        groups += [Path(own), *Path(own).parents]
+    files = [*(root / group / "memory.max" for group in groups), root / "memory" / "memory.limit_in_bytes"]
+    for file in files:
+        with suppress(OSError, ValueError):  # "max" is no number
+            limits.append(int(file.read_text()))
+    return limits

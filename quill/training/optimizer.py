@@ -34,9 +34,8 @@ class Optimizer:
     def __init__(self, model: GPT, config: TrainConfig, dtype: str) -> None:
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._names: dict[Tensor, str] = {p: n for n, p in named.items()}
-        # Muon is for maps between activations; embeddings and the head are tables.
         is_muon = config.optimizer == "muon"
-        hidden = {n: p for n, p in named.items() if is_muon and n.startswith("h.") and p.dim() == 2}
+        hidden = {n: p for n, p in named.items() if is_muon and is_hidden(n, p)}
         rest = {n: p for n, p in named.items() if n not in hidden}
         muon = [Muon(list(hidden.values()), config, getattr(torch, dtype))] if hidden else []
         self.optimizers: list[torch.optim.Optimizer] = [*muon, _adamw(rest, config)]
@@ -75,6 +74,11 @@ class Optimizer:
             name, _, quantity = key.rpartition("/")
             optimizer, p = owners[name]
             optimizer.state[p][quantity] = value.to(p.device, copy=True)
+
+
+def is_hidden(name: str, p: Tensor) -> bool:
+    """Whether a parameter maps between activations, as Muon requires; embeddings and the head are tables."""
+    return name.startswith("h.") and p.dim() == 2
 
 
 def _adamw(named: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.Optimizer:

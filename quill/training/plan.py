@@ -33,6 +33,8 @@ class Plan:
         device: The device.
         dtype: Precision of the arithmetic.
         compiled: Whether torch.compile is used.
+        micro_batch_size: Most sequences of a batch that are computed at once.
+        gradient_checkpointing: Whether activations are computed again for the backward pass.
         dataset: Name of the dataset.
         train_tokens: Tokens to train on.
         val_tokens: Tokens to evaluate on.
@@ -50,6 +52,8 @@ class Plan:
     device: str
     dtype: str
     compiled: bool
+    micro_batch_size: int
+    gradient_checkpointing: bool
     dataset: str
     train_tokens: int
     val_tokens: int
@@ -76,14 +80,14 @@ def plan(
     c = config.train
     device = find_device(c.device)
     teachers.check(found, config, dataset)
-    fixed = memory.check(config, device, teachers.shapes(found))
+    taught_by = teachers.shapes(found)
+    memory.check(config, device, taught_by)
     model = GPT(config.model.shape(), c.seed).to(device)
     parameters = sum(p.numel() for p in model.parameters())
     part = autotune.share_of(model, c)
     share = part.batch_size
-    chosen = autotune.choose(model, config, dataset, device)
+    chosen = autotune.choose(model, config, dataset, device, teachers=taught_by)
     trainer = Trainer(model, part, tokens.train, chosen, teachers.load(found, device))
-    kept = memory.activations(trainer)
     forward, update = _time_step(trainer)
     passes = c.batch_size / share * c.gradient_accumulation_steps
     seconds = forward * passes + update
@@ -97,7 +101,7 @@ def plan(
         config=config.to_dict(),
         parameters=parameters,
         tokens_per_step=tokens_per_step(config),
-        memory_bytes=fixed + kept * c.batch_size // share,
+        memory_bytes=memory.need(config, chosen, taught_by).of(chosen.micro_batch_size or c.batch_size),
         memory_present=memory.of_device(device),
         seconds_per_step=seconds,
         seconds_total=total,
@@ -105,6 +109,8 @@ def plan(
         device=chosen.name,
         dtype=chosen.dtype,
         compiled=chosen.compiled,
+        micro_batch_size=chosen.micro_batch_size or c.batch_size,
+        gradient_checkpointing=chosen.checkpointing,
         dataset=dataset.name,
         train_tokens=tokens.train_tokens,
         val_tokens=tokens.val_tokens,

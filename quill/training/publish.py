@@ -108,6 +108,8 @@ def describe(
         "device": device.name,
         "dtype": device.dtype,
         "compiled": device.compiled,
+        "micro_batch_size": device.micro_batch_size,
+        "gradient_checkpointing": device.checkpointing,
         "steps": steps,
         "best_step": best_step,
         "averaged": averaged,

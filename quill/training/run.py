@@ -37,7 +37,7 @@ from quill.registry.names import check_name
 from quill.registry.store import Registry
 from quill.registry.version import Version
 from quill.training import autotune, finetune, loggers, memory, teachers
-from quill.training.device import find_device
+from quill.training.device import Device, find_device
 from quill.training.events import (
     Evaluated,
     Event,
@@ -187,6 +187,18 @@ def _budget(seconds: float, clock: float, inputs: Inputs, publishes: bool) -> Bu
     return Budget(seconds, clock, c.eval_interval, cost, 1 + (0 if is_exact else whole / max(read, 1)))
 
 
+def _how_it_fits(config: RunConfig, device: Device) -> list[str]:
+    """What is done so that a step fits in memory, a sentence each."""
+    rows, B = device.micro_batch_size, config.train.batch_size
+    notes = []
+    if rows is not None and rows < B:
+        at_once = f"{rows:,} sequence{'' if rows == 1 else 's'}"
+        notes.append(f"computing each batch of {B:,} sequences in parts of at most {at_once}")
+    if device.checkpointing:
+        notes.append("recomputing activations for the backward pass instead of storing them")
+    return notes
+
+
 class Run:
     """One draft, from its first or next step to its publication.
 
@@ -295,7 +307,12 @@ class Run:
         if self._budget is not None and self._fit:
             self.trainer.horizon = self._budget.horizon(self.trainer.step)
         rate = self.trainer.learning_rate
+        device = self.trainer.device
         losses, norm = self.trainer.advance(self._poll)
+        if self.trainer.device != device:
+            self._emit(Notice(f"step {self.trainer.step:,} ran out of memory and was repeated"))
+            for note in _how_it_fits(self.config, self.trainer.device):
+                self._emit(Notice(note))
         now = time.monotonic()
         seconds = now - self._lap
         self._emit(
@@ -402,7 +419,13 @@ class Run:
         tensors, trained = self.trainer.state()
         info = {
             "trainer": trained,
-            "machine": {"device": device.name, "dtype": device.dtype, "compiled": device.compiled},
+            "machine": {
+                "device": device.name,
+                "dtype": device.dtype,
+                "compiled": device.compiled,
+                "micro_batch_size": device.micro_batch_size,
+                "gradient_checkpointing": device.checkpointing,
+            },
             "best_val_loss": self._best_loss,
             "best_step": self._best_step,
             "best_averaged": self._best_averaged,
@@ -524,9 +547,12 @@ class Run:
             tokens = self.dataset.tokenizer.vocab_size
             finetune.copy_weights(parent.model, model, parent.tokenizer.vocab_size, tokens)
         model.to(device)
-        chosen = autotune.choose(model, c, self.dataset, device, facts.get("machine"), self._stage)
+        taught_by = teachers.shapes(self._taught_by)
+        chosen = autotune.choose(
+            model, c, self.dataset, device, facts.get("machine"), self._stage, teachers=taught_by
+        )
+        self._notes += _how_it_fits(c, chosen)
         loaded = teachers.load(self._taught_by, device)
-        memory.check_batch(model, c, self._tokens.train, chosen, loaded)
         trainer = Trainer(model, c.train, self._tokens.train, chosen, loaded)
         trainer.step = trainer.first = first
         return trainer

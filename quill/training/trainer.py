@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,8 +20,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from quill.config.settings import TrainConfig
 from quill.data.batches import batch
-from quill.errors import DivergedError
+from quill.errors import DivergedError, is_out_of_memory
 from quill.evaluation import measure
+from quill.model.dropout import Rows
 from quill.model.gpt import GPT, loss
 from quill.training import masking, schedule, teachers
 from quill.training.device import Device
@@ -34,6 +36,8 @@ _FIRST_SCALE, _GROWTH_STEPS = 2.0**15, 2000
 # Added to the seed of dropout in the second pass over a batch; far from the seeds of the first passes even in
 # the 32 bits that the CPU's generator takes.
 _SECOND_PASS = 0x9E3779B9
+# The same for a part of a batch, times its first sequence, where its masks are not those of the whole batch.
+_PART = 0xC2B2AE35
 
 
 class Losses(NamedTuple):
@@ -48,6 +52,30 @@ class Losses(NamedTuple):
     objective: float
 
 
+class _Part(NamedTuple):
+    """Sequences of one batch that go through the model at once.
+
+    Attributes:
+        x: Inputs, (B, T).
+        y: Targets, (B, T).
+        dropped: Tokens hidden by token dropout, (B, T), or None.
+        masked: Tokens hidden for the masked loss, (B, T), or None.
+        number: Of the forward pass within the run.
+        first: Index of its first sequence in the batch.
+        divisor: What its mean loss is divided by to get its share of the step's.
+        rows: The context in which its dropout masks are those of the whole batch.
+    """
+
+    x: Tensor
+    y: Tensor
+    dropped: Tensor | None
+    masked: Tensor | None
+    number: int
+    first: int
+    divisor: float
+    rows: AbstractContextManager[None]
+
+
 class Trainer:
     """A model and its optimizer at some step of a run.
 
@@ -55,10 +83,11 @@ class Trainer:
         model: On the device.
         config: Training settings.
         train: Token ids of the training split, (n,).
-        device: Device, precision and compilation.
+        device: Device, precision, compilation, and how many sequences it takes at once.
         taught_by: Models to learn from as well, on the device.
 
     Attributes:
+        device: It takes fewer sequences at once after a step that ran out of memory.
         averaged: The model with the moving average of the weights; None before the first step, or without
             an ema_decay.
         step: Optimizer steps done.
@@ -105,11 +134,7 @@ class Trainer:
         self.model.train()
         if self.config.ema_decay and self.averaged is None:
             self.averaged = self._copy()
-        try:
-            losses = self.gradients(poll)
-        except BaseException:
-            self.model.zero_grad(set_to_none=True)
-            raise
+        losses = self._fitting_gradients(poll)
         norm = self._clip()
         if self.device.dtype == "float16" and not math.isfinite(norm) and math.isfinite(losses.objective):
             self._lower_scale()
@@ -133,61 +158,106 @@ class Trainer:
         Returns:
             The mean losses of the batches.
         """
-        c, n_micro = self.config, self.config.gradient_accumulation_steps
+        weight = self.config.masked_loss_weight
         total: Tensor | float = 0.0
         extra: Tensor | float = 0.0
-        for micro in range(n_micro):
-            if micro:
+        for i, part in enumerate(self._parts()):
+            if i:
                 poll()
+            with part.rows:
+                share, objective = self._losses(part)
+                self._backward(objective)
+                total = total + share.detach()
+                if objective is not share:
+                    extra = extra + (objective - share).detach()
+                if part.masked is not None:
+                    poll()
+                    second = loss(self._logits(part, part.masked, _SECOND_PASS).float(), part.y)
+                    second = second * (weight / part.divisor)
+                    self._backward(second)
+                    extra = extra + second.detach()
+        value = float(total)
+        return Losses(value, value + float(extra))
+
+    def _fitting_gradients(self, poll: Callable[[], None]) -> Losses:
+        """The gradients of a step, of fewer sequences at once if it runs out of memory; none if it fails."""
+        while True:
+            try:
+                return self.gradients(poll)
+            except BaseException as e:
+                self.model.zero_grad(set_to_none=True)
+                smaller = self._smaller() if is_out_of_memory(e) else None
+                if smaller is None:
+                    raise
+            # Only now has the error let go of the tensors of the step.
+            self.device = smaller
+            self.device.release()
+
+    def _smaller(self) -> Device | None:
+        """The device with half as many sequences at once, or with checkpointing if it has one already."""
+        c = self.config
+        rows = min(self.device.micro_batch_size or c.batch_size, c.batch_size)
+        if rows > 1:
+            return replace(self.device, micro_batch_size=rows // 2)
+        if c.gradient_checkpointing == "off" or self.device.checkpointing or self.device.compiled:
+            return None
+        return replace(self.device, micro_batch_size=1, checkpointing=True)
+
+    def _parts(self) -> Iterator[_Part]:
+        """The step's batches, each cut into as few parts of like size as the device takes at once."""
+        c, n_micro, T = self.config, self.config.gradient_accumulation_steps, self.model.shape.block_size
+        B = c.batch_size
+        n_parts = math.ceil(B / (self.device.micro_batch_size or B))
+        for micro in range(n_micro):
             x, y = batch(
                 self.train,
                 seed=c.seed,
                 step=self.step,
-                batch_size=c.batch_size,
-                block_size=self.model.shape.block_size,
+                batch_size=B,
+                block_size=T,
                 micro=micro,
                 n_micro=n_micro,
             )
-            device = self.device.name
-            x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
-            shape, number = (c.batch_size, self.model.shape.block_size), (c.seed, self.step, micro)
+            shape, number = (B, T), (c.seed, self.step, micro)
             dropped = masking.dropped(c.token_dropout, shape, number) if c.token_dropout else None
-            part, objective = self._losses(x, y, dropped, micro)
-            self._backward(objective)
-            total = total + part.detach()
-            if objective is not part:
-                extra = extra + (objective - part).detach()
-            if c.masked_loss_weight:
-                poll()
-                masked = masking.masked(c.masked_loss_max, shape, number)
-                part = loss(self._logits(x, masked, micro, _SECOND_PASS).float(), y)
-                part = part * (c.masked_loss_weight / n_micro)
-                self._backward(part)
-                extra = extra + part.detach()
-        value = float(total)
-        return Losses(value, value + float(extra))
+            masked = masking.masked(c.masked_loss_max, shape, number) if c.masked_loss_weight else None
+            is_cut = n_parts > 1 and self.model.shape.dropout and self.device.kind == "cpu"
+            rows = Rows(B) if is_cut else None
+            for i in range(n_parts):
+                first, last = i * B // n_parts, (i + 1) * B // n_parts
+                cut = slice(first, last)
+                yield _Part(
+                    self._moved(x[cut]),
+                    self._moved(y[cut]),
+                    None if dropped is None else self._moved(dropped[cut]),
+                    None if masked is None else self._moved(masked[cut]),
+                    self.step * n_micro + micro,
+                    0 if rows is not None else first,
+                    n_micro * (B / (last - first)),
+                    nullcontext() if rows is None else rows.only(first, last),
+                )
 
-    def _logits(self, x: Tensor, dropped: Tensor | None, micro: int, salt: int = 0) -> Tensor:
-        """Logits of a batch in training mode, (B, T, V), with the dropout masks of a pass over it."""
-        c = self.config
+    def _moved(self, t: Tensor) -> Tensor:
+        return t.to(self.device.name, non_blocking=True)
+
+    def _logits(self, part: _Part, dropped: Tensor | None, salt: int = 0) -> Tensor:
+        """Logits of a part in training mode, (B, T, V), with the dropout masks of a pass over it."""
         masks: AbstractContextManager[None] = nullcontext()
-        number = self.step * c.gradient_accumulation_steps + micro
         if self.model.shape.dropout:
-            masks = self.device.seeded((c.seed * 1_000_003 + number + salt) % 2**63)
-        if dropped is not None:
-            dropped = dropped.to(self.device.name, non_blocking=True)
+            seed = self.config.seed * 1_000_003 + part.number + salt + part.first * _PART
+            masks = self.device.seeded(seed % 2**63)
         with masks, self.device.autocast():
-            return self._forward(x, dropped=dropped)
+            return self._forward(part.x, dropped=dropped, recompute=self.device.checkpointing)
 
-    def _losses(self, x: Tensor, y: Tensor, dropped: Tensor | None, micro: int) -> tuple[Tensor, Tensor]:
-        """The shares of a batch in the step's loss and in its objective."""
-        c, n_micro = self.config, self.config.gradient_accumulation_steps
-        logits = self._logits(x, dropped, micro).float()
-        part = loss(logits, y) / n_micro
+    def _losses(self, part: _Part) -> tuple[Tensor, Tensor]:
+        """The shares of a part in the step's loss and in its objective."""
+        weight, temperature = self.config.teacher_weight, self.config.teacher_temperature
+        logits = self._logits(part, part.dropped).float()
+        share = loss(logits, part.y) / part.divisor
         if not self._teachers:
-            return part, part
-        apart = teachers.divergence(logits, x, self._teachers, c.teacher_temperature, self.device.autocast)
-        return part, (1.0 - c.teacher_weight) * part + c.teacher_weight / n_micro * apart
+            return share, share
+        apart = teachers.divergence(logits, part.x, self._teachers, temperature, self.device.autocast)
+        return share, (1.0 - weight) * share + weight / part.divisor * apart
 
     def _backward(self, part: Tensor) -> None:
         (part * self._scale if self._scale != 1.0 else part).backward()  # type: ignore[no-untyped-call]

@@ -57,7 +57,7 @@ def test_a_choice_is_measured_once_and_remembered(
     assert len(stages) == 1
     explicit = config.train.model_copy(update={"dtype": "bfloat16", "compile": "off"})
     chosen = autotune.choose(model, config.model_copy(update={"train": explicit}), data, "cpu")
-    assert chosen == Device("cpu", "bfloat16", False), "an explicit setting wins over the cache"
+    assert chosen == Device("cpu", "bfloat16", False, 64), "an explicit setting wins over the cache"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 3}'])

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +44,15 @@ from quill.model.gpt import n_params
 from quill.registry import locks
 from quill.registry.store import Registry
 from quill.training import memory, resume
-from quill.training.events import Evaluated, Event, Finished, Sampled, Saved, Started, Stepped
+from quill.training.device import Device
+from quill.training.events import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Stepped
 from quill.training.inputs import settle
 from quill.training.log import read_metrics
 from quill.training.plan import plan
 from quill.training.run import Outcome, train
+from quill.training.trainer import Trainer
 
+CPU = Device("cpu", "float32", False)
 # Files of a run that are written without a sync.
 UNSYNCED = ("status.json", "metrics.jsonl", "run.log")
 
@@ -918,15 +925,77 @@ def test_f11_f60_what_cannot_run_is_refused_at_once(
         assert not (registry.root.parent / "data").exists(), "refused before the data is prepared"
 
 
-def test_f11_a_batch_is_measured_before_the_first_step(
+def test_f11_a_batch_is_cut_or_refused_before_the_first_step(
     text: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a computer with just enough memory for the lower bound that arithmetic gives."""
-    monkeypatch.setattr(memory, "of_device", lambda device: 3_000_000)
     wide = make(text, train__batch_size=64, model__n_layer=3)
-    with pytest.raises(InputError, match="a step of 64 sequences of 16 tokens does not fit") as caught:
-        run(wide, registry)
+    needed = memory.need(settle(wide, registry.root.parent / "data", None).config, CPU)
+    monkeypatch.setattr(memory, "of_device", lambda device: needed.of(4))
+    whole = make(text, train__batch_size=64, model__n_layer=3, train__micro_batch_size=64)
+    with pytest.raises(InputError, match="64 sequences of 16 tokens do not fit") as caught:
+        run(whole, registry)
     assert "training needs about" in caught.value.why
-    assert caught.value.hint == "lower train.batch_size"
+    assert caught.value.hint == "leave train.micro_batch_size unset"
+    events: list[Event] = []
+    with pytest.raises(InterruptedRun):
+        run(wide, registry, stop_after=3, observer=events.append)
+    [note] = [e.message for e in events if isinstance(e, Notice)]
+    assert re.fullmatch(r"computing each batch of 64 sequences in parts of at most [23] sequences", note)
     monkeypatch.undo()
-    assert run(wide, registry).reason == "trained"
+    version = run(wide, registry, observer=events.append).version
+    assert version is not None and version.facts["micro_batch_size"] in (2, 3), "a resumed run keeps it"
+    assert version.facts["gradient_checkpointing"] is False
+
+
+def test_activations_are_recomputed_where_one_sequence_does_not_fit(
+    text: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = make(text, model__n_layer=6)
+    settled = settle(deep, registry.root.parent / "data", None).config
+    stored, recomputed = (memory.need(settled, replace(CPU, checkpointing=on)).of(1) for on in (False, True))
+    monkeypatch.setattr(memory, "of_device", lambda device: (stored + recomputed) // 2)
+    version = run(deep, registry).version
+    assert version is not None
+    assert version.facts["gradient_checkpointing"] is True
+    off = make(text, name="off", model__n_layer=6, train__gradient_checkpointing="off")
+    with pytest.raises(InputError, match="one sequence of 16 tokens does not fit") as caught:
+        run(off, registry)
+    assert caught.value.hint == "lower model.block_size"
+
+
+def test_f40_a_step_that_runs_out_of_memory_is_announced_and_kept(
+    text: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = Trainer.gradients
+
+    def short(trainer: Trainer, *args: Any) -> Any:
+        if trainer.step >= 2 and (trainer.device.micro_batch_size or 4) > 1:
+            raise MemoryError
+        return gradients(trainer, *args)
+
+    monkeypatch.setattr(Trainer, "gradients", short)
+    events: list[Event] = []
+    with pytest.raises(InterruptedRun):
+        run(make(text), registry, stop_after=3, observer=events.append)
+    monkeypatch.undo()
+    said = [e.message for e in events if isinstance(e, Notice)]
+    assert said[0] == "step 3 ran out of memory and was repeated"
+    assert said[1] == "computing each batch of 4 sequences in parts of at most 1 sequence"
+    version = run(make(text), registry).version
+    assert version is not None and version.facts["micro_batch_size"] == 1
+
+
+def test_the_limits_of_the_process_are_the_memory_of_the_cpu() -> None:
+    free = memory.of_device("cpu")
+    limited = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import resource, torch; from quill.training import memory;"
+            "resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); print(memory.of_device('cpu'))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 1 << 30 < int(limited.stdout) < min(free + 1, 8 << 30)

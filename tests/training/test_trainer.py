@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -221,3 +222,88 @@ def test_the_passes_over_a_batch_have_different_dropout_masks() -> None:
     trainer = make(dropout=0.5, masked_loss_weight=1.0, masked_loss_max=1e-9)
     losses = trainer.gradients()
     assert losses.objective - losses.loss != pytest.approx(losses.loss, rel=1e-6)
+
+
+CUT: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dropout": {"dropout": 0.3},
+    "odd sizes": {"dropout": 0.3, "batch_size": 7},
+    "all": {
+        "dropout": 0.2,
+        "token_dropout": 0.1,
+        "masked_loss_weight": 0.4,
+        "gradient_accumulation_steps": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("settings", CUT)
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "recomputed"])
+@pytest.mark.parametrize("rows", [None, 1, 3])
+def test_a_cut_batch_has_the_gradients_of_the_whole_one(
+    block: str, settings: str, checkpointing: bool, rows: int | None
+) -> None:
+    whole, cut = make(block, **CUT[settings]), make(block, **CUT[settings])
+    cut.device = replace(CPU, micro_batch_size=rows, checkpointing=checkpointing)
+    polls: list[int] = []
+    assert cut.gradients(lambda: polls.append(1)) == pytest.approx(whole.gradients(), abs=1e-5)
+    for (name, p), q in zip(whole.model.named_parameters(), cut.model.parameters(), strict=True):
+        assert p.grad is not None and q.grad is not None
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-4, msg=name)
+    c = whole.config
+    parts = -(-c.batch_size // (rows or c.batch_size)) * c.gradient_accumulation_steps
+    assert len(polls) == parts * (2 if c.masked_loss_weight else 1) - 1
+
+
+def test_a_cut_batch_learns_from_teachers_as_the_whole_one() -> None:
+    def taught(rows: int | None) -> Trainer:
+        student = make(dropout=0.2)
+        device = replace(CPU, micro_batch_size=rows)
+        return Trainer(student.model, student.config, TOKENS, device, [make(seed=2).model.eval()])
+
+    whole, cut = taught(None), taught(3)
+    assert cut.gradients() == pytest.approx(whole.gradients(), abs=1e-5)
+    for p, q in zip(whole.model.parameters(), cut.model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-4)
+
+
+class _Shortage:
+    """A forward pass that runs out of memory on more than so many sequences."""
+
+    def __init__(self, trainer: Trainer, rows: int, error: type[Exception], stored: bool = True) -> None:
+        self.forward, self.rows, self.error, self.stored = trainer._forward, rows, error, stored
+        self.refused: list[int] = []
+
+    def __call__(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if len(x) > self.rows or not (self.stored or kwargs["recompute"]):
+            self.refused.append(len(x))
+            raise self.error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return self.forward(x, **kwargs)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.OutOfMemoryError])
+def test_f40_a_step_that_runs_out_of_memory_is_repeated_in_smaller_parts(error: type[Exception]) -> None:
+    plain, short = make(dropout=0.2), make(dropout=0.2)
+    plain.device = replace(CPU, micro_batch_size=2)
+    shortage = short._forward = _Shortage(short, 3, error)
+    assert [short.advance() for _ in range(3)] == [plain.advance() for _ in range(3)]
+    assert shortage.refused == [8, 4]
+    assert short.device == replace(CPU, micro_batch_size=2)
+    for name, value in weights(plain).items():
+        assert torch.equal(value, weights(short)[name]), name
+
+
+def test_f40_one_sequence_that_does_not_fit_is_recomputed_or_fails() -> None:
+    short = make(batch_size=2)
+    short._forward = _Shortage(short, 1, MemoryError, stored=False)
+    short.advance()
+    assert short.device == replace(CPU, micro_batch_size=1, checkpointing=True)
+    for settings in ({"gradient_checkpointing": "off"}, {}):
+        never = make(**settings)
+        before = weights(never)
+        never._forward = _Shortage(never, 0, MemoryError)
+        with pytest.raises(MemoryError):
+            never.advance()
+        assert all(torch.equal(value, before[name]) for name, value in weights(never).items())
+        assert all(p.grad is None for p in never.model.parameters())
