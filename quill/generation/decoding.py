@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from quill.model.gpt import GPT
+from quill.model.kv_cache import KVCache
 
 # How far the window moves, as a fraction of the context length; the context never gets shorter than the
 # rest. For a context of 256 characters, reading the rest again took half of the time at 1/8, a quarter at
@@ -28,18 +29,21 @@ class Decoder:
         model: In eval mode, such as `cpu.for_decoding` returns.
         rows: Number of sequences side by side, B.
         stride: Tokens that leave a full window at once; half the context length if None.
+        cache: Memory for the keys and values; new if None.
 
     Attributes:
         length: Tokens in the window.
     """
 
-    def __init__(self, model: GPT, rows: int = 1, stride: int | None = None) -> None:
+    def __init__(
+        self, model: GPT, rows: int = 1, stride: int | None = None, cache: KVCache | None = None
+    ) -> None:
         size = model.shape.block_size
         if stride is None:
             stride = int(size * STRIDE)
         self.model = model
         self._kept = max(1, size - max(1, stride))
-        self._cache = model.new_cache(rows)
+        self._cache = model.new_cache(rows) if cache is None else cache
         self._read: list[Tensor] = []
         self.length = 0
 
@@ -80,4 +84,20 @@ class Decoder:
         twin = copy.copy(self)
         twin._read = [t.expand(rows, -1) for t in self._read]
         twin._cache = self._cache.repeat(rows)
+        return twin
+
+    def note(self, token: Tensor) -> None:
+        """Record a token, (B, 1), whose keys and values were put into the cache from outside."""
+        self._read.append(token)
+        self.length += 1
+
+    def use(self, cache: KVCache) -> None:
+        """Continue on another cache that contains the same keys and values."""
+        self._cache = cache
+
+    def sharing(self, cache: KVCache) -> Decoder:
+        """A decoder that has read what this one has, over a copy of its keys and values."""
+        twin = copy.copy(self)
+        twin._read = list(self._read)
+        twin._cache = cache
         return twin

@@ -17,10 +17,10 @@ from quill.config.shape import Shape
 from quill.errors import InputError
 from quill.generation.cpu import FEW_TOKENS, for_decoding
 from quill.generation.decoding import Decoder
+from quill.generation.row import Row
 from quill.generation.sampling import Sampler
-from quill.generation.stopping import StopStrings
 from quill.model.gpt import GPT
-from quill.tokenizers.base import StreamDecoder, Tokenizer
+from quill.tokenizers.base import Tokenizer
 from quill.units import count
 
 # Memory for samples generated side by side; more of them are generated in groups.
@@ -99,7 +99,7 @@ class Generator:
             DivergedError: The model's weights contain NaN or infinity.
         """
         config = _settled(config, settings)
-        row = _Row(self.tokenizer, config.stop)
+        row = Row(self.tokenizer, config.stop)
         decoder, logits, idx = self._read(prompt, config, unknown)
         sampler = Sampler(config, [0], idx, self.tokenizer.vocab_size)
         for drawn in range(config.max_new_tokens):
@@ -142,7 +142,7 @@ class Generator:
             DivergedError: The model's weights contain NaN or infinity.
         """
         config = _settled(config, settings)
-        rows = [_Row(self.tokenizer, config.stop) for _ in range(config.num_samples)]
+        rows = [Row(self.tokenizer, config.stop) for _ in range(config.num_samples)]
         decoder, logits, idx = self._read(prompt, config, unknown)
         if config.max_new_tokens:
             size = rows_at_once(self.model.shape)
@@ -160,18 +160,22 @@ class Generator:
         self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]
     ) -> tuple[Decoder, Tensor, Tensor]:
         """Feed the prompt; return the decoder, the logits of the next token, and the prompt's tokens."""
-        ids = self.tokenizer.encode(prompt, unknown=unknown) or [self._first_token()]
+        ids = self.tokenizer.encode(prompt, unknown=unknown) or [self.first_token()]
         size = self.model.shape.block_size
         if len(ids) > size and self._notice is not None:
             self._notice(f"using the last {size:,} of the prompt's {len(ids):,} tokens: the context length")
         idx = torch.tensor([ids], device=self.device)
-        copy_weights = config.max_new_tokens >= FEW_TOKENS
-        if copy_weights not in self._ready:
-            self._ready[copy_weights] = for_decoding(self.model, copy_weights)
-        decoder = Decoder(self._ready[copy_weights])
+        decoder = Decoder(self.ready(config.max_new_tokens))
         return decoder, decoder.feed(idx[:, -size:]), idx
 
-    def _first_token(self) -> int:
+    def ready(self, max_new_tokens: int) -> GPT:
+        """The twin of the model that generates so many tokens fastest; made once."""
+        copy_weights = max_new_tokens >= FEW_TOKENS
+        if copy_weights not in self._ready:
+            self._ready[copy_weights] = for_decoding(self.model, copy_weights)
+        return self._ready[copy_weights]
+
+    def first_token(self) -> int:
         """The token before an empty prompt: a newline, else the end-of-text token."""
         try:
             return self.tokenizer.encode("\n")[-1]
@@ -247,7 +251,7 @@ def rows_at_once(shape: Shape) -> int:
     return max(1, min(256, _GROUP_BYTES // max(1, 4 * shape.block_size * (cached + moving))))
 
 
-def _draw(decoder: Decoder, logits: Tensor, sampler: Sampler, rows: Sequence[_Row], limit: int) -> None:
+def _draw(decoder: Decoder, logits: Tensor, sampler: Sampler, rows: Sequence[Row], limit: int) -> None:
     """Sample side by side until every row has ended."""
     for drawn in range(limit):
         chosen = sampler(logits)
@@ -256,38 +260,3 @@ def _draw(decoder: Decoder, logits: Tensor, sampler: Sampler, rows: Sequence[_Ro
         if all(row.done for row in rows) or drawn + 1 == limit:
             return
         logits = decoder.feed(chosen)
-
-
-class _Row:
-    """One sample in progress: its text so far, and whether it has ended."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._eot = tokenizer.eot_id
-        self._characters = StreamDecoder(tokenizer)
-        self._stops = StopStrings(stops)
-        self._chunks: list[str] = []
-        self.done = False
-
-    @property
-    def text(self) -> str:
-        """The text so far."""
-        return "".join(self._chunks)
-
-    def feed(self, token: int) -> str:
-        """Add a token; return the text that is now certain."""
-        if self.done:
-            return ""
-        if token == self._eot:
-            self.done = True
-            return self.flush()
-        chunk = self._stops.feed(self._characters.feed(token))
-        self.done = self._stops.hit
-        self._chunks.append(chunk)
-        return chunk
-
-    def flush(self) -> str:
-        """End the sample; return the text that was still held back."""
-        self.done = True
-        chunk = self._stops.feed(self._characters.flush()) + self._stops.flush()
-        self._chunks.append(chunk)
-        return chunk

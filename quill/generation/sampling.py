@@ -165,6 +165,9 @@ class Sampler:
         rows: The numbers of these samples, B of them.
         prompt: Token ids that count as repeated, (1, T) or (B, T).
         vocab_size: Number of tokens that can be drawn, V; logits beyond are padding.
+
+    Attributes:
+        device: Where tokens are drawn.
     """
 
     def __init__(self, config: SampleConfig, rows: Sequence[int], prompt: Tensor, vocab_size: int) -> None:
@@ -175,11 +178,11 @@ class Sampler:
         ]
         self._uniform: deque[Tensor] = deque()
         # MPS has no float64.
-        self._device = torch.device("cpu") if prompt.device.type == "mps" else prompt.device
+        self.device = torch.device("cpu") if prompt.device.type == "mps" else prompt.device
         self._seen: Tensor | None = None
         if config.repetition_penalty != 1:
-            self._seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=self._device)
-            self._seen.scatter_(1, prompt.to(self._device).expand(len(rows), -1), True)
+            self._seen = torch.zeros(len(rows), vocab_size, dtype=torch.bool, device=self.device)
+            self._seen.scatter_(1, prompt.to(self.device).expand(len(rows), -1), True)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Draw.
@@ -194,7 +197,7 @@ class Sampler:
             DivergedError: A logit is NaN or infinite.
         """
         model_device = logits.device
-        logits = logits[:, : self.vocab_size].to(self._device, torch.float64)
+        logits = logits[:, : self.vocab_size].to(self.device, torch.float64)
         check_finite(logits)
         config = self.config
         if self._seen is not None:
@@ -202,16 +205,58 @@ class Sampler:
         if config.temperature == 0 or config.top_k == 1:
             chosen = logits.argmax(-1, keepdim=True)
         else:
-            chosen = draw(restrict(logits, config), self._next_uniform())
+            chosen = draw(restrict(logits, config), self.next_uniform())
         if self._seen is not None:
             self._seen.scatter_(1, chosen, True)
         return chosen.to(model_device)
 
-    def _next_uniform(self) -> Tensor:
+    @property
+    def alike(self) -> tuple[object, ...] | None:
+        """What samplers must have in common to draw together; None if this one must draw alone."""
+        c = self.config
+        if self._seen is not None or len(self._numbers) != 1:
+            return None
+        if c.temperature == 0 or c.top_k == 1:
+            return (0.0,)
+        return (c.temperature, c.top_k, c.top_p, c.min_p)
+
+    def next_uniform(self) -> Tensor:
         """One random number for each row, (B, 1)."""
         if not self._uniform:
             # Made ahead: turning Python numbers into a tensor takes longer than drawing with it.
             numbers = [[n.random() for _ in range(_AHEAD)] for n in self._numbers]
-            ahead = torch.tensor(numbers, dtype=torch.float64, device=self._device)
+            ahead = torch.tensor(numbers, dtype=torch.float64, device=self.device)
             self._uniform.extend(ahead[:, i : i + 1] for i in range(_AHEAD))
         return self._uniform.popleft()
+
+
+def draw_together(samplers: Sequence[Sampler], logits: Tensor) -> Tensor:
+    """Draw the next token of several samplers of one row each, those with equal settings at once.
+
+    Args:
+        samplers: One for each row.
+        logits: The model's, (B, V or more), finite.
+
+    Returns:
+        Token ids, (B, 1).
+    """
+    if len(samplers) == 1:
+        return samplers[0](logits)
+    groups: dict[object, list[int]] = {}
+    for i, sampler in enumerate(samplers):
+        key = sampler.alike
+        groups.setdefault(i if key is None else key, []).append(i)
+    chosen = torch.empty(len(samplers), 1, dtype=torch.int64, device=logits.device)
+    for rows in groups.values():
+        first = samplers[rows[0]]
+        if len(rows) == 1:
+            chosen[rows] = first(logits[rows])
+            continue
+        some = logits[rows, : first.vocab_size].to(first.device, torch.float64)
+        if first.alike == (0.0,):
+            drawn = some.argmax(-1, keepdim=True)
+        else:
+            uniform = torch.cat([samplers[i].next_uniform() for i in rows])
+            drawn = draw(restrict(some, first.config), uniform)
+        chosen[rows] = drawn.to(logits.device)
+    return chosen

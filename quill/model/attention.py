@@ -43,8 +43,11 @@ def attend(
     T, S = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
     if T == 1:
-        # One query sees every key, so it needs no mask.
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scale, enable_gqa=grouped)
+        # One query sees every key of its row, so it needs a mask only where rows differ in length.
+        mask = None if cache is None else cache.mask
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale, enable_gqa=grouped
+        )
     if T == S and cpu_attention.suits(q, dropout):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         return cpu_attention.attend(q, k, v, dropout=dropout, scale=scale)

@@ -119,7 +119,13 @@ class GPT(nn.Module):
         T = idx.shape[1]
         start = cache.length if cache is not None else 0
         rope = None
-        if self.learned_positions:
+        if cache is not None and cache.positions is not None:
+            # Rows of different lengths, one token each.
+            if self.learned_positions:
+                x = x + self.wpe.weight[cache.positions][:, None]
+            else:
+                rope = self.rotations().at(cache.positions)
+        elif self.learned_positions:
             x = x + self.wpe.weight.narrow(0, start, T)
         else:
             rope = self.rotations().span(start, T)

@@ -7,6 +7,7 @@ moves the window when it is full.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +16,13 @@ from quill.config.shape import Shape
 
 
 class LayerCache:
-    """One layer's keys and values, (B, K, block_size, D) each, filled up to `length`."""
+    """One layer's keys and values, (B, K, block_size, D) each, filled up to `length`.
+
+    Attributes:
+        mask: Which keys each row's single query may see, (B, 1, 1, S); None: all of them.
+    """
+
+    mask: Tensor | None = None
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys = keys
@@ -54,7 +61,13 @@ class KVCache:
         batch_size: Number of sequences side by side, B.
         device: Device of the model.
         dtype: Type of its activations.
+
+    Attributes:
+        positions: The position of each row's next token where rows differ in length, (B); None: all rows are
+            as long as the cache.
     """
+
+    positions: Tensor | None = None
 
     def __init__(self, shape: Shape, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
         size = (batch_size, shape.n_kv_head, shape.block_size, shape.head_size)
@@ -82,3 +95,68 @@ class KVCache:
         twin = copy.copy(self)
         twin.layers = [layer.repeat(rows) for layer in self.layers]
         return twin
+
+    def row(self, row: int) -> KVCache:
+        """A cache of one sequence that shares the memory of one row of this one."""
+        twin = copy.copy(self)
+        twin.layers = [
+            LayerCache(layer.keys.narrow(0, row, 1), layer.values.narrow(0, row, 1)) for layer in self.layers
+        ]
+        twin.clear()
+        return twin
+
+    def rewind(self, length: int) -> None:
+        """Say how many positions are filled, after they were written through another view of the memory."""
+        self.length = length
+        for layer in self.layers:
+            layer.length = length
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first positions of one row to another."""
+        for layer in self.layers:
+            for tensor in (layer.keys, layer.values):
+                tensor[target].narrow(1, 0, length).copy_(tensor[source].narrow(1, 0, length))
+
+    def ragged(self, lengths: Sequence[int]) -> KVCache:
+        """The first rows of this cache for one step, in which each appends one token after its own length.
+
+        Args:
+            lengths: Tokens in the cache of each of the first rows.
+        """
+        device = self.layers[0].keys.device if self.layers else None
+        positions = torch.tensor(lengths, device=device)
+        longest = max(lengths) + 1
+        mask = None
+        if min(lengths) != longest - 1:
+            mask = (torch.arange(longest, device=device) <= positions[:, None])[:, None, None]
+        twin = copy.copy(self)
+        twin.positions = positions
+        rows = torch.arange(len(lengths), device=device)
+        twin.layers = [RaggedLayer(layer, rows, positions, longest, mask) for layer in self.layers]
+        return twin
+
+
+class RaggedLayer(LayerCache):
+    """The first rows of a layer's cache, each of which appends one position after its own length.
+
+    Args:
+        layer: The cache.
+        rows: 0 to B - 1, (B).
+        positions: Each row's length, (B).
+        longest: The longest row after this step, S.
+        mask: Which of the S keys each row has, (B, 1, 1, S); None if all.
+    """
+
+    def __init__(
+        self, layer: LayerCache, rows: Tensor, positions: Tensor, longest: int, mask: Tensor | None
+    ) -> None:
+        super().__init__(layer.keys, layer.values)
+        self._rows, self._positions, self.length, self.mask = rows, positions, longest, mask
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append one position to each row and return all of them, (B, K, S, D) each."""
+        # The indexed dimensions come first: (B, K, D).
+        self.keys[self._rows, :, self._positions] = k[:, :, 0]
+        self.values[self._rows, :, self._positions] = v[:, :, 0]
+        n = len(self._rows)
+        return self.keys[:n].narrow(2, 0, self.length), self.values[:n].narrow(2, 0, self.length)

@@ -44,6 +44,14 @@ class Rope:
         """The rotations of positions start to start + length - 1."""
         return Rope(self.cos.narrow(0, start, length), self.sin.narrow(0, start, length))
 
+    def at(self, positions: Tensor) -> Rope:
+        """The rotations of one position for each row.
+
+        Args:
+            positions: (B).
+        """
+        return Rope(self.cos[positions][:, None, None], self.sin[positions][:, None, None])
+
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate.
 
