@@ -33,6 +33,7 @@ _EXTRAS = {
     "onnx": ("--format onnx", "onnx"),
     "xllamacpp": ("--format gguf --verify", "gguf"),
     "matplotlib": ("show --plot", "plot"),
+    "starlette": ("serve", "serve"),
     **{logger: (f"train --log-to {logger}", logger) for logger in discovery.names("loggers")},
 }
 _LITTLE_SPACE = 1 << 30

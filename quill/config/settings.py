@@ -457,6 +457,48 @@ class SampleConfig(Section):
     )
 
 
+class ServeConfig(Section):
+    """How models are served over HTTP."""
+
+    title: ClassVar[str] = "Server"
+
+    host: str = setting("127.0.0.1", "Address to listen on; all but this machine's own need a key file.")
+    port: Annotated[int, Field(ge=0, le=65535)] = setting(8000, "Port to listen on; 0 takes a free one.")
+    api_key_file: str | None = setting(
+        None, "File with the keys that clients send, one a line; readable by its owner alone."
+    )
+    allow_host: list[str] = setting([], "Name that clients may call this server by; give several for any.")
+    cors_origin: list[str] = setting(
+        [],
+        "Origin of a web page that may call this server, such as https://example.org; give several for any.",
+    )
+    open_metrics: bool = setting(False, "Show metrics without a key.")
+    max_models: Annotated[int, Field(ge=1, le=1000)] = setting(4, "Most models in memory at once.")
+    max_memory: Annotated[float, Field(gt=0, le=2**20)] | None = setting(
+        None, "Most memory for models and their caches, in GiB; unlimited if unset."
+    )
+    keep_alive: Annotated[float, Field(ge=0, le=2**31)] = setting(
+        300.0, "Seconds after which an unused model leaves memory."
+    )
+    load_wait: Annotated[float, Field(ge=0, le=3600)] = setting(
+        20.0, "Seconds that a request waits for its model to load."
+    )
+    slots: Annotated[int, Field(ge=1, le=256)] = setting(
+        16, "Most samples that a model generates side by side; fewer if memory is short."
+    )
+    max_queue: Annotated[int, Field(ge=0, le=100_000)] = setting(64, "Most requests that wait for a slot.")
+    queue_timeout: Annotated[float, Field(gt=0, le=3600)] = setting(
+        30.0, "Seconds that a request waits for a slot."
+    )
+    max_tokens: Annotated[int, Field(ge=1, le=2**20)] = setting(
+        4096, "Most tokens that a request may ask for in each sample."
+    )
+    max_body: Annotated[int, Field(ge=1024, le=2**30)] = setting(2**20, "Most bytes of a request's body.")
+    drain: Annotated[float, Field(ge=0, le=3600)] = setting(
+        10.0, "Seconds that running requests have to end after the server was told to."
+    )
+
+
 SECTIONS: dict[str, type[Section]] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
 
 

@@ -1,0 +1,198 @@
+"""Runs the API: the address, the keys, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+
+import uvicorn
+
+from quill import fsio
+from quill.config.settings import ServeConfig
+from quill.errors import InputError, NotFoundError, ResourceError
+from quill.registry.store import Registry
+from quill.serving.app import Api, build
+from quill.serving.catalog import Catalog
+from quill.serving.guard import MOST_HEADER_BYTES, Guard, Keys, is_local
+from quill.serving.protocol import Protocol
+
+_KEY = "QUILL_API_KEY"
+_MOST_KEYS = 1 << 16
+_BACKLOG = 512
+# Longer than the clients of Python keep a connection, so that they never use one that was just closed.
+_IDLE_CONNECTION = 30
+
+
+class Server(uvicorn.Server):
+    """A server that lets running requests end before it does.
+
+    The first signal stops new work. When nothing runs any more, or the time is over, the server ends; the
+    second signal ends it at once.
+
+    Args:
+        config: uvicorn's settings.
+        api: The routes.
+    """
+
+    def __init__(self, config: uvicorn.Config, api: Api) -> None:
+        super().__init__(config)
+        self._api = api
+        self._drain: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal comes."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end."""
+        self._captured_signals.append(sig)
+        if self._api.draining or self._loop is None:
+            self.should_exit = self.force_exit = True
+            return
+        self._api.draining = True
+        self._loop.call_soon_threadsafe(self._begin_to_drain)
+
+    def _begin_to_drain(self) -> None:
+        self._drain = asyncio.create_task(self._end_in_order())
+
+    async def _end_in_order(self) -> None:
+        engine = self._api.engine
+        end = time.monotonic() + self._api.config.drain
+        while engine.unfinished and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        engine.cancel_all("shutdown")
+        self.should_exit = True
+
+
+def read_keys(path: str | None, env: Mapping[str, str] = os.environ) -> list[str]:
+    """Read the keys that clients send, from a file and from QUILL_API_KEY.
+
+    Raises:
+        InputError: Others may read the file, or there is no key in it.
+        NotFoundError: There is no such file.
+        ResourceError: It cannot be read.
+    """
+    keys = [env[_KEY]] if env.get(_KEY) else []
+    if path is None:
+        return keys
+    place = fsio.expanded(path)
+    try:
+        with open(place, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            lines = file.read(_MOST_KEYS).split()
+    except FileNotFoundError:
+        raise NotFoundError(f"no file '{place}'", hint="check the path") from None
+    except OSError as e:
+        raise ResourceError(f"cannot read '{place}'", why=e.strerror or str(e)) from e
+    if os.name == "posix" and mode & stat.S_IROTH:
+        raise InputError(f"everyone can read '{place}'", why="it contains keys", hint=f"chmod 600 {place}")
+    found = [line.decode("utf-8", "replace") for line in lines]
+    if not found:
+        raise InputError(f"'{place}' contains no key", why="one key is on each line")
+    return [*keys, *found]
+
+
+def serve(
+    config: ServeConfig,
+    registry: Registry,
+    references: Sequence[str],
+    device: str,
+    announce: Callable[[str], None],
+) -> None:
+    """Serve models until a signal ends it.
+
+    Args:
+        config: The limits.
+        registry: The registry.
+        references: The models to serve; none: all of them.
+        device: The device to compute on.
+        announce: Called with the address once connections are accepted.
+
+    Raises:
+        InputError: The address can be reached by others, and there is no key.
+        ResourceError: The address cannot be used.
+    """
+    keys = read_keys(config.api_key_file)
+    if not keys and not is_local(config.host):
+        raise InputError(
+            f"host={config.host} needs api_key_file",
+            why="other machines reach this address, and without a key anyone may use the models",
+            hint=f"quill serve --host {config.host} --api-key-file keys.txt",
+        )
+    for reference in references:
+        registry.resolve(reference)
+    listening = bind(config.host, config.port)
+    with listening:
+        api, server = _assemble(config, registry, references, device, Keys(keys))
+        announce(_address(config.host, listening))
+        asyncio.run(server.serve(sockets=[listening]))
+        api.engine.stop()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Listen on an address.
+
+    Raises:
+        ResourceError: It cannot be used.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as e:
+        raise ResourceError(f"cannot listen on '{host}'", why=str(e)) from None
+    try:
+        if os.name == "posix":
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        made.bind(address)
+        made.listen(_BACKLOG)
+    except OSError as e:
+        made.close()
+        if e.errno == errno.EADDRINUSE:
+            hint = "quill serve --port 0"
+            raise ResourceError(f"port {port} on {host} is in use", hint=hint) from None
+        raise ResourceError(f"cannot listen on {host}:{port}", why=e.strerror or str(e)) from None
+    return made
+
+
+def _address(host: str, listening: socket.socket) -> str:
+    port = listening.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _assemble(
+    config: ServeConfig, registry: Registry, references: Sequence[str], device: str, keys: Keys
+) -> tuple[Api, Server]:
+    api = Api(config, Catalog(registry, references), device)
+    app = Guard(
+        build(api),
+        keys=keys,
+        host=config.host,
+        hosts=config.allow_host,
+        origins=config.cors_origin,
+        open_metrics=config.open_metrics,
+    )
+    settings = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        loop="asyncio",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_IDLE_CONNECTION,
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+        timeout_graceful_shutdown=3,
+    )
+    return api, Server(settings, api)

@@ -1,0 +1,230 @@
+"""Waits for the samples of a job, and writes them to a client that may leave at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from quill.serving.errors import ApiError, dump, explain
+from quill.serving.jobs import Gone, Job, Piece
+from quill.serving.replies import Choice, Reply, usage
+
+# A stream that has to wait longer than this for its first token begins without one.
+_PATIENCE = 1.0
+# Something is written at least so often, so that neither proxies nor clients give up.
+_KEEP_ALIVE = 15.0
+# Text is sent at most so often: a screen shows no more, and each write costs the time of a token.
+_INTERVAL = 0.015
+_EVENTS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+@asynccontextmanager
+async def watching(receive: Receive, job: Job) -> AsyncIterator[None]:
+    """Cancel a job as soon as its client leaves. The request's body must have been read."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        job.cancel("disconnect")
+
+    task = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def begin(job: Job, queue_timeout: float, patience: float | None = None) -> list[Piece]:
+    """Wait for the first pieces of a job.
+
+    Args:
+        job: The job.
+        queue_timeout: Seconds that it may wait for a slot.
+        patience: Seconds after which nothing is returned; None: wait for the pieces.
+
+    Raises:
+        ApiError: It waited too long.
+        Gone: It was cancelled.
+    """
+    began = time.monotonic()
+    while True:
+        waited = time.monotonic() - began
+        if patience is not None and waited >= patience:
+            return []
+        if not job.started and time.monotonic() - job.submitted >= queue_timeout:
+            job.cancel("timeout")
+            raise ApiError(429, "the server is busy", "queue_timeout", headers={"retry-after": "5"})
+        limit = _PATIENCE if patience is None else patience - waited
+        if pieces := await job.news(min(limit, queue_timeout)):
+            return pieces
+
+
+async def collect(job: Job, queue_timeout: float) -> list[Piece]:
+    """Wait for all pieces of a job."""
+    pieces = await begin(job, queue_timeout)
+    async for more in job.pieces():
+        pieces += more
+    return pieces
+
+
+def gone(error: Gone) -> ApiError:
+    """The answer to those who are still there."""
+    if str(error) == "shutdown":
+        return ApiError(503, "the server is stopping", "server_shutdown", headers={"retry-after": "5"})
+    return ApiError(499, "the client left", "client_closed_request")
+
+
+class Stream(Response):
+    """An answer that is written while it is generated.
+
+    Args:
+        job: The job.
+        first: What is there already.
+        queue_timeout: Seconds that it may wait for a slot.
+        done: Called with all pieces at the end, and with the error that ended it or None.
+        headers: Further headers.
+    """
+
+    media_type = "text/plain"
+
+    def __init__(
+        self,
+        job: Job,
+        first: list[Piece],
+        queue_timeout: float,
+        done: Callable[[list[Piece], Exception | None], None],
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self._job, self._first, self._queue_timeout, self._done = job, first, queue_timeout, done
+        super().__init__(headers={**_EVENTS, **(headers or {})})
+        # Starlette counted an empty body.
+        del self.headers["content-length"]
+
+    def encode(self, pieces: Iterable[Piece]) -> bytes:
+        """What is written for some pieces."""
+        return "".join(p.text for p in pieces).encode()
+
+    def beat(self) -> bytes:
+        """What is written where there is nothing to say; nothing if that would be text."""
+        return b""
+
+    def fail(self, error: ApiError) -> bytes:
+        """What is written when the answer cannot be completed."""
+        return b""
+
+    def end(self, pieces: list[Piece]) -> bytes:
+        """What is written last."""
+        return b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write the answer."""
+        pieces: list[Piece] = []
+        failure: Exception | None = None
+        try:
+            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            async with watching(receive, self._job):
+                await send(start)
+                async for chunk in self._chunks(pieces):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except asyncio.CancelledError as e:
+            failure = Gone(str(e) or "shutdown")
+            raise
+        except Exception as e:
+            failure = e
+        finally:
+            self._done(pieces, failure)
+        if failure is not None:
+            error = gone(failure) if isinstance(failure, Gone) else explain(failure)
+            last = self.fail(error)
+        else:
+            last = self.end(pieces)
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _chunks(self, pieces: list[Piece]) -> AsyncIterator[bytes]:
+        new = self._first
+        if not new:
+            yield self.beat()
+            new = await begin(self._job, self._queue_timeout)
+        while True:
+            pieces += new
+            if chunk := self.encode(new):
+                yield chunk
+            if self._job.is_over:
+                return
+            await asyncio.sleep(_INTERVAL)
+            while not (new := await self._job.news(_KEEP_ALIVE)):
+                yield self.beat()
+
+
+class EventStream(Stream):
+    """Server-sent events in OpenAI's format.
+
+    Args:
+        reply: How the request is answered.
+        prompt_tokens: Tokens of the prompts.
+        usage_last: Whether the usage comes in a last chunk.
+        usage_always: Whether every chunk has it.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        job: Job,
+        first: list[Piece],
+        queue_timeout: float,
+        done: Callable[[list[Piece], Exception | None], None],
+        headers: dict[str, str],
+        *,
+        reply: Reply,
+        prompt_tokens: int,
+        usage_last: bool,
+        usage_always: bool,
+    ) -> None:
+        super().__init__(job, first, queue_timeout, done, headers)
+        self._reply, self._prompt_tokens = reply, prompt_tokens
+        self._last, self._always = usage_last, usage_always
+        self._drawn = 0
+        self._opened: set[int] = set()
+
+    def encode(self, pieces: Iterable[Piece]) -> bytes:
+        """One event for each sample with something new."""
+        news: dict[int, Choice] = {}
+        for piece in pieces:
+            news.setdefault(piece.index, Choice()).add(piece)
+            self._drawn += piece.drawn
+        events = []
+        for index, choice in news.items():
+            if index not in self._opened:
+                self._opened.add(index)
+                if opening := self._reply.opening(index):
+                    events.append(self._event(opening))
+            if choice.text or choice.tokens or choice.finish:
+                events.append(self._event(self._reply.chunk(index, choice)))
+        return b"".join(events)
+
+    def beat(self) -> bytes:
+        """A comment."""
+        return b": keep-alive\n\n"
+
+    def fail(self, error: ApiError) -> bytes:
+        """The error as an event."""
+        return b"data: " + error.body() + b"\n\ndata: [DONE]\n\n"
+
+    def end(self, pieces: list[Piece]) -> bytes:
+        """The usage, if it was asked for, and the mark of the end."""
+        last = b""
+        if self._last:
+            last = b"data: " + dump(self._reply.last(usage(self._prompt_tokens, self._drawn))) + b"\n\n"
+        return last + b"data: [DONE]\n\n"
+
+    def _event(self, document: dict[str, object]) -> bytes:
+        if self._last or self._always:
+            now = usage(self._prompt_tokens, self._drawn) if self._always else None
+            document = {**document, "usage": now}
+        return b"data: " + dump(document) + b"\n\n"
