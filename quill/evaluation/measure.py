@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,7 @@ def evaluate(
     batch_size: int | None = None,
     seed: int = 0,
     poll: Callable[[], None] = lambda: None,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Figures:
     """Measure a model on a text: all of it in consecutive windows, or an estimate.
 
@@ -99,6 +101,7 @@ def evaluate(
         batch_size: Windows per forward pass, B; chosen for speed if None.
         seed: Seed of the random windows.
         poll: Called before each forward pass; an exception from it ends the measurement.
+        autocast: The context in which the model computes; default: in the precision of its weights.
 
     Raises:
         InputError: There are too few tokens, or too many batches.
@@ -120,7 +123,7 @@ def evaluate(
         B = batch_size or ROWS_OF_ESTIMATE
         check_iters(iters, T, len(tokens), rows=B)
         batches = (batch(tokens, seed=seed, step=step, batch_size=B, block_size=T) for step in range(iters))
-    nats, count = _total(model, batches, poll)
+    nats, count = _total(model, batches, poll, autocast)
     if not math.isfinite(nats):
         raise DivergedError(
             "the loss is NaN or infinite",
@@ -144,7 +147,10 @@ def bits_per_byte(nats: float, n_bytes: float) -> float:
 
 @torch.inference_mode()
 def _total(
-    model: GPT, batches: Iterator[tuple[Tensor, Tensor]], poll: Callable[[], None]
+    model: GPT,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    poll: Callable[[], None],
+    autocast: Callable[[], AbstractContextManager[object]],
 ) -> tuple[float, int]:
     """Return the summed cross entropy of all targets in nats, and their number."""
     device = model.wte.weight.device
@@ -153,16 +159,18 @@ def _total(
     model.eval()
     nats, count = 0.0, 0
     try:
-        for x, y in batches:
-            poll()
-            hidden = model.hidden(x.to(device)).flatten(0, 1)  # (B T, C)
-            targets = y.to(device).flatten()
-            # The head in slices: the logits of a large vocabulary take more memory than everything else.
-            for at in range(0, len(targets), at_once):
-                logits = model.head(hidden[at : at + at_once]).float()
-                losses = F.cross_entropy(logits, targets[at : at + at_once], reduction="none")
-                nats += float(losses.cpu().sum(dtype=torch.float64))
-            count += targets.numel()
+        # One context for all batches: it keeps the weights that it has cast.
+        with autocast():
+            for x, y in batches:
+                poll()
+                hidden = model.hidden(x.to(device)).flatten(0, 1)  # (B T, C)
+                targets = y.to(device).flatten()
+                # The head in slices: the logits of a large vocabulary take more memory than all the rest.
+                for at in range(0, len(targets), at_once):
+                    logits = model.head(hidden[at : at + at_once]).float()
+                    losses = F.cross_entropy(logits, targets[at : at + at_once], reduction="none")
+                    nats += float(losses.cpu().sum(dtype=torch.float64))
+                count += targets.numel()
     finally:
         model.train(training)
     return nats, count

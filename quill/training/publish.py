@@ -30,6 +30,7 @@ def publish(
     steps: int,
     best_step: int,
     best_loss: float | None,
+    exact: bool,
     averaged: bool,
     ended: str,
     elapsed: Callable[[], float],
@@ -45,6 +46,7 @@ def publish(
         steps: Optimizer steps done.
         best_step: The step of the best weights.
         best_loss: Their validation loss as estimated during the run, in nats per token; None without one.
+        exact: Whether it was estimated in float32.
         averaged: Whether they are a moving average.
         ended: Why the run ended: "max_iters", "patience" or "time limit".
         elapsed: Returns the seconds of the run so far.
@@ -56,7 +58,7 @@ def publish(
         ResourceError: The disk refused; the draft is unchanged.
     """
     best = load_checkpoint(draft, device.name)
-    loss = _published_loss(best.model, config, tokens, best_loss, poll)
+    loss = _published_loss(best.model, config, tokens, best_loss, exact, poll)
     facts = describe(
         config, tokens, draft, device, steps=steps, best_step=best_step, loss=loss, averaged=averaged
     )
@@ -190,11 +192,12 @@ def _published_loss(
     config: RunConfig,
     tokens: Splits,
     estimate: float | None,
+    exact: bool,
     poll: Callable[[], None],
 ) -> float | None:
-    """The loss on the whole split, measured on the weights as written unless it is known exactly."""
+    """The loss on the whole split in float32, measured on the weights as written unless it is known."""
     c = config.train
-    if estimate is None or (c.eval_iters is None and c.weights_dtype == "float32"):
+    if estimate is None or (exact and c.eval_iters is None and c.weights_dtype == "float32"):
         return estimate
     return float(measure.evaluate(model, tokens.val, n_bytes=tokens.val_bytes, poll=poll).loss)
 

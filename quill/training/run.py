@@ -181,7 +181,7 @@ def _budget(seconds: float, clock: float, inputs: Inputs, publishes: bool) -> Bu
         else c.eval_iters * measure.ROWS_OF_ESTIMATE * inputs.config.model.block_size
     )
     # The published weights are measured on the whole split if the evaluations of the run were not exact.
-    is_exact = c.eval_iters is None and c.weights_dtype == "float32"
+    is_exact = c.eval_iters is None and c.weights_dtype == "float32" and c.dtype == "float32"
     read *= 2 if c.ema_decay else 1
     cost = read / tokens_per_step(inputs.config) / forward_passes(c)
     return Budget(seconds, clock, c.eval_interval, cost, 1 + (0 if is_exact else whole / max(read, 1)))
@@ -463,6 +463,7 @@ class Run:
             steps=step,
             best_step=self._best_step,
             best_loss=self._best_loss,
+            exact=self.trainer.evaluates_in.dtype == "float32",
             averaged=self._best_averaged,
             ended=ended,
             elapsed=self._seconds,

@@ -154,6 +154,21 @@ def test_the_best_weights_are_published(text: Path, registry: Registry) -> None:
     assert version.manifest["best_val_loss"] == pytest.approx(losses[best])
 
 
+def test_the_published_loss_of_a_run_in_bfloat16_is_measured_in_float32(
+    text: Path, registry: Registry
+) -> None:
+    events: list[Event] = []
+    version = run(make(text, train__dtype="bfloat16"), registry, observer=events.append).version
+    assert version is not None
+    loaded, tokens = load_checkpoint(version), opened(text, registry)
+    exact = measure.evaluate(loaded.model, tokens.val, n_bytes=tokens.count("val", "bytes")).loss
+    assert version.facts["best_val_loss"] == exact
+    estimate = min(e.val_loss for e in events if isinstance(e, Evaluated))
+    assert estimate != exact
+    assert estimate == pytest.approx(exact, abs=1e-2)
+    assert [e.val_loss for e in events if isinstance(e, Finished)] == [exact]
+
+
 @pytest.mark.parametrize("steps", [(1,), (4,), (7,), (2, 3, 1)])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     steps: tuple[int, ...], config: RunConfig, tmp_path: Path

@@ -156,6 +156,25 @@ def test_the_average_is_the_exponential_moving_average_of_the_weights() -> None:
     assert make().evaluate(TOKENS[:500], 500)[1:] == []
 
 
+def test_a_run_in_bfloat16_evaluates_in_it_and_resumes_in_what_it_began_with() -> None:
+    trainer = make(max_iters=3)
+    half = Trainer(trainer.model, trainer.config, TOKENS, Device("cpu", "bfloat16", False))
+    computed: list[torch.dtype] = []
+    linear = next(m for m in trainer.model.modules() if isinstance(m, torch.nn.Linear))
+    linear.register_forward_hook(lambda module, given, made: computed.append(made.dtype))
+    exact, rounded = (t.evaluate(TOKENS[:500], 500)[0] for t in (trainer, half))
+    assert set(computed[: len(computed) // 2]) == {torch.float32}
+    assert set(computed[len(computed) // 2 :]) == {torch.bfloat16}
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, abs=1e-2)
+    tensors, facts = half.state()
+    half.load_state(tensors, facts)
+    assert half.evaluate(TOKENS[:500], 500) == [rounded]
+    del facts["evaluates_in"]
+    half.load_state(tensors, facts)
+    assert half.evaluate(TOKENS[:500], 500) == [exact], "as earlier versions of quill did"
+
+
 def test_an_average_changes_no_step() -> None:
     plain, averaged = make(dropout=0.1), make(dropout=0.1, ema_decay=0.9)
     assert [plain.advance() for _ in range(3)] == [averaged.advance() for _ in range(3)]
