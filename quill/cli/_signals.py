@@ -7,6 +7,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from quill.errors import InterruptedRun
+from quill.training import processes
 
 if TYPE_CHECKING:
     from quill.training.events import Event
@@ -27,9 +28,13 @@ class Signals:
 
     Before the first step there is nothing to save, and the first signal ends the process too. A signal that
     is already ignored, as HUP is under nohup, stays ignored.
+
+    Args:
+        follows: Whether another process leads the run: once they have met, that one decides when this ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, follows: bool = False) -> None:
+        self._follows = follows
         self._received: int | None = None
         self._before: dict[int, Any] = {}
         self._stepping = False
@@ -61,6 +66,8 @@ class Signals:
             raise InterruptedRun("interrupted", signum=self._received)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._follows and processes.have_met():
+            return
         self._received = number
         for each in self._before:
             signal.signal(each, signal.SIG_DFL)

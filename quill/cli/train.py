@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from typer import Argument, Option
+from typer import Argument, Exit, Option
 
 from quill import discovery, strictjson
 from quill.cli import options
@@ -21,6 +22,7 @@ from quill.cli.output import Output, safe
 from quill.cli.prepare import watch as watch_data
 from quill.config.settings import SECTIONS
 from quill.errors import InputError, QuillError
+from quill.training import processes
 from quill.units import count, duration, size
 
 if TYPE_CHECKING:
@@ -155,6 +157,14 @@ def command(
             autocompletion=completing(*_LOGGERS),
         ),
     ] = None,
+    nproc: Annotated[
+        int,
+        Option(
+            metavar="N",
+            help="Number of processes on this computer that share each step's batch.",
+            rich_help_panel=_RUN,
+        ),
+    ] = 1,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print the settings, model size and estimated time; train nothing.")
     ] = False,
@@ -169,6 +179,8 @@ def command(
         raise InputError(f"--wait {wait:g} is out of range", why="it takes seconds, from 0 to one year")
     if keep is not None and keep < 1:
         raise InputError(f"--keep {keep} is out of range", why="the version just trained is always kept")
+    if nproc < 1:
+        raise InputError(f"--nproc {nproc} is out of range", why="a run needs at least one process")
     registry, data_root = session.registry(), session.datasets()
     output = session.output
     if dry_run:
@@ -178,6 +190,10 @@ def command(
             planned = plan(run, registry, data_root, on_data)
         _print_plan(output, planned)
         return
+    if nproc > 1 and not processes.is_launched():
+        from quill.cli import _launch
+
+        raise Exit(_launch.launch(nproc, sys.argv[1:]))
     with _watched(output, registry) as watchers:
         from quill.training.run import train
 
@@ -194,6 +210,8 @@ def command(
             log_to=log_to or (),
             **watchers,
         )
+    if outcome.reason == "followed":
+        return
     from quill.cli import _training_display
 
     result = {
@@ -212,6 +230,10 @@ def command(
 @contextmanager
 def _watched(output: Output, registry: Registry) -> Iterator[dict[str, Any]]:
     """The display and the signal handlers of a run, as the arguments of `train` that take them."""
+    if not processes.is_leader():
+        with Signals(follows=True) as signals:
+            yield {"poll": signals.poll}
+        return
     from quill.cli import _training_display
     from quill.training.events import Stage
 

@@ -36,7 +36,7 @@ from quill.registry.folder import Folder
 from quill.registry.names import check_name
 from quill.registry.store import Registry
 from quill.registry.version import Version
-from quill.training import autotune, finetune, loggers, memory, teachers
+from quill.training import autotune, distributed, finetune, loggers, memory, processes, teachers
 from quill.training.device import Device, find_device
 from quill.training.events import (
     Evaluated,
@@ -54,6 +54,7 @@ from quill.training.events import (
 from quill.training.inputs import Inputs, parent_of, settle
 from quill.training.log import RunLog
 from quill.training.plan import forward_passes, tokens_per_step
+from quill.training.processes import Group, PeerLostError
 from quill.training.publish import describe, publish
 from quill.training.resume import Found, Resume, begin, find, progress
 from quill.training.schedule import Budget
@@ -69,13 +70,14 @@ class Outcome:
 
     Attributes:
         reference: The version that was trained, or that is unfinished if the run paused.
-        version: The published version; None if the run paused.
-        reason: "trained", "already trained", or "paused" at the time limit with its state saved.
+        version: The published version; None if the run paused or another process leads.
+        reason: "trained", "already trained", "paused" at the time limit with its state saved, or "followed"
+            in a process that does not lead, which has no reference.
     """
 
     reference: str
     version: Version | None
-    reason: Literal["trained", "already trained", "paused"]
+    reason: Literal["trained", "already trained", "paused", "followed"]
 
 
 def train(
@@ -95,6 +97,8 @@ def train(
     poll: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Train a model and publish it, or resume a run that was interrupted.
+
+    Processes that torch's launcher has started share each step's batch, and the first of them leads.
 
     Args:
         config: The run; its name is the model's.
@@ -117,28 +121,35 @@ def train(
         LockedError: Another process is training this name.
         InterruptedRun: `poll` raised it; the state is saved.
         DivergedError: The loss or the gradient is not finite; the last saved state is kept.
-        InputError: The settings do not fit the data, the parent or the device.
+        InputError: The settings do not fit the data, the parent, the device or the number of processes.
+        PeerLostError: Another process of the run has ended; the state is saved.
     """
     if not config.name:
         raise InputError("the run has no name", why="the model is stored under it", hint="set name")
     check_name(config.name)
-    loggers.check(log_to)
-    device = find_device(config.train.device)
-    # What cannot fit is refused before anything is downloaded, prepared or begun.
-    memory.check(config, device)
-    parent = parent_of(config, registry, lambda message: observer(Notice(message)))
-    taught_by = teachers.find(
-        config,
-        registry,
-        lambda message: observer(Notice(message)),
-        start_over=resume == "never",
-        new_version=new_version,
-    )
-    with locks.hold(registry.root, config.name, wait):
+    group = processes.join(config.train.device)
+    if group is not None and group.rank > 0:
+        distributed.follow(group, registry)
+        return Outcome("", None, "followed")
+    with processes.leading(group, to_the_end=False):
+        loggers.check(log_to)
+        part = processes.part(config, group)
+        device = find_device(part.train.device)
+        # What cannot fit is refused before anything is downloaded, prepared or begun.
+        memory.check(part, device)
+        parent = parent_of(config, registry, lambda message: observer(Notice(message)))
+        taught_by = teachers.find(
+            config,
+            registry,
+            lambda message: observer(Notice(message)),
+            start_over=resume == "never",
+            new_version=new_version,
+        )
+    with processes.leading(group), locks.hold(registry.root, config.name, wait):
         clock = time.monotonic()
         inputs = settle(config, data_root, parent, on_data)
         teachers.check(taught_by, inputs.config, inputs.dataset)
-        memory.check(inputs.config, device, teachers.shapes(taught_by))
+        memory.check(processes.part(inputs.config, group), device, teachers.shapes(taught_by))
         memory.check_evaluation(inputs.config, inputs.tokens.val_tokens)
         found = find(inputs, registry, resume, new_version, parent, taught_by)
         if found.done is not None:
@@ -149,7 +160,7 @@ def train(
             draft.take()
             budget = None if max_seconds is None else _budget(max_seconds, clock, inputs, publish)
             with Run(
-                found, inputs, draft, parent, taught_by, budget, publish, log_to, observer, poll, clock
+                found, inputs, draft, parent, taught_by, budget, publish, log_to, observer, poll, clock, group
             ) as run:
                 try:
                     run.start()
@@ -164,6 +175,9 @@ def train(
                 except InterruptedRun as e:
                     run.save()
                     raise run.interrupted(e.signum) from None
+                except PeerLostError:
+                    run.save()
+                    raise
         if keep is not None and outcome.version is not None:
             for removed in gc.prune(registry, outcome.version.name, keep):
                 observer(Notice(f"{removed.reference} was removed; the newest {keep} are kept"))
@@ -214,6 +228,7 @@ class Run:
         observer: Receives its events.
         poll: Called wherever work can be interrupted; what it raises passes through.
         clock: The monotonic time at which this call began, in seconds.
+        group: The processes that share the run, if there are several.
     """
 
     def __init__(
@@ -229,12 +244,13 @@ class Run:
         observer: Observer,
         poll: Callable[[], None],
         clock: float,
+        group: Group | None = None,
     ) -> None:
         self.config, self.dataset, self.draft = found.config, inputs.dataset, draft
         self._parent, self._longer, self._notes = parent, found.longer, list(inputs.notes)
         self._taught_by, self._tokens = taught_by, inputs.tokens
         self._budget, self._fit = budget, fit
-        self._observer, self._poll, self._clock = observer, poll, clock
+        self._observer, self._poll, self._clock, self._group = observer, poll, clock, group
         status = draft.status()
         self._starts_trained = status is not None and bool(status["parent"] or status["extends"])
         if draft.read_object("config.json") != self.config.to_dict():
@@ -524,7 +540,7 @@ class Run:
         return trainer
 
     def _trainer(self, facts: dict[str, Any]) -> Trainer:
-        c = self.config
+        c = processes.part(self.config, self._group)
         device = find_device(c.train.device)
         model = GPT(c.model.shape(), c.train.seed)
         fsio.require_space(
@@ -554,7 +570,14 @@ class Run:
         )
         self._notes += _how_it_fits(c, chosen)
         loaded = teachers.load(self._taught_by, device)
-        trainer = Trainer(model, c.train, self._tokens.train, chosen, loaded)
+        if self._group is None:
+            trainer = Trainer(model, c.train, self._tokens.train, chosen, loaded)
+        else:
+            names = [t.reference for t in self._taught_by]
+            work = distributed.work(self.config, self.dataset, chosen, names)
+            trainer = distributed.Leader(
+                model, c.train, self._tokens.train, chosen, loaded, group=self._group, work=work
+            )
         trainer.step = trainer.first = first
         return trainer
 

@@ -64,6 +64,7 @@ class _Part(NamedTuple):
         first: Index of its first sequence in the batch.
         divisor: What its mean loss is divided by to get its share of the step's.
         rows: The context in which its dropout masks are those of the whole batch.
+        last: Whether nothing of the step follows.
     """
 
     x: Tensor
@@ -74,6 +75,7 @@ class _Part(NamedTuple):
     first: int
     divisor: float
     rows: AbstractContextManager[None]
+    last: bool
 
 
 class Trainer:
@@ -114,6 +116,8 @@ class Trainer:
         self._scale = _FIRST_SCALE if device.dtype == "float16" else 1.0
         self._good_steps = 0
         self._forward: Callable[..., Tensor] = torch.compile(model) if device.compiled else model
+        # This process and their number, where several share the run; the config is then this one's part.
+        self._rank, self._size = 0, 1
 
     @property
     def learning_rate(self) -> float:
@@ -167,6 +171,7 @@ class Trainer:
             if i:
                 poll()
             with part.rows:
+                self._complete(part.last and part.masked is None)
                 share, objective = self._losses(part)
                 self._backward(objective)
                 total = total + share.detach()
@@ -174,6 +179,7 @@ class Trainer:
                     extra = extra + (objective - share).detach()
                 if part.masked is not None:
                     poll()
+                    self._complete(part.last)
                     second = loss(self._logits(part, part.masked, _SECOND_PASS).float(), part.y)
                     second = second * (weight / part.divisor)
                     self._backward(second)
@@ -219,8 +225,10 @@ class Trainer:
                 block_size=T,
                 micro=micro,
                 n_micro=n_micro,
+                rank=self._rank,
+                world_size=self._size,
             )
-            shape, number = (B, T), (c.seed, self.step, micro)
+            shape, number = (B, T), (c.seed, self.step, self._pass(micro))
             dropped = masking.dropped(c.token_dropout, shape, number) if c.token_dropout else None
             masked = masking.masked(c.masked_loss_max, shape, number) if c.masked_loss_weight else None
             is_cut = n_parts > 1 and self.model.shape.dropout and self.device.kind == "cpu"
@@ -233,10 +241,11 @@ class Trainer:
                     self._moved(y[cut]),
                     None if dropped is None else self._moved(dropped[cut]),
                     None if masked is None else self._moved(masked[cut]),
-                    self.step * n_micro + micro,
+                    self.step * n_micro * self._size + self._pass(micro),
                     0 if rows is not None else first,
                     n_micro * (B / (last - first)),
                     nullcontext() if rows is None else rows.only(first, last),
+                    micro == n_micro - 1 and i == n_parts - 1,
                 )
 
     def _moved(self, t: Tensor) -> Tensor:
@@ -260,6 +269,13 @@ class Trainer:
             return share, share
         apart = teachers.divergence(logits, part.x, self._teachers, temperature, self.device.autocast)
         return share, (1.0 - weight) * share + weight / part.divisor * apart
+
+    def _pass(self, micro: int) -> int:
+        """The number of a forward pass among those of all processes in the step."""
+        return self._rank * self.config.gradient_accumulation_steps + micro
+
+    def _complete(self, last: bool) -> None:
+        """Called before each forward pass; the gradients are complete after the last one's backward pass."""
 
     def _backward(self, part: Tensor) -> None:
         (part * self._scale if self._scale != 1.0 else part).backward()  # type: ignore[no-untyped-call]

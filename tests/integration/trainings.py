@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -111,6 +113,29 @@ def fault_at(k: int | None, way: str, told: str) -> None:
 def no_flock() -> None:
     """Have flock say yes to everybody, as on some network filesystems."""
     fcntl.flock = lambda fd, how: None
+
+
+def join(rank: int, size: int, port: int) -> None:
+    """Make this process one of several that share a run, as torch's launcher does."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def start_together(size: int, arguments: Sequence[str], folder: Path, said: Path) -> list[BaseProcess]:
+    """Run quill in processes that share a run, the leader first; only its output goes to `said`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    outputs = [said, *(said.with_name(f"{said.name}-{rank}") for rank in range(1, size))]
+    return [
+        start(arguments, folder, output, functools.partial(join, rank, size, port))
+        for rank, output in enumerate(outputs)
+    ]
 
 
 def until(said: Path, event: str, times: int = 1) -> None:
