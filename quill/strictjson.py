@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,7 @@ def parse(raw: bytes, *, origin: str, error: type[QuillError] = InputError, fini
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise error(f"'{origin}' contains the key {shorten(twice, 60)} twice", hint="remove one of them")
         return found
 
