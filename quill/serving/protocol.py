@@ -42,12 +42,14 @@ class Protocol(H11Protocol):
     def handle_events(self) -> None:
         """Read what has come; its body may follow within a time of its own."""
         before = self.cycle
+        was_whole = before is not None and not before.more_body
         super().handle_events()
         if self.cycle is None or self.transport.is_closing():
             return
-        if not self.cycle.more_body:
+        is_new = self.cycle is not before
+        if not self.cycle.more_body and (is_new or not was_whole):
             self._expect(None)
-        elif self.cycle is not before:
+        elif is_new:
             self._expect(BODY_WITHIN)
 
     def data_received(self, data: bytes) -> None:
