@@ -30,6 +30,8 @@ _BYTES_OF_WEIGHT = 4
 _BYTES_PER_WINDOW = 24
 # An input and a target.
 _BYTES_PER_TOKEN = 16
+# Code and buffers of the libraries that the first step loads, measured on a CPU.
+_LIBRARIES = 125_000_000
 # The share of a device's memory that a run takes unasked; the rest is for other programs.
 _COMFORTABLE = 0.8
 # Beyond this depth, building the modules takes longer than any use of them is worth.
@@ -92,8 +94,9 @@ class Need:
     """What the steps of a run take in memory at their peak.
 
     Attributes:
-        fixed: Bytes of weights, their average, optimizer, teachers and the step's token ids.
+        fixed: Bytes of libraries, weights, their average, optimizer, teachers and the step's token ids.
         gradients: Bytes of the gradients of all parameters.
+        added: Bytes of the largest gradient, which exists twice while it is added to that of an earlier pass.
         first: Bytes that a pass over one sequence takes, with what it takes for any number of them.
         each: Bytes that each further sequence takes.
         batch_size: Sequences of a batch.
@@ -102,6 +105,7 @@ class Need:
 
     fixed: int
     gradients: int
+    added: int
     first: int
     each: int
     batch_size: int
@@ -111,7 +115,7 @@ class Need:
         """Bytes if so many sequences are computed at once."""
         activations = self.first + self.each * (rows - 1)
         if self.accumulates or rows < self.batch_size:
-            return self.fixed + self.gradients + activations
+            return self.fixed + self.gradients + self.added + activations
         # Activations are freed while gradients take their place.
         return self.fixed + max(self.gradients, activations)
 
@@ -133,7 +137,7 @@ def need(config: RunConfig, device: Device, teachers: Sequence[Shape] = ()) -> N
     """
     c, shape = config.train, config.model.shape()
     gradients = _BYTES_OF_WEIGHT * n_params(shape)
-    fixed = _of_parameters(shape, c) - gradients + _of_batch(config)
+    fixed = _LIBRARIES + _of_parameters(shape, c) - gradients + _of_batch(config)
     fixed += _BYTES_OF_WEIGHT * sum(n_params(t) for t in teachers)
     one, two = (_activations(shape, device, rows) for rows in (1, 2))
     if teachers:
@@ -141,7 +145,9 @@ def need(config: RunConfig, device: Device, teachers: Sequence[Shape] = ()) -> N
         logits = 3 * 4 * shape.block_size * shape.vocab_size
         one, two = one + logits, two + 2 * logits
     accumulates = c.gradient_accumulation_steps > 1 or c.masked_loss_weight > 0
-    return Need(fixed, gradients, one, two - one, c.batch_size, accumulates)
+    one_block = outline(replace(shape, n_layer=min(shape.n_layer, 1)))
+    added = _BYTES_OF_WEIGHT * max(p.numel() for p in one_block.parameters())
+    return Need(fixed, gradients, added, one, two - one, c.batch_size, accumulates)
 
 
 def _activations(shape: Shape, device: Device, rows: int) -> int:
@@ -153,9 +159,10 @@ def _activations(shape: Shape, device: Device, rows: int) -> int:
     if depth < 2:
         return shallow + head
     block = _stored(replace(shape, n_layer=2), device, rows) - shallow
+    # The gradients inside of a block take about as much as what it has stored.
     if not device.checkpointing:
-        return shallow + (depth - 1) * block + head
-    return shallow + (depth - 1) * 4 * tokens * shape.n_embd + head
+        return shallow + depth * block + head
+    return shallow + block + (depth - 1) * 4 * tokens * shape.n_embd + head
 
 
 def _stored(shape: Shape, device: Device, rows: int) -> int:
