@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from quill.errors import ResourceError
 
@@ -33,6 +34,16 @@ class Device:
     def kind(self) -> str:
         """The device without its index."""
         return self.name.partition(":")[0]
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether steps are queued without waiting for their results; scaling float16 needs each of them."""
+        return self.kind != "cpu" and self.dtype != "float16"
+
+    def put(self, x: Tensor) -> Tensor:
+        """Copy a tensor from the CPU to the device, while that computes."""
+        # Only from pinned memory does a copy not wait for what is queued.
+        return (x.pin_memory() if self.kind == "cuda" else x).to(self.name, non_blocking=True)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which a forward pass computes in `dtype`."""

@@ -26,7 +26,7 @@ from quill.training import processes, teachers
 from quill.training.device import Device
 from quill.training.processes import Group
 from quill.training.splits import Splits
-from quill.training.trainer import Losses, Trainer
+from quill.training.trainer import Trainer
 
 
 class Member(Trainer):
@@ -53,16 +53,20 @@ class Member(Trainer):
             )
         self._replica = replica
         self._forward = torch.compile(replica) if self.device.compiled else replica
+        # It would call the model past its replica.
+        self._forward_loss = None
 
-    def advance(self, poll: Callable[[], None] = lambda: None) -> tuple[Losses, float]:
+    def enqueue(self, poll: Callable[[], None] = lambda: None) -> None:
         """Take one optimizer step with the others; `poll` is not called, as they could not stop with it."""
         with processes.translated():
-            return super().advance()
+            super().enqueue()
 
-    def gradients(self, poll: Callable[[], None] = lambda: None) -> Losses:
-        """Accumulate the gradients of one step's batches in all processes."""
-        own = super().gradients(poll)
-        return own if self._replica is None else Losses(*self._group.mean([*own]))
+    def _accumulate(self, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        own = super()._accumulate(poll)
+        if self._replica is None:
+            return own
+        value, extra = torch.tensor(self._group.mean(torch.stack(own).tolist()), device=self.device.name)
+        return value, extra
 
     def _smaller(self) -> None:
         """None: the others are in the middle of the same step and could not repeat it."""
@@ -85,12 +89,12 @@ class Leader(Member):
         super().__init__(*args, group=group)
         self._work = work
 
-    def advance(self, poll: Callable[[], None] = lambda: None) -> tuple[Losses, float]:
+    def enqueue(self, poll: Callable[[], None] = lambda: None) -> None:
         """Take one optimizer step, with the others."""
         if self._replica is None:
             self._assemble()
         self._group.command(processes.STEP, self.horizon or 0)
-        return super().advance()
+        super().enqueue()
 
     def _assemble(self) -> None:
         """Give the others work, weights and optimizer state."""

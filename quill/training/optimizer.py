@@ -65,15 +65,17 @@ class Optimizer:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what `state` returned."""
         owners = {
-            self._names[p]: (optimizer, p)
+            self._names[p]: (optimizer, p, bool(group.get("fused")))
             for optimizer in self.optimizers
             for group in optimizer.param_groups
             for p in group["params"]
         }
         for key, value in state.items():
             name, _, quantity = key.rpartition("/")
-            optimizer, p = owners[name]
-            optimizer.state[p][quantity] = value.to(p.device, copy=True)
+            optimizer, p, is_fused = owners[name]
+            # As in torch: without a fused step the counter is read on the CPU, in every step.
+            on_cpu = quantity == "step" and not is_fused
+            optimizer.state[p][quantity] = value.to("cpu" if on_cpu else p.device, copy=True)
 
 
 def is_hidden(name: str, p: Tensor) -> bool:

@@ -62,6 +62,8 @@ from quill.training.trainer import Trainer
 
 # Few enough to be generated within a second or two: a signal waits for them.
 _SAMPLE = SampleConfig(max_new_tokens=150, seed=1)
+# Seconds after which steps on a GPU are reported, also between the lines of metrics.
+_LONGEST_SILENCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -322,30 +324,40 @@ class Run:
         self._poll()
         if self._budget is not None and self._fit:
             self.trainer.horizon = self._budget.horizon(self.trainer.step)
-        rate = self.trainer.learning_rate
         device = self.trainer.device
-        losses, norm = self.trainer.advance(self._poll)
+        self.trainer.enqueue(self._poll)
         if self.trainer.device != device:
             self._emit(Notice(f"step {self.trainer.step:,} ran out of memory and was repeated"))
             for note in _how_it_fits(self.config, self.trainer.device):
                 self._emit(Notice(note))
+        is_logged = self.trainer.step % self.config.train.log_interval == 0
+        is_slow = time.monotonic() - self._lap > _LONGEST_SILENCE
+        if is_logged or is_slow or not self.trainer.device.runs_ahead:
+            self.report()
+
+    def report(self) -> None:
+        """Announce the steps that were taken since the last report."""
+        steps = self.trainer.read()
+        if not steps:
+            return
         now = time.monotonic()
-        seconds = now - self._lap
-        self._emit(
-            Stepped(
-                step=self.trainer.step,
-                max_iters=self.config.train.max_iters,
-                loss=losses.loss,
-                learning_rate=rate,
-                grad_norm=norm,
-                tokens_per_second=tokens_per_step(self.config) / max(seconds, 1e-9),
-                seconds=self._seconds(),
-                objective=None if losses.objective == losses.loss else losses.objective,
+        seconds = (now - self._lap) / len(steps)
+        for step in steps:
+            self._emit(
+                Stepped(
+                    step=step.number,
+                    max_iters=self.config.train.max_iters,
+                    loss=step.losses.loss,
+                    learning_rate=step.learning_rate,
+                    grad_norm=step.norm,
+                    tokens_per_second=tokens_per_step(self.config) / max(seconds, 1e-9),
+                    seconds=self._seconds(),
+                    objective=None if step.losses.objective == step.losses.loss else step.losses.objective,
+                )
             )
-        )
+            if self._budget is not None:
+                self._budget.stepped(seconds)
         self._lap = now
-        if self._budget is not None:
-            self._budget.stepped(seconds)
 
     @property
     def is_sample_due(self) -> bool:
@@ -355,6 +367,7 @@ class Run:
 
     def sample(self) -> None:
         """Generate a short text with the current weights; the run's arithmetic does not notice."""
+        self.report()
         start = time.monotonic()
         generator = Generator(self.trainer.model, self.dataset.tokenizer)
         # Of weights that have diverged, the next step or evaluation says what to do.
@@ -389,6 +402,7 @@ class Run:
 
     def evaluate(self) -> None:
         """Measure the validation loss and write the weights if they are the best so far."""
+        self.report()
         start, step = time.monotonic(), self.trainer.step
         if not self._tokens.val_tokens:
             # Without a loss to compare, the average is what was asked for.
@@ -432,6 +446,7 @@ class Run:
         reached = (step, not self.is_evaluation_due)
         if self._saved == reached:
             return
+        self.report()
         tensors, trained = self.trainer.state()
         info = {
             "trainer": trained,
@@ -464,6 +479,7 @@ class Run:
 
     def publish(self) -> Outcome:
         """Make the best weights a version."""
+        self.report()
         step, c = self.trainer.step, self.config.train
         ended = "max_iters" if step >= c.max_iters else "patience" if self.is_done else "time limit"
         if ended == "time limit" and self._evaluated != step:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,6 +78,22 @@ class _Part(NamedTuple):
     last: bool
 
 
+class Step(NamedTuple):
+    """What is known of a step.
+
+    Attributes:
+        number: Steps done after it.
+        losses: Its losses.
+        learning_rate: AdamW's.
+        norm: The gradient's norm before clipping.
+    """
+
+    number: int
+    losses: Losses
+    learning_rate: float
+    norm: float
+
+
 class Trainer:
     """A model and its optimizer at some step of a run.
 
@@ -115,7 +131,13 @@ class Trainer:
         self.horizon: int | None = None
         self._scale = _FIRST_SCALE if device.dtype == "float16" else 1.0
         self._good_steps = 0
+        # Steps whose figures are still on the device, and those whose figures nobody has asked for.
+        self._queued: list[tuple[int, float, Tensor]] = []
+        self._known: list[Step] = []
         self._forward: Callable[..., Tensor] = torch.compile(model) if device.compiled else model
+        # On a GPU the graph has the loss too; on a CPU that would change the numbers for little.
+        fuses = device.compiled and device.kind != "cpu"
+        self._forward_loss: Callable[..., Tensor] | None = torch.compile(_forward_loss) if fuses else None
         # This process and their number, where several share the run; the config is then this one's part.
         self._rank, self._size = 0, 1
 
@@ -125,27 +147,36 @@ class Trainer:
         return self.config.learning_rate * self._rate()
 
     def advance(self, poll: Callable[[], None] = lambda: None) -> tuple[Losses, float]:
-        """Take one optimizer step.
+        """Take one optimizer step, and wait for its losses and the gradient's norm before clipping.
+
+        For arguments and errors see `enqueue`.
+        """
+        self.enqueue(poll)
+        *_, last = self.read()
+        return last.losses, last.norm
+
+    def enqueue(self, poll: Callable[[], None] = lambda: None) -> None:
+        """Take one optimizer step; a GPU may still be computing it on return.
 
         Args:
             poll: Called between the step's forward passes. If it raises, weights and optimizer are
                 unchanged.
 
-        Returns:
-            The step's losses, and the gradient's norm before clipping.
-
         Raises:
-            DivergedError: The loss or the gradient is not finite; the weights are unchanged.
+            DivergedError: The loss or the gradient is not finite; the weights are unchanged. On a GPU it is
+                raised later, by whatever reads the figures or the weights first.
         """
         self.model.train()
         if self.config.ema_decay and self.averaged is None:
             self.averaged = self._copy()
         losses = self._fitting_gradients(poll)
-        norm = self._clip()
-        if self.device.dtype == "float16" and not math.isfinite(norm) and math.isfinite(losses.objective):
+        figures = torch.stack([*losses, self._clip()])
+        self._queued.append((self.step + 1, self.learning_rate, figures))
+        if not self.device.runs_ahead:
+            self._settle()
+        if self.device.dtype == "float16" and not math.isfinite(self._known[-1].norm):
             self._lower_scale()
         else:
-            self._check_finite(losses.objective, norm)
             decay = schedule.weight_decay(self.step, self.config, horizon=self.horizon)
             for optimizer in self.optimizer.at(self._rate(), decay):
                 optimizer.step()
@@ -153,7 +184,33 @@ class Trainer:
             self._raise_scale()
         self._average()
         self.step += 1
-        return losses, norm
+
+    def read(self) -> list[Step]:
+        """The steps since the last call, once the device has taken them.
+
+        Raises:
+            DivergedError: The loss or the gradient of one of them is not finite.
+        """
+        self._settle()
+        steps, self._known = self._known, []
+        return steps
+
+    def _settle(self) -> None:
+        """Copy the figures of queued steps from the device, all at once, and check them."""
+        queued, known = self._queued, []
+        if not queued:
+            return
+        rows = torch.stack([figures for *_, figures in queued]).tolist()
+        if not self.device.runs_ahead:
+            # The weights do not have the step yet; where they do, it stays here and is refused again.
+            self._queued = []
+        for (number, rate, _), (loss_, extra, norm) in zip(queued, rows, strict=True):
+            step = Step(number, Losses(loss_, loss_ + extra), rate, norm)
+            # Of float16 only the gradient overflows, which its scale is lowered for.
+            if self.device.dtype != "float16" or not math.isfinite(step.losses.objective):
+                _check_finite(step)
+            known.append(step)
+        self._queued, self._known = [], self._known + known
 
     def gradients(self, poll: Callable[[], None] = lambda: None) -> Losses:
         """Accumulate the gradients of one step's batches.
@@ -164,9 +221,14 @@ class Trainer:
         Returns:
             The mean losses of the batches.
         """
+        value, extra = torch.stack(self._accumulate(poll)).tolist()
+        return Losses(value, value + extra)
+
+    def _accumulate(self, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """Accumulate gradients; returns the loss and what the objective adds to it, on the device."""
         weight = self.config.masked_loss_weight
-        total: Tensor | float = 0.0
-        extra: Tensor | float = 0.0
+        total = torch.zeros((), device=self.device.name)
+        extra = torch.zeros((), device=self.device.name)
         for i, part in enumerate(self._parts()):
             if i:
                 poll()
@@ -180,18 +242,16 @@ class Trainer:
                 if part.masked is not None:
                     poll()
                     self._complete(part.last)
-                    second = loss(self._logits(part, part.masked, _SECOND_PASS).float(), part.y)
-                    second = second * (weight / part.divisor)
+                    second = self._loss(part, part.masked, _SECOND_PASS) * (weight / part.divisor)
                     self._backward(second)
                     extra = extra + second.detach()
-        value = float(total)
-        return Losses(value, value + float(extra))
+        return total, extra
 
-    def _fitting_gradients(self, poll: Callable[[], None]) -> Losses:
+    def _fitting_gradients(self, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
         """The gradients of a step, of fewer sequences at once if it runs out of memory; none if it fails."""
         while True:
             try:
-                return self.gradients(poll)
+                return self._accumulate(poll)
             except BaseException as e:
                 self.model.zero_grad(set_to_none=True)
                 smaller = self._smaller() if is_out_of_memory(e) else None
@@ -237,10 +297,10 @@ class Trainer:
                 first, last = i * B // n_parts, (i + 1) * B // n_parts
                 cut = slice(first, last)
                 yield _Part(
-                    self._moved(x[cut]),
-                    self._moved(y[cut]),
-                    None if dropped is None else self._moved(dropped[cut]),
-                    None if masked is None else self._moved(masked[cut]),
+                    self.device.put(x[cut]),
+                    self.device.put(y[cut]),
+                    None if dropped is None else self.device.put(dropped[cut]),
+                    None if masked is None else self.device.put(masked[cut]),
                     self.step * n_micro * self._size + self._pass(micro),
                     0 if rows is not None else first,
                     n_micro * (B / (last - first)),
@@ -248,25 +308,37 @@ class Trainer:
                     micro == n_micro - 1 and i == n_parts - 1,
                 )
 
-    def _moved(self, t: Tensor) -> Tensor:
-        return t.to(self.device.name, non_blocking=True)
-
-    def _logits(self, part: _Part, dropped: Tensor | None, salt: int = 0) -> Tensor:
-        """Logits of a part in training mode, (B, T, V), with the dropout masks of a pass over it."""
+    @contextmanager
+    def _masks(self, part: _Part, salt: int) -> Iterator[None]:
+        """The precision and the dropout masks of a pass over a part."""
         masks: AbstractContextManager[None] = nullcontext()
         if self.model.shape.dropout:
             seed = self.config.seed * 1_000_003 + part.number + salt + part.first * _PART
             masks = self.device.seeded(seed % 2**63)
         with masks, self.device.autocast():
-            return self._forward(part.x, dropped=dropped, recompute=self.device.checkpointing)
+            yield
+
+    def _logits(self, part: _Part, dropped: Tensor | None, salt: int = 0) -> Tensor:
+        """Logits of a part in training mode, (B, T, V), in float32."""
+        with self._masks(part, salt):
+            logits = self._forward(part.x, dropped=dropped, recompute=self.device.checkpointing)
+        return logits.float()
+
+    def _loss(self, part: _Part, dropped: Tensor | None, salt: int = 0) -> Tensor:
+        """The mean loss of a part in training mode."""
+        if self._forward_loss is None:
+            return loss(self._logits(part, dropped, salt), part.y)
+        with self._masks(part, salt):
+            return self._forward_loss(self.model, part.x, part.y, dropped, self.device.checkpointing)
 
     def _losses(self, part: _Part) -> tuple[Tensor, Tensor]:
         """The shares of a part in the step's loss and in its objective."""
         weight, temperature = self.config.teacher_weight, self.config.teacher_temperature
-        logits = self._logits(part, part.dropped).float()
-        share = loss(logits, part.y) / part.divisor
         if not self._teachers:
+            share = self._loss(part, part.dropped) / part.divisor
             return share, share
+        logits = self._logits(part, part.dropped)
+        share = loss(logits, part.y) / part.divisor
         apart = teachers.divergence(logits, part.x, self._teachers, temperature, self.device.autocast)
         return share, (1.0 - weight) * share + weight / part.divisor * apart
 
@@ -281,7 +353,12 @@ class Trainer:
         (part * self._scale if self._scale != 1.0 else part).backward()  # type: ignore[no-untyped-call]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and facts from which `load_state` restores the run exactly."""
+        """Tensors and facts from which `load_state` restores the run exactly.
+
+        Raises:
+            DivergedError: A step since the last state has diverged.
+        """
+        self._settle()
         weights = {f"model/{n}": p.detach() for n, p in self.model.state_dict().items()}
         moments = {f"optimizer/{n}": t for n, t in self.optimizer.state().items()}
         if self.averaged is not None:
@@ -316,7 +393,11 @@ class Trainer:
 
         It is measured on the whole split or on eval_iters batches of it: in bfloat16 if the run trains in it,
         which takes half the time and moves a loss by about 1e-4; else in float32.
+
+        Raises:
+            DivergedError: A step before has diverged.
         """
+        self._settle()
         c = self.config
         models = [self.model] if self.averaged is None else [self.model, self.averaged]
         return [
@@ -351,7 +432,7 @@ class Trainer:
         move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         move([*self.averaged.parameters()], [*self.model.parameters()], None)
 
-    def _clip(self) -> float:
+    def _clip(self) -> Tensor:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self._scale != 1.0:
             for grad in grads:
@@ -361,18 +442,7 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(
                 [p for p in self.model.parameters() if p.grad is not None], self.config.grad_clip, norm
             )
-        return float(norm)
-
-    def _check_finite(self, value: float, norm: float) -> None:
-        if math.isfinite(value) and math.isfinite(norm):
-            return
-        bad = "loss" if not math.isfinite(value) else "gradient"
-        lr = self.learning_rate
-        raise DivergedError(
-            f"the {bad} is not finite at step {self.step + 1}",
-            why=f"loss {value:g}, gradient norm {norm:g}, learning rate {lr:g}; the last saved state is kept",
-            hint=f"lower train.learning_rate, for example to {lr / 3:.2g}, or raise train.warmup_iters",
-        )
+        return norm
 
     def _lower_scale(self) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -384,3 +454,19 @@ class Trainer:
         self._good_steps += 1
         if self._good_steps >= _GROWTH_STEPS:
             self._scale, self._good_steps = self._scale * 2, 0
+
+
+def _forward_loss(model: GPT, x: Tensor, y: Tensor, dropped: Tensor | None, recompute: bool) -> Tensor:
+    return loss(model(x, dropped=dropped, recompute=recompute).float(), y)
+
+
+def _check_finite(step: Step) -> None:
+    value, norm, lr = step.losses.objective, step.norm, step.learning_rate
+    if math.isfinite(value) and math.isfinite(norm):
+        return
+    bad = "loss" if not math.isfinite(value) else "gradient"
+    raise DivergedError(
+        f"the {bad} is not finite at step {step.number}",
+        why=f"loss {value:g}, gradient norm {norm:g}, learning rate {lr:g}; the last saved state is kept",
+        hint=f"lower train.learning_rate, for example to {lr / 3:.2g}, or raise train.warmup_iters",
+    )
