@@ -15,6 +15,8 @@ from typing import Any
 _QUOTED = re.compile(r"(?<!\w)'([^'\n]{81,})'(?!\w)")
 # A path is only useful whole.
 _LONGEST_PATH = 800
+# A command of this length still has its place on a screen.
+_LONGEST_HINT = 1000
 # A value without quotes; nothing that a person writes has as many characters without a space.
 _ENDLESS = re.compile(r"\S{801,}")
 
@@ -35,7 +37,7 @@ class QuillError(Exception):
     def __init__(self, what: str, *, why: str = "", hint: str = "") -> None:
         self.what, self.why = cut(what), cut(why)
         # A command with a value cut out would not run.
-        self.hint = hint if cut(hint) == hint else ""
+        self.hint = hint if len(hint) <= _LONGEST_HINT else ""
         super().__init__(self.what)
         if hint:
             # Python and notebooks print it below the message.

@@ -261,7 +261,7 @@ def test_f49_bare_environments(env, tmp_path):
 def test_f49_text_is_utf8_in_an_ascii_locale(tmp_path):
     env = {**BARE, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     folder = tmp_path / "модель"
-    env["QUILL_REGISTRY"] = str(folder)
+    env |= {"QUILL_REGISTRY": str(folder), "QUILL_SHIPPED": "off"}
     code = "from quill.cli.output import Output\nfrom quill.cli import app\napp._speak_utf8()\n"
     code += "Output().write('\\u00e9 \\u4e2d \\U0001f642 \\udcff\\n')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env)

@@ -414,5 +414,5 @@ def test_a_journey_to_the_optimizer_is_eight_calls(place, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", traced)
     assert train("--name=a", iters=1) == 0
-    assert journeys[0][-3:] == ["train", "step", "advance"]
+    assert journeys[0][-3:] == ["train", "step", "enqueue"]
     assert len(["run", *journeys[0]]) <= 8, journeys[0]

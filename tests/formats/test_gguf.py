@@ -30,6 +30,7 @@ from quill.model.gpt import GPT, loss
 from quill.registry.store import Registry
 from quill.registry.version import Version
 from quill.tokenizers import base as tokenizers
+from quill.tokenizers._patterns import CL100K
 from quill.tokenizers.base import Tokenizer
 
 GGUF = Gguf()
@@ -440,7 +441,7 @@ def test_tokenizers_that_llama_cpp_has_not_are_refused(characters):
 
 def test_ids_that_are_nobodys_keep_their_places(tmp_path):
     spelt = [bytes([b]) for b in range(256)]
-    holes = tokenizers.load("cl100k_base")(spelt, {"<|endoftext|>": 259, "<|x|>": 262}, "x")  # type: ignore[call-arg]
+    holes = tokenizers.load("cl100k_base")(spelt, {"<|endoftext|>": 259, "<|x|>": 262}, CL100K)  # type: ignore[call-arg]
     told = GGUF.write(model_of(holes, n_embd=8), tmp_path / "m.gguf", "float32")
     assert "white space" in " ".join(told)
     tokens = File(tmp_path / "m.gguf").get("tokenizer.ggml.tokens", list)

@@ -981,14 +981,14 @@ def test_activations_are_recomputed_where_one_sequence_does_not_fit(
 def test_f40_a_step_that_runs_out_of_memory_is_announced_and_kept(
     text: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gradients = Trainer.gradients
+    accumulate = Trainer._accumulate
 
     def short(trainer: Trainer, *args: Any) -> Any:
         if trainer.step >= 2 and (trainer.device.micro_batch_size or 4) > 1:
             raise MemoryError
-        return gradients(trainer, *args)
+        return accumulate(trainer, *args)
 
-    monkeypatch.setattr(Trainer, "gradients", short)
+    monkeypatch.setattr(Trainer, "_accumulate", short)
     events: list[Event] = []
     with pytest.raises(InterruptedRun):
         run(make(text), registry, stop_after=3, observer=events.append)
