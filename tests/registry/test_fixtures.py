@@ -46,7 +46,9 @@ def packed(weights: Path, tmp_path: Path) -> Path:
     with tarfile.open(tmp_path / "weights.tar.gz", "w:gz") as tar:
         tar.add(weights, "weights")
     with tarfile.open(tmp_path / "weights.tar.gz") as tar:
-        tar.extractall(tmp_path / "unpacked", filter="data")
+        tar.extractall(
+            tmp_path / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
+        )
     return tmp_path / "unpacked" / "weights"
 
 
