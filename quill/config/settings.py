@@ -18,7 +18,7 @@ from quill import discovery
 from quill.config import blocks
 from quill.config.blocks import BlockFacts
 from quill.config.shape import Shape
-from quill.errors import InputError
+from quill.errors import InputError, shorten
 
 SCHEMA_VERSION = 1
 
@@ -218,7 +218,7 @@ class ModelConfig(Section):
             raise _refused("'model.head_bias' requires an untied head", "set model.tie_embeddings=false")
         if self.activation not in facts.activations:
             raise _refused(
-                f"block {self.block} has no activation '{self.activation}': "
+                f"block {self.block} has no activation {shorten(self.activation, 40)}: "
                 f"choose {', '.join(facts.activations)}",
                 _other_block(lambda f: self.activation in f.activations),
             )

@@ -152,6 +152,22 @@ def test_any_value_is_read_or_raises_a_quill_error(value: Any) -> None:
             assert e.what
 
 
+def test_a_lone_surrogate_is_accepted_or_raises_a_quill_error() -> None:
+    texts = [
+        (name, field)
+        for name, section in SECTIONS.items()
+        for field in section.model_fields
+        if reading.plain_type(section.model_fields[field].annotation)[0] not in (bool, int, float)
+    ]
+    assert ("model", "activation") in texts
+    for name, field in texts:
+        for value in ("\ud800", ["\ud800"]):
+            try:
+                reading.parse({name: {field: value}})
+            except QuillError as e:
+                str(e).encode()
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_parsed_or_raises_a_quill_error(text: str) -> None:
     from quill import strictjson
