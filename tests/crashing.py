@@ -307,7 +307,7 @@ def intercept(patch: pytest.MonkeyPatch, strike: Strike) -> None:
     for name in ("chmod", "fchmod"):
         patch.setattr(os, name, plain("chmod", getattr(os, name)))
     # It is a call of the C library, which Python does not have.
-    patch.setattr(fsio, "_exchange", plain("exchange", fsio._exchange))
+    patch.setattr(fsio.folders, "exchange", plain("exchange", fsio.folders.exchange))
 
 
 def library_save(tensors: dict[str, torch.Tensor], filename: Path, metadata: Any = None) -> None:
@@ -463,7 +463,7 @@ class Disk:
             "rmdir",
         )
         real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in names}
-        exchange_really = fsio._exchange
+        exchange_really = fsio.folders.exchange
 
         def place(path: Any, dir_fd: int | None) -> tuple[int, str]:
             whole = Path(os.fspath(path))
@@ -552,7 +552,7 @@ class Disk:
             patch.setattr(os, "ftruncate", content("ftruncate", lambda old, n: old[:n].ljust(n, b"\0")))
             patch.setattr(os, "fsync", fsync)
             patch.setattr(os, "mkdir", mkdir)
-            patch.setattr(fsio, "_exchange", exchange)
+            patch.setattr(fsio.folders, "exchange", exchange)
             for name in ("replace", "rename"):
                 patch.setattr(os, name, move(name))
             for name in ("unlink", "rmdir"):

@@ -29,7 +29,7 @@ def operations(monkeypatch: pytest.MonkeyPatch) -> Operations:
     """Record the syncs and renames done, in order, as (operation, file name)."""
     done: Operations = []
     named: dict[int, str] = {}
-    opened, fsync = os.open, fsio._fsync
+    opened, fsync = os.open, fsio.syncing.fsync
 
     def record_open(path: Any, *rest: Any, **more: Any) -> int:
         fd = opened(path, *rest, **more)
@@ -48,7 +48,7 @@ def operations(monkeypatch: pytest.MonkeyPatch) -> Operations:
         return operation
 
     monkeypatch.setattr(os, "open", record_open)
-    monkeypatch.setattr(fsio, "_fsync", record_fsync)
+    monkeypatch.setattr(fsio.syncing, "fsync", record_fsync)
     for name in ("replace", "rename"):
         monkeypatch.setattr(os, name, recording(name, getattr(os, name)))
     return done
@@ -151,11 +151,11 @@ class TestStage:
             if failure == "body":
                 raise ValueError("library")
             if failure == "sync":
-                monkeypatch.setattr(fsio, "_fsync", full)
+                monkeypatch.setattr(fsio.syncing, "fsync", full)
             if failure == "rename":
                 for name in ("replace", "rename"):
                     monkeypatch.setattr(os, name, full)
-                monkeypatch.setattr(fsio, "_exchange", full)
+                monkeypatch.setattr(fsio.folders, "exchange", full)
 
         error = {"body": ValueError, "fence": RefusedError}.get(failure, ResourceError)
         with pytest.raises(error):
@@ -216,7 +216,7 @@ class TestStage:
         self, tmp_path: Path, way: str, atomic: bool, monkeypatch: pytest.MonkeyPatch, injections: Injections
     ) -> None:
         if not atomic:
-            monkeypatch.setattr(fsio, "_exchange", lambda first, second: False)
+            monkeypatch.setattr(fsio.folders, "exchange", lambda first, second: False)
         before = Registry(tmp_path / "before")
         before.root.mkdir()
         make(before.root / "out", make_folder(b"old"))
@@ -250,7 +250,7 @@ class TestStage:
         self, tmp_path: Path, nth: int, after: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         make(tmp_path / "out", make_folder(b"old"))
-        monkeypatch.setattr(fsio, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(fsio.folders, "exchange", lambda first, second: False)
         rename, count = os.rename, iter(range(10))
 
         def interrupted(source: Path, target: Path) -> None:
@@ -269,11 +269,11 @@ class TestStage:
     def test_f55_folders_are_exchanged_in_one_step_where_the_filesystem_can(self, tmp_path: Path) -> None:
         make(tmp_path / "a", make_folder(b"1"))
         make(tmp_path / "b", make_folder(b"2"))
-        if not fsio._exchange(tmp_path / "a", tmp_path / "b"):
+        if not fsio.folders.exchange(tmp_path / "a", tmp_path / "b"):
             pytest.skip("this system cannot exchange folders")
         assert (content(tmp_path / "a"), content(tmp_path / "b")) == (b"2", b"1")
         with pytest.raises(FileNotFoundError):
-            fsio._exchange(tmp_path / "a", tmp_path / "none")
+            fsio.folders.exchange(tmp_path / "a", tmp_path / "none")
 
     @pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
     def test_files_get_the_mode_that_the_umask_asks_for(
@@ -566,7 +566,7 @@ def test_errors_of_the_system_are_explained(tmp_path: Path, number: int, why: st
 def test_hints_quote_the_path_and_name_no_flag(tmp_path: Path) -> None:
     odd = tmp_path / "it's {odd}"
     odd.mkdir()
-    for number in fsio._REASONS:
+    for number in fsio.failures.REASONS:
         with pytest.raises(ResourceError) as caught, fsio.guard(odd / "a", "write"):
             raise OSError(number, os.strerror(number))
         assert "--" not in caught.value.hint

@@ -164,7 +164,7 @@ def test_f26_f27_errors_of_the_disk_are_reported_as_such(
     monkeypatch.setattr(safetensors.torch, "save_file", fail)
     with pytest.raises(ResourceError) as caught, fsio.stage(tmp_path / "x") as place:
         save_tensors(place, VALUES)
-    assert caught.value.why == fsio._REASONS[number][0]
+    assert caught.value.why == fsio.failures.REASONS[number][0]
     assert os.listdir(tmp_path) == []
 
 

@@ -133,7 +133,7 @@ def test_f48_an_export_is_complete_or_absent_and_never_overwrites_another(name, 
     code = (
         "import os, sys; from pathlib import Path; from quill.formats import exporting\n"
         "from quill.registry.store import Registry\n"
-        "exporting.fsio._settle_file = lambda *a, **k: os._exit(9)\n"
+        "exporting.fsio.syncing.fsync = lambda *a, **k: os._exit(9)\n"
         "exporting.export(Registry(Path(sys.argv[1])).resolve(sys.argv[2]), sys.argv[3], Path('out'))"
     )
     registry = version.path.parent.parent

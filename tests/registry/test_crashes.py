@@ -148,7 +148,7 @@ def test_f29_a_power_loss_is_felt_where_nothing_is_synced(before, actions, tmp_p
     """The simulation itself: without syncs it does find the damage that they prevent."""
     disk = Disk(before.root)
     with disk.recorded(lambda operation: None):
-        monkeypatch.setattr(fsio, "_fsync", lambda fd: None)
+        monkeypatch.setattr(fsio.syncing, "fsync", lambda fd: None)
         actions["publish"][0](before)
     damaged = 0
     for i in range(60):

@@ -1,0 +1,159 @@
+"""Make, rename, replace and remove folders, each in one step."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from quill.errors import CorruptError, RefusedError, ResourceError
+from quill.fsio.failures import guard
+from quill.fsio.syncing import sync_dir
+
+# Older versions staged folders here; `quill gc` still removes what they left.
+STAGING = ".staging"
+TRASH = ".trash"
+TEMPORARY = ".tmp-"
+
+
+def make_dir(path: Path) -> None:
+    """Create a folder and its missing parents, durably; an existing one is fine."""
+    with guard(path, "create"):
+        missing = [p for p in (path, *path.parents) if not p.is_dir()]
+        for folder in reversed(missing):
+            with suppress(FileExistsError):
+                os.mkdir(folder)
+            if not folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
+            sync_dir(folder.parent)
+
+
+def claim(path: Path) -> bool:
+    """Create a folder and return whether it is new: of any number of callers, one gets True.
+
+    Args:
+        path: The folder; its parent exists.
+    """
+    with guard(path, "create"):
+        try:
+            os.mkdir(path)
+        except FileExistsError:
+            return False
+        sync_dir(path.parent)
+    return True
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a folder durably; the caller has made sure that the target does not exist."""
+    with guard(source, "rename"):
+        os.rename(source, target)
+        sync_dir(target.parent)
+
+
+def discard(path: Path, trash: Path | None = None) -> None:
+    """Remove a file or folder: one rename hides it, then it is deleted. Links are never followed.
+
+    Args:
+        path: What to remove.
+        trash: A folder on the same filesystem, `.trash` next to it by default. A crash leaves the rest there.
+
+    Raises:
+        CorruptError: The trash is a link.
+        ResourceError: It cannot be removed.
+    """
+    trash = trash or path.parent / TRASH
+    refuse_link(trash)
+    make_dir(trash)
+    grave = trash / f"{unique()}-{path.name}"
+    with guard(path, "remove"):
+        os.rename(path, grave)
+        sync_dir(path.parent)
+    delete(grave)
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise CorruptError for a folder to write into that is really a link."""
+    if folder.is_symlink():
+        why = "nothing is written or moved through a link, which may point anywhere"
+        raise CorruptError(f"'{folder}' is a symbolic link", why=why, hint=shlex.join(["rm", str(folder)]))
+
+
+def delete(path: Path) -> None:
+    """Delete a temporary file or folder; if that fails now, `quill gc` does it later."""
+    import shutil
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove one file, unless it is already gone."""
+    with guard(path, "remove"), suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def put_folder(place: Path, target: Path, *, replace: bool) -> None:
+    """Rename a folder to its target, in exchange for the old one, which is then where the new one was."""
+    if replace and os.path.lexists(target):
+        if not exchange(place, target):
+            _replace_folder(place, target)
+        return
+    try:
+        os.rename(place, target)
+    except OSError as e:
+        if e.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise already_exists(target) from None  # Another process was faster.
+        raise
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Exchange two files or folders in one step (renameat2(2) of Linux); False where that is not possible."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    at_fdcwd, rename_exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    if not renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+def _replace_folder(place: Path, target: Path) -> None:
+    """Replace a folder in two steps; an error or a signal between them puts the old one back."""
+    old = target.with_name(f"{TEMPORARY}{unique()}")
+    try:
+        os.rename(target, old)
+        os.rename(place, target)
+    except BaseException as e:
+        if os.path.lexists(old) and not os.path.lexists(target):
+            try:
+                os.rename(old, target)
+            except OSError as last:
+                raise ResourceError(
+                    f"cannot write '{target}'",
+                    why=f"{last.strerror}, and what was there before is now '{old}'",
+                    hint=shlex.join(["mv", str(old), str(target)]),
+                ) from e
+        raise
+    delete(old)
+
+
+def already_exists(target: Path) -> RefusedError:
+    return RefusedError(f"'{target}' already exists", why="it is not overwritten")
+
+
+def unique() -> str:
+    return f"{os.getpid()}-{os.urandom(6).hex()}"
