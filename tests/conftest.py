@@ -42,6 +42,10 @@ for _name in ("SIGHUP", "SIGTERM"):
 os.environ["QUILL_SHIPPED"] = "off"
 
 
+# Spare the disk: no test can tell whether it synced, and those of power losses simulate one.
+os.fsync = lambda fd: None
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Neither the user's registry and cache nor the terminal's settings reach a test."""

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from versions import fill, finish, publish, registry, unsynced
+from versions import fill, finish, publish, registry
 
 from quill import shipped
 from quill.cli.app import main
@@ -22,7 +22,7 @@ from quill.registry.store import Registry, locate
 
 pytestmark = pytest.mark.slow
 
-__all__ = ["fill", "finish", "publish", "registry", "unsynced"]
+__all__ = ["fill", "finish", "publish", "registry"]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

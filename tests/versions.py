@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,6 @@ from quill.registry.store import Registry
 from quill.registry.version import Version
 
 TINY = {"block": "modern", "n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "vocab_size": 7}
-
-
-@pytest.fixture(autouse=True)
-def unsynced(monkeypatch):
-    """Spare the disk: no test can tell whether it synced, and those of power losses simulate one."""
-    monkeypatch.setattr(os, "fsync", lambda fd: None)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from contextlib import suppress
@@ -72,8 +73,9 @@ def command(session: Session) -> None:
         raise typer.Exit(7)
 
 
+@functools.cache
 def _distribution() -> str:
-    """The name that quill was installed under."""
+    """The name that quill was installed under; finding it takes a look at every installed package."""
     found = metadata.packages_distributions().get("quill", [])
     return found[0] if found else "quill-gpt"
 
@@ -91,8 +93,10 @@ def _versions() -> list[Finding]:
                 (package, "wrong", f"not installed: pip install --force-reinstall {_distribution()}")
             )
     for package, (use, extra) in _EXTRAS.items():
-        missing = f"not installed, needed for {use}: pip install '{_distribution()}[{extra}]'"
-        found.append((package, "ok", missing if find_spec(package) is None else "installed"))
+        state = "installed"
+        if find_spec(package) is None:
+            state = f"not installed, needed for {use}: pip install '{_distribution()}[{extra}]'"
+        found.append((package, "ok", state))
     return found
 
 

@@ -1,3 +1,3 @@
-from versions import fill, finish, model, publish, registry, trained, unsynced
+from versions import fill, finish, model, publish, registry, trained
 
-__all__ = ["fill", "finish", "model", "publish", "registry", "trained", "unsynced"]
+__all__ = ["fill", "finish", "model", "publish", "registry", "trained"]

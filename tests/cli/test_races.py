@@ -6,14 +6,14 @@ import shutil
 
 import pytest
 from crashing import invariants, versions
-from versions import model, trained, unsynced
+from versions import model, trained
 
 from quill.cli.app import main
 from quill.registry import gc, remove, rename
 from quill.registry.files import OpenFile
 from quill.registry.store import Registry
 
-__all__ = ["model", "trained", "unsynced"]
+__all__ = ["model", "trained"]
 
 READERS = {
     "export": ["export", "tiny:v1", "--out", "out"],
