@@ -26,6 +26,8 @@ from typing import Any
 PRELOADED = (
     "pytest",
     "torch",
+    "torch._dynamo",  # What the first optimizer imports takes longer than a training.
+    "safetensors.torch",
     "quill.training.run",
     "quill.cli.app",
     "quill.cli.train",
