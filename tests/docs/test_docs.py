@@ -8,10 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import generate
 import pytest
+import warm
 
 import quill
 
@@ -52,17 +55,19 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def entry() -> Iterator[Path]:
+    """The program `quill`, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="quill-") as folder, warm.program(Path(folder)) as made:
+        yield made
+
+
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
+def environment(entry: Path) -> dict[str, str]:
     """A shell in which `quill` is the one under test and no network is reached."""
-    binaries = tmp_path / "bin"
-    binaries.mkdir()
-    entry = binaries / "quill"
-    entry.write_text(f"#!{sys.executable}\nfrom quill.cli.app import run\nrun()\n")
-    entry.chmod(0o755)
     return {
         **os.environ,
-        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{entry.parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "http_proxy": "http://127.0.0.1:9",
         "https_proxy": "http://127.0.0.1:9",
