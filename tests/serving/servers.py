@@ -5,10 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from quill.registry.store import Registry
@@ -47,6 +48,15 @@ class Answer(NamedTuple):
         assert key == "error"
         assert set(error) == {"message", "type", "param", "code"}
         return error["code"]
+
+
+def rest(s: socket.socket) -> bytes:
+    """Read everything until the end of a connection."""
+    found = b""
+    with suppress(ConnectionResetError):
+        while chunk := s.recv(65536):
+            found += chunk
+    return found
 
 
 class Running:

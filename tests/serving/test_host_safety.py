@@ -9,7 +9,7 @@ import subprocess
 import time
 
 import pytest
-from servers import RUN, running
+from servers import RUN, rest, running
 
 from quill.registry.store import Registry
 
@@ -39,13 +39,7 @@ def raw(port: int, data: bytes, timeout: float = 20) -> bytes:
     """Send bytes and read until the end."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as s:
         s.sendall(data)
-        found = b""
-        try:
-            while chunk := s.recv(65536):
-                found += chunk
-        except ConnectionResetError:
-            pass
-        return found
+        return rest(s)
 
 
 BROKEN = {

@@ -35,18 +35,15 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
 
 
+# Everything that draws for each forward pass, in a step of several.
+DRAWING = {"token_dropout": 0.1, "masked_loss_weight": 0.4, "gradient_accumulation_steps": 2}
+
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "plain": {},
     "average": {"ema_decay": 0.5},
     "token dropout": {"token_dropout": 0.3},
     "masked loss": {"masked_loss_weight": 0.4, "masked_loss_max": 0.6},
-    "all": {
-        "ema_decay": 0.9,
-        "token_dropout": 0.1,
-        "masked_loss_weight": 0.4,
-        "schedule": "trapezoidal",
-        "gradient_accumulation_steps": 2,
-    },
+    "all": {**DRAWING, "ema_decay": 0.9, "schedule": "trapezoidal"},
 }
 
 
@@ -247,12 +244,7 @@ CUT: dict[str, dict[str, Any]] = {
     "plain": {},
     "dropout": {"dropout": 0.3},
     "odd sizes": {"dropout": 0.3, "batch_size": 7},
-    "all": {
-        "dropout": 0.2,
-        "token_dropout": 0.1,
-        "masked_loss_weight": 0.4,
-        "gradient_accumulation_steps": 2,
-    },
+    "all": {**DRAWING, "dropout": 0.2},
 }
 
 
