@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import chain
@@ -11,18 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from quill.cli import options
+from quill.cli import _prompt, options
 from quill.cli._completion import completing, models
 from quill.cli.options import Session
-from quill.cli.output import is_terminal
 from quill.config.settings import SampleConfig
-from quill.errors import InputError, NotFoundError, ResourceError
 
 if TYPE_CHECKING:
     from quill.cli.output import Output
 
-_STDIN = "-"
-_MOST_BYTES = 1 << 26
 # What people use.
 _FACE = (
     "prompt",
@@ -96,7 +91,7 @@ def command(
     output = session.output
     version = session.registry().find_weights(reference, session.output.say)
     config = reading.check(SampleConfig, dict(session.overrides), origin="the arguments")
-    text = _prompt(words or [], prompt, prompt_file)
+    text = _prompt.find(words or [], prompt, prompt_file)
 
     from quill.checkpoint.load import load_checkpoint
     from quill.generation import cpu
@@ -137,55 +132,3 @@ def _print(output: Output, echoed: str, chunks: Iterator[str]) -> None:
         raise
     if not last.endswith("\n"):
         output.write("\n")
-
-
-def _prompt(words: list[str], flag: str | None, file: Path | None) -> str:
-    """The prompt from wherever it was given.
-
-    Raises:
-        InputError: It was given twice, or is not UTF-8.
-    """
-    given = [n for n, v in (("PROMPT", words), ("--prompt", flag is not None), ("--prompt-file", file)) if v]
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} are mutually exclusive", why="there is only one prompt")
-    if file is not None:
-        try:
-            with file.open("rb") as stream:
-                return _decode(stream.read(_MOST_BYTES + 1), str(file))
-        except FileNotFoundError:
-            raise NotFoundError(f"no file '{file}'", hint="check the path") from None
-        except IsADirectoryError:
-            raise InputError(f"'{file}' is a directory", why="a prompt is the text of a file") from None
-        except OSError as e:
-            raise ResourceError(f"cannot read '{file}'", why=e.strerror or str(e)) from e
-    if words == [_STDIN]:
-        if sys.stdin is None:
-            raise InputError("standard input is closed", why="'-' reads the prompt from it")
-        return _decode(sys.stdin.buffer.read(_MOST_BYTES + 1), "standard input")
-    if not given and sys.stdin is not None and _is_piped():
-        return _decode(sys.stdin.buffer.read(_MOST_BYTES + 1), "standard input")
-    return flag if flag is not None else " ".join(words)
-
-
-def _is_piped() -> bool:
-    """Whether stdin is a pipe or a file: not a terminal, and not the /dev/null of a service."""
-    import os
-    import stat
-
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError):
-        return False
-    return not is_terminal(sys.stdin) and (stat.S_ISFIFO(mode) or stat.S_ISREG(mode))
-
-
-def _decode(raw: bytes, origin: str) -> str:
-    if len(raw) > _MOST_BYTES:
-        raise InputError(f"'{origin}' is too long", why=f"a prompt has at most {_MOST_BYTES >> 20} MiB")
-    try:
-        # The "utf-8-sig" codec counts from behind the byte order mark. Line ends become newlines.
-        return raw.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as e:
-        raise InputError(
-            f"'{origin}' is not UTF-8", why=f"byte {e.start} is {raw[e.start]:#04x}", hint="save it as UTF-8"
-        ) from None
