@@ -260,7 +260,7 @@ class Api:
         """What lm-evaluation-harness needs to know of a tokenizer."""
         async with self._leased(request, request.query_params.get("model")) as lease:
             tokenizer = lease.generator.tokenizer
-            eot = None if tokenizer.eot_id is None else replies.spelled(tokenizer, tokenizer.eot_id)
+            eot = None if tokenizer.eot_id is None else tokenizer.spelled(tokenizer.eot_id)
             return _json(
                 {
                     "tokenizer_class": tokenizer.kind,

@@ -108,7 +108,7 @@ class Completion:
         }
 
     def _name(self, token: int) -> str:
-        return f"token_id:{token}" if self._by_id else spelled(self._tokenizer, token)
+        return f"token_id:{token}" if self._by_id else self._tokenizer.spelled(token)
 
 
 class Chat:
@@ -166,16 +166,7 @@ class Chat:
 
     def _entry(self, token: int, logprob: float | None) -> dict[str, Any]:
         raw = list(self._tokenizer.token_bytes(token))
-        return {"token": spelled(self._tokenizer, token), "bytes": raw, "logprob": logprob}
-
-
-def spelled(tokenizer: Tokenizer, token: int) -> str:
-    """A token as text; a part of a character as `bytes:\\xe2`, so that different tokens stay different."""
-    raw = tokenizer.token_bytes(token)
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+        return {"token": self._tokenizer.spelled(token), "bytes": raw, "logprob": logprob}
 
 
 def usage(prompt_tokens: int, drawn: int) -> dict[str, int]:

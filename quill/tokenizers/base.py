@@ -105,6 +105,18 @@ class Tokenizer(ABC):
             InputError: There is no such id.
         """
 
+    def spelled(self, token: int) -> str:
+        """Return one token as text; a part of a character as `bytes:\\xe2`, so that no two tokens are alike.
+
+        Raises:
+            InputError: There is no such id.
+        """
+        raw = self.token_bytes(token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Decode ids; bytes that are not UTF-8 become U+FFFD.
 
