@@ -7,7 +7,6 @@ small operations, bound by how fast Python calls them. The twin therefore keeps 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,9 +34,7 @@ def for_decoding(model: GPT, copy_weights: bool = True) -> GPT:
     Returns:
         The twin. It has its own copy of small float32 weights on a CPU with AVX, and shares all others.
     """
-    memo: dict[int, object] = {id(x): x for x in (model.shape, *model.parameters())}
-    # deepcopy takes what is in the memo as already copied, so only the modules are new.
-    twin = copy.deepcopy(model, memo).eval()
+    twin = model.twin()
     weight = model.wte.weight
     copy_weights = (
         copy_weights

@@ -40,6 +40,7 @@ def attend(
     """
     if cache is not None:
         k, v = cache.extend(k, v)
+        cache.observe(q, scale)
     T, S = q.shape[2], k.shape[2]
     grouped = q.shape[1] != k.shape[1]
     if T == 1:

@@ -6,6 +6,7 @@ computed and caches passed in, so that the state dict is exactly the weights.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any, cast
 
@@ -151,7 +152,10 @@ class GPT(nn.Module):
         """
         if self.shape.n_layer == 0:
             return x
-        x = self.ln_f(x)
+        return self.unembed(self.ln_f(x))
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """Logits from activations behind the last norm, (B, T, C) to (B, T, V); an affine map."""
         if self.shape.tie_embeddings:
             return F.linear(x, self.wte.weight)
         return cast(Tensor, self.lm_head(x))
@@ -165,6 +169,12 @@ class GPT(nn.Module):
             with torch.inference_mode(False):
                 self._rope = Rope.table(c.block_size, c.head_size, c.rope_theta, device)
         return self._rope
+
+    def twin(self) -> GPT:
+        """A model with modules of its own and the same parameters, in eval mode."""
+        memo: dict[int, object] = {id(x): x for x in (self.shape, *self.parameters())}
+        # deepcopy takes what is in the memo as already copied, so only the modules are new.
+        return copy.deepcopy(self, memo).eval()
 
     def new_cache(self, batch_size: int = 1) -> KVCache:
         """Make an empty cache for `batch_size` sequences."""

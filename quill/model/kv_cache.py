@@ -46,6 +46,9 @@ class LayerCache:
         self.values.narrow(2, start, T).copy_(v)
         return self.keys.narrow(2, 0, end), self.values.narrow(2, 0, end)
 
+    def observe(self, q: Tensor, scale: float | None) -> None:
+        """Called after `extend` with the queries, (B, H, T, D), and the scale; a cache may record them."""
+
     def repeat(self, rows: int) -> LayerCache:
         """Copy a single sequence's cache to each of several rows."""
         twin = LayerCache(self.keys.repeat(rows, 1, 1, 1), self.values.repeat(rows, 1, 1, 1))

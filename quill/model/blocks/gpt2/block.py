@@ -103,6 +103,10 @@ class Block(nn.Module):
         y = self.mlp(self.ln_2(x))
         return x + dropout(y, p)
 
+    def writers(self) -> dict[str, nn.Linear]:
+        """The layers whose outputs are added to x: from the heads side by side, and from the hidden units."""
+        return {"attention": self.attn.c_proj, "mlp": self.mlp.c_proj}
+
     @torch.no_grad()
     def init_weights(self, n_layer: int, generator: torch.Generator) -> None:
         """GPT-2's initialisation: N(0, 0.02), residual projections scaled by (2 n_layer) ** -0.5.

@@ -139,6 +139,10 @@ class Block(nn.Module):
         y = self.mlp(self.post_attention_layernorm(x))
         return x + dropout(y, p)
 
+    def writers(self) -> dict[str, nn.Linear]:
+        """The layers whose outputs are added to x: from the heads side by side, and from the hidden units."""
+        return {"attention": self.self_attn.o_proj, "mlp": self.mlp.down_proj}
+
     @torch.no_grad()
     def init_weights(self, n_layer: int, generator: torch.Generator) -> None:
         """Uniform of variance 1 / fan_in; projections into the residual stream start at zero.
