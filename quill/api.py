@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from quill import shipped
 from quill.config import keywords, reading
-from quill.config.settings import SECTIONS, DataConfig, RunConfig
+from quill.config.settings import SECTIONS, DataConfig, RunConfig, SampleConfig
 from quill.registry.folder import Folder
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    from quill.config.keyword_types import RunSettings, TextSettings
+    from quill.config.keyword_types import RunSettings, SampleSettings, TextSettings
     from quill.data import prepare as preparing
     from quill.data.dataset import Dataset
     from quill.evaluation.measure import Figures
     from quill.evaluation.overlap import Overlaps
+    from quill.explanation.explanation import Explanation
     from quill.formats.exporting import Exported
     from quill.generation.generator import Generator
     from quill.notebook import Comparison, Facts, Models
@@ -228,6 +229,45 @@ def evaluate(
     else:
         _, tokens, n_bytes = texts.find(loaded, data, split, locate(store.root), unknown=unknown)
     return measure.evaluate(loaded.model, tokens, n_bytes=n_bytes, iters=iters)
+
+
+@keywords.documented({"": SampleConfig})
+def explain(
+    model: Reference | Generator,
+    prompt: str = "",
+    *,
+    last: int = 64,
+    unknown: Literal["error", "skip"] = "error",
+    registry: StrPath | None = None,
+    device: str = "auto",
+    **settings: Unpack[SampleSettings],
+) -> Explanation:
+    """Explain how a model gets from a prompt to the next token.
+
+    Args:
+        model: A model, or what `quill.load` returned.
+        prompt: The text that it reads; empty for the start of a text.
+        last: Only the last tokens of the prompt are read, so many; at most 256.
+        unknown: What to do with characters of the prompt that have no token.
+        registry: The registry's folder; found as the command line finds it if None.
+        device: auto, cpu, cuda, cuda:N or mps.
+        **settings: Fields of SampleConfig; temperature, top_k, top_p and min_p matter here.
+
+    Returns:
+        An explanation, which a notebook shows as an interactive page: `.trace` has every intermediate result
+        (`.trace.layers[0].weights` is the attention of the first block), `.lens`, `.next_tokens()` and
+        `.contributions([token])` read it, `.to_dict()` and `.html()` write it.
+
+    Raises:
+        InputError: A setting is invalid, or the model's block does not show what happens inside.
+        NotFoundError: There is no such model.
+    """
+    from quill.explanation.explanation import Explanation
+    from quill.generation.generator import Generator
+
+    config = reading.check(SampleConfig, settings, origin="the arguments")
+    generator = model if isinstance(model, Generator) else load(model, registry=registry, device=device)
+    return Explanation(generator, prompt, config, last=last, unknown=unknown)
 
 
 def overlap(

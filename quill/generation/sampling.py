@@ -120,6 +120,18 @@ def restrict(logits: Tensor, config: SampleConfig) -> Tensor:
     return logits
 
 
+def probabilities(logits: Tensor, config: SampleConfig) -> Tensor:
+    """The distribution that the next token is drawn from, (B, V).
+
+    Args:
+        logits: (B, V).
+        config: Temperature and filters; the repetition penalty is not applied.
+    """
+    if config.temperature == 0 or config.top_k == 1:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    return restrict(logits, config).softmax(-1)
+
+
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Draw one token for each row, by inverting the cumulative distribution.
 

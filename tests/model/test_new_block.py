@@ -60,6 +60,9 @@ class Block(nn.Module):
         mixed = attend(rope(q), rope(k), v, cache).transpose(1, 2).reshape(B, T, -1)
         return x + self.out(mixed) + self.down(nn.functional.relu6(self.up(y)))
 
+    def writers(self):
+        return {"attention": self.out, "mlp": self.down}
+
     def init_weights(self, n_layer, generator):
         for p in self.parameters():
             nn.init.ones_(p) if p.dim() < 2 else p.normal_(0.0, 0.02, generator=generator)
@@ -102,6 +105,10 @@ def test_it_trains_samples_saves_and_loads(
 
     loaded = quill.load("toy", registry=tmp_path / "weights")
     assert {"h.1.qkv.weight", "h.1.down.weight"} <= set(loaded.model.state_dict())
+    explained = quill.explain(loaded, "3 bells")
+    expected = loaded.model.predict(torch.tensor([explained.ids]))[0]
+    torch.testing.assert_close(explained.trace.logits, expected, rtol=0, atol=1e-5)
+    assert explained.to_dict()["model"]["family"] == "GPT-J"
     figures = quill.evaluate("toy", tiny_text, registry=tmp_path / "weights")
     assert figures.loss < math.log(loaded.tokenizer.vocab_size) - 0.1
 

@@ -1,0 +1,1 @@
+"""How a model turns a prompt into the next token: every intermediate result, and a page that shows it."""
