@@ -151,6 +151,33 @@ def test_messages_of_the_library_name_settings_not_flags(path: Path) -> None:
     assert [m for m in sentences if re.search(r"(?<![\w-])--[a-z]", m)] == []
 
 
+SINK = ROOT / "quill" / "cli" / "output.py"
+# What prints text that it has made safe itself, in colours.
+_DRAWS = {"_curves.py", "help.py", "options.py"}
+# What draws with rich: tables to a string, bars and panels to stderr, the manual in a pager.
+_RICH = {"_tables.py", "_progress.py", "_training_display.py", "help.py"}
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parts[-2] == "cli" and p != SINK], ids=_name)
+def test_f15_only_the_sink_writes_to_a_stream(path: Path) -> None:
+    printers = {"print", "os.write", "typer.echo", "typer.secho", "click.echo", "rich.print"}
+    found = []
+    for node in ast.walk(_tree(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = _dotted(node.func)
+        if called in printers or (called.endswith("Console") and path.name not in _RICH):
+            found.append(called)
+        if isinstance(node.func, ast.Attribute) and node.func.attr in ("write", "writelines", "draw"):
+            inner = node.func.value
+            receiver = _dotted(inner.func if isinstance(inner, ast.Call) else inner).rpartition(".")[2]
+            allowed = {"output", "_output", "Output"}
+            if node.func.attr == "draw":
+                allowed = {"chart", "_picture"} | (allowed if path.name in _DRAWS else set())
+            found += [] if receiver in allowed else [f"{receiver}.{node.func.attr}"]
+    assert found == []
+
+
 def test_files_are_named_by_what_they_hold() -> None:
     vague = {"utils", "util", "helpers", "helper", "manager", "misc", "common", "core", "base_utils"}
     assert [_name(p) for p in SOURCES if p.stem in vague or p.parent.name in vague] == []

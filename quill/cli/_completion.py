@@ -116,7 +116,7 @@ def print_to_stdout(text: str) -> None:
     """Write what a shell reads."""
     from quill.cli.output import Output
 
-    Output().write(text if text.endswith("\n") or not text else text + "\n")
+    Output().stream(text if text.endswith("\n") or not text else text + "\n")
 
 
 def _typer(command: Any, instruction: str) -> str:

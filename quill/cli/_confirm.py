@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from quill.cli.output import is_terminal, safe_line
+from quill.cli.output import is_terminal
 from quill.errors import InputError
 from quill.units import size
 
@@ -38,11 +38,10 @@ def removal(output: Output, names: Sequence[str], total: int) -> None:
             why="not running in a terminal",
             hint="yes=True",
         )
-    output.err.write(f"remove {safe_line(which)} ({size(total)})? [y/N] ")
-    output.err.flush()
+    output.ask(f"remove {which} ({size(total)})? [y/N]")
     answer = sys.stdin.readline()
     if not answer.endswith("\n"):
-        output.err.write("\n")
+        output.ask("")
     if answer.strip().lower() not in ("y", "yes"):
         output.say("nothing was removed")
         raise typer.Exit(4)

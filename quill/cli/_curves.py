@@ -27,7 +27,7 @@ def show(output: Output, found: Folder) -> None:
     raw = found.metrics()
     points = _points(found, raw)
     if output.form == "human":
-        output.write(draw(output, points, get_terminal_size().columns))
+        output.draw(draw(output, points, get_terminal_size().columns))
         return
     lines, best = curves.parse(raw), points.best
     document = {

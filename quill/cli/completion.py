@@ -49,6 +49,6 @@ def command(
     if session.output.form == "json":
         session.output.show("quill.completion/1", row, key="script")
     else:
-        session.output.write(text)
+        session.output.stream(text)
     if session.output.terminal:
         session.output.say(f"for this shell:   {_NOW[shell]}\nfor every shell:  {_ALWAYS[shell]}")

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from quill import strictjson
 from quill.cli import options
 from quill.cli._completion import models
 from quill.cli._tables import Column
@@ -31,7 +30,7 @@ def schema(session: Session) -> None:
     """Print the JSON Schema of config files, for editors and other tools."""
     from quill.config import schema
 
-    session.output.write(strictjson.dumps(schema.build()))
+    session.output.document(schema.build())
 
 
 @options.command(examples="quill config check configs/*.json")
@@ -70,7 +69,7 @@ def init(
     for section, fields in _START.items():
         known = SECTIONS[section].model_fields
         document[section] = {f: known[f].default for f in fields}
-    session.output.write(strictjson.dumps(document))
+    session.output.document(document)
     file = name or "mine"
     session.output.say(
         "save it next to the schema, which your editor can use, then train:\n"
@@ -100,7 +99,7 @@ def show(
         from quill.checkpoint.load import read_config
 
         document = read_config(session.registry().resolve(source)).to_dict()
-    session.output.write(strictjson.dumps(document))
+    session.output.document(document)
 
 
 @options.command(examples="quill config table")

@@ -63,13 +63,13 @@ def command(
     if not words:
         rows = [{"topic": name, "title": title} for name, title in known.items()]
         if output.form == "human":
-            output.write(_overview(known))
+            output.draw(_overview(known))
         else:
             output.show("quill.help/1", rows, key="topic", within="topics")
         return
     name, *rest = (w.lower() for w in words)
     if name in app.commands():
-        output.write(_of_command(name, rest) + "\n")
+        output.draw(_of_command(name, rest) + "\n")
         return
     page = name.removesuffix(".md")
     if page not in known or rest:

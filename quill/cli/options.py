@@ -201,7 +201,7 @@ def command(
 def _print_whole_help(context: typer.Context, wanted: bool) -> None:
     if wanted:
         text = _help.render(context.command, context, canvas_of(sys.stdout), whole=True)
-        Output().write(text + "\n")
+        Output().draw(text + "\n")
         raise typer.Exit
 
 

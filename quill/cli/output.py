@@ -110,14 +110,14 @@ class Output:
         listed: Sequence[Row] = [record] if record is not None else list(rows)  # type: ignore[arg-type]
         if self.form == "json":
             document = {**facts, **record} if record is not None else {**facts, within: listed}
-            self.write(_json({"schema": schema, **document}, indent=2) + "\n")
+            self.document({"schema": schema, **document})
         elif self.form == "quiet" or not columns:
             keys = quiet if quiet is not None and self.form == "quiet" else [str(row[key]) for row in listed]
             self.write("".join(f"{safe_line(line)}\n" for line in keys))
         elif record is not None:
-            self.write(_tables.fields(record, columns, self.canvas, safe_line))
+            self.draw(_tables.fields(record, columns, self.canvas, safe_line))
         elif listed:
-            self.write(_tables.table(listed, columns, self.canvas, safe_line))
+            self.draw(_tables.table(listed, columns, self.canvas, safe_line))
 
     @property
     def canvas(self) -> Canvas:
@@ -131,10 +131,18 @@ class Output:
 
     def stream(self, text: str) -> None:
         """Print generated text at once: raw in a pipe, without control characters on a terminal."""
-        self.write(_UNSAFE.sub("", text) if self.terminal else text)
+        self.draw(_UNSAFE.sub("", text) if self.terminal else text)
+
+    def document(self, value: Any) -> None:
+        """Print one JSON document for people and programs."""
+        self.write(_json(value, indent=2) + "\n")
 
     def write(self, text: str) -> None:
-        """Write to stdout and flush, so that a closed pipe is noticed now."""
+        """Print plain text; control characters are escaped."""
+        self.draw(safe(text))
+
+    def draw(self, text: str) -> None:
+        """Write text that is safe already and may be coloured, and flush: a closed pipe is noticed now."""
         if self._out is not None and text:
             self._out.write(text)
             self._out.flush()
@@ -174,6 +182,12 @@ class Output:
         """Say that a command ended early on request, and how to resume it."""
         self._tell(self._folded(safe_line(what)) + f"\nresume: {safe_line(command)}", raw=True)
 
+    def ask(self, question: str) -> None:
+        """Print a question, after which the answer is typed; an empty one ends the line."""
+        if self._err is not None:
+            self._err.write(f"{safe_line(question)} " if question else "\n")
+            self._err.flush()
+
     def style(self, text: str, style: str, *, stdout: bool = False) -> str:
         """Colour a text, if its stream takes colour."""
         return canvas_of(self._out if stdout else self._err, self.env).paint(text, style)
@@ -193,7 +207,7 @@ class Output:
             from quill.cli._progress import bar
 
             with bar(self._err) as (report, self._hide_bar):
-                yield report
+                yield lambda stage, done, total: report(safe_line(stage), done, total)
             self._hide_bar = None
         else:
             yield self._lines(unit)

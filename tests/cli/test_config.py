@@ -79,3 +79,18 @@ def test_f41_doctor_reports_an_impossible_registry(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["doctor", "--registry", str(tmp_path / "file" / "weights")]) == 7
     assert "registry         wrong  " in capsys.readouterr().out
+
+
+def test_f15_a_config_cannot_reach_the_terminal(registry, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("QUILL_REGISTRY", str(registry.root))
+    evil = "\x1b[2J\x9b31m\x7f\u202e\u2028"
+    document = {"name": "mine", "data": {"source": evil}, "model": {"n_layer": 2}}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(document))
+    draft = registry.begin("b")
+    draft.write_json("config.json", document)
+    for command in (["config", "show", str(file)], ["show", "b", "--config"]):
+        assert main(command) == 0
+        out = capsys.readouterr().out
+        assert json.loads(out)["data"]["source"] == evil
+        assert {c for c in out if not c.isprintable()} == {"\n"}
