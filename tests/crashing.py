@@ -29,6 +29,7 @@ import errno
 import os
 import random
 import shutil
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -124,7 +125,8 @@ def invariants(registry: Registry, older: Mapping[str, Mapping[str, bytes]]) -> 
     for path, files in older.items():
         assert snapshot(registry.root / path) == files, f"{path} has changed"
     for folder in registry.root.iterdir():
-        if not folder.name.startswith(".") and folder.is_dir():
+        # What is being removed is complete under its new name.
+        if not folder.name.startswith(".") and folder.is_dir() and not fsio.is_removed(folder):
             for alias, number in aliases.read(folder)["aliases"].items():
                 assert registry.resolve(f"{folder.name}:{alias}").number == number
     for draft in registry.drafts():
@@ -310,6 +312,41 @@ def intercept(patch: pytest.MonkeyPatch, strike: Strike) -> None:
     patch.setattr(fsio.folders, "exchange", plain("exchange", fsio.folders.exchange))
 
 
+def layered(act: Act) -> Act:
+    """Do an action where every folder that is there already is of a lower layer of overlayfs.
+
+    Such a folder cannot be renamed or exchanged; its files can, and the folders that the action makes.
+    """
+
+    def fixed(registry: Registry) -> None:
+        made: set[int] = set()
+        mkdir, rename, exchange = os.mkdir, os.rename, fsio.folders.exchange
+
+        def is_lower(path: Any) -> bool:
+            found = os.lstat(path)
+            return stat.S_ISDIR(found.st_mode) and found.st_ino not in made
+
+        def making(path: Any, *rest: Any, **more: Any) -> None:
+            mkdir(path, *rest, **more)
+            made.add(os.lstat(path).st_ino)
+
+        def moving(source: Any, target: Any) -> None:
+            if is_lower(source):
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            rename(source, target)
+
+        def exchanging(first: Path, second: Path) -> bool:
+            return not (is_lower(first) or is_lower(second)) and exchange(first, second)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "mkdir", making)
+            patch.setattr(os, "rename", moving)
+            patch.setattr(fsio.folders, "exchange", exchanging)
+            act(registry)
+
+    return fixed
+
+
 def library_save(tensors: dict[str, torch.Tensor], filename: Path, metadata: Any = None) -> None:
     """Do to the disk what `safetensors.torch.save_file` does, in operations that can be struck."""
     raw = memoryview(safetensors.torch.save(tensors, metadata))
@@ -461,6 +498,7 @@ class Disk:
             "mkdir",
             "unlink",
             "rmdir",
+            "link",
         )
         real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in names}
         exchange_really = fsio.folders.exchange
@@ -528,6 +566,11 @@ class Disk:
                 tell("exchange")
             return done
 
+        def link(source: Any, target: Any, **more: Any) -> None:
+            real["link"](source, target, **more)
+            self._pending.append([(*place(target, None), self._keys[os.lstat(source).st_ino])])
+            tell("link")
+
         def mkdir(path: Any, *rest: Any, **more: Any) -> None:
             real["mkdir"](path, *rest, **more)
             key = self._new(os.stat(path).st_ino)
@@ -552,6 +595,7 @@ class Disk:
             patch.setattr(os, "ftruncate", content("ftruncate", lambda old, n: old[:n].ljust(n, b"\0")))
             patch.setattr(os, "fsync", fsync)
             patch.setattr(os, "mkdir", mkdir)
+            patch.setattr(os, "link", link)
             patch.setattr(fsio.folders, "exchange", exchange)
             for name in ("replace", "rename"):
                 patch.setattr(os, name, move(name))

@@ -96,6 +96,8 @@ ROWS = {
     "F61": Row("lone surrogates and arguments of 70,000 characters"),
     "F62": Row("runs of blanks, signs or letters of any length, for bpe"),
     "F63": Row("a stored tokenizer with a hostile pattern"),
+    "F64": Row("a registry or dataset in a lower layer of overlayfs, whose folders cannot be renamed"),
+    "F65": Row("weights of one seed from processors of different instruction sets"),
     "H1": Row("a request that is no JSON, or holds NaN or lone surrogates"),
     "H2": Row("an oversized request"),
     "H3": Row("a wrong or missing key"),

@@ -26,7 +26,7 @@ from quill.errors import CorruptError, NotFoundError, QuillError, ResourceError,
 from quill.tokenizers import base
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST = fsio.MANIFEST
 TOKENIZER = "tokenizer.json"
 
 VERIFIED = ".verified"

@@ -348,6 +348,9 @@ class _Preparation:
             path = self.root / name
             if not os.path.lexists(path):
                 return name, None
+            if fsio.is_removed(path):
+                fsio.discard(path, self.root / fsio.TRASH)
+                return name, None
             try:
                 there = Dataset.open(path)
                 if there.key == key and not force:

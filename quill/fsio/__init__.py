@@ -11,30 +11,37 @@ from quill.fsio.folders import (
     STAGING,
     TRASH,
     claim,
+    copy_folder,
     delete,
     discard,
     make_dir,
     refuse_link,
     remove_file,
     rename,
+    scratch,
 )
+from quill.fsio.layers import MANIFEST, REMOVED, is_removed
 from quill.fsio.locking import is_in_use, keep_locked, lock_folder
 from quill.fsio.reading import check_size, expanded, open_plain, read_plain, sha256
 from quill.fsio.syncing import settle, sync_dir
-from quill.fsio.writing import Log, create, scratch, stage, write_bytes, write_chunks, write_json
+from quill.fsio.writing import Log, create, stage, write_bytes, write_chunks, write_json
 
 __all__ = [
+    "MANIFEST",
+    "REMOVED",
     "STAGING",
     "TRASH",
     "Log",
     "check_size",
     "claim",
+    "copy_folder",
     "create",
     "delete",
     "discard",
     "expanded",
     "guard",
     "is_in_use",
+    "is_removed",
     "keep_locked",
     "lock_folder",
     "make_dir",

@@ -6,11 +6,14 @@ import errno
 import os
 import shlex
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from quill.errors import CorruptError, RefusedError, ResourceError
+from quill.fsio import layers
 from quill.fsio.failures import guard
+from quill.fsio.locking import lock_folder
 from quill.fsio.syncing import sync_dir
 
 # Older versions staged folders here; `quill gc` still removes what they left.
@@ -31,6 +34,25 @@ def make_dir(path: Path) -> None:
             sync_dir(folder.parent)
 
 
+@contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """Create a new empty folder that is deleted at the end, and is locked until then.
+
+    Args:
+        parent: The folder to create it in; it exists.
+    """
+    folder = parent / f"{TEMPORARY}{unique()}"
+    with guard(parent, "write to"):
+        os.mkdir(folder)
+    fd = lock_folder(folder, shared=True)
+    try:
+        yield folder
+    finally:
+        delete(folder)
+        if fd is not None:
+            os.close(fd)
+
+
 def claim(path: Path) -> bool:
     """Create a folder and return whether it is new: of any number of callers, one gets True.
 
@@ -46,15 +68,35 @@ def claim(path: Path) -> bool:
     return True
 
 
-def rename(source: Path, target: Path) -> None:
-    """Rename a folder durably; the caller has made sure that the target does not exist."""
+def rename(source: Path, target: Path) -> bool:
+    """Rename a folder durably; the caller has made sure that the target does not exist.
+
+    Returns:
+        Whether it could be renamed; a folder of a lower layer of overlayfs can only be copied and removed.
+    """
     with guard(source, "rename"):
-        os.rename(source, target)
+        try:
+            os.rename(source, target)
+        except OSError as e:
+            if layers.is_fixed(e):
+                return False
+            raise
+        sync_dir(target.parent)
+    return True
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder durably, in one step; the caller has made sure that the target does not exist."""
+    with guard(source, "copy"), scratch(target.parent) as folder:
+        layers.clone(source, folder / target.name)
+        os.rename(folder / target.name, target)
         sync_dir(target.parent)
 
 
 def discard(path: Path, trash: Path | None = None) -> None:
     """Remove a file or folder: one rename hides it, then it is deleted. Links are never followed.
+
+    Where a folder cannot be renamed it is removed in place, its manifest first.
 
     Args:
         path: What to remove.
@@ -69,7 +111,13 @@ def discard(path: Path, trash: Path | None = None) -> None:
     make_dir(trash)
     grave = trash / f"{unique()}-{path.name}"
     with guard(path, "remove"):
-        os.rename(path, grave)
+        try:
+            os.rename(path, grave)
+        except OSError as e:
+            if not layers.is_fixed(e):
+                raise
+            layers.remove(path)
+            return
         sync_dir(path.parent)
     delete(grave)
 
@@ -126,7 +174,7 @@ def exchange(first: Path, second: Path) -> bool:
     if not renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange):
         return True
     number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.EXDEV):
         return False
     raise OSError(number, os.strerror(number))
 
@@ -135,20 +183,39 @@ def _replace_folder(place: Path, target: Path) -> None:
     """Replace a folder in two steps; an error or a signal between them puts the old one back."""
     old = target.with_name(f"{TEMPORARY}{unique()}")
     try:
-        os.rename(target, old)
+        try:
+            os.rename(target, old)
+        except OSError as e:
+            if not layers.is_fixed(e):
+                raise
+            layers.clone(target, old)
+            layers.remove(target)
         os.rename(place, target)
     except BaseException as e:
-        if os.path.lexists(old) and not os.path.lexists(target):
-            try:
-                os.rename(old, target)
-            except OSError as last:
-                raise ResourceError(
-                    f"cannot write '{target}'",
-                    why=f"{last.strerror}, and what was there before is now '{old}'",
-                    hint=shlex.join(["mv", str(old), str(target)]),
-                ) from e
+        _put_back(old, target, e)
         raise
     delete(old)
+
+
+def _put_back(old: Path, target: Path, cause: BaseException) -> None:
+    """Undo the first half of a replacement, if it was done."""
+    if not os.path.lexists(old):
+        return
+    try:
+        # The mark is the last that goes before the folder itself.
+        if layers.is_removed(target) or (target.is_dir() and not os.listdir(target)):
+            layers.remove(target)
+        if os.path.lexists(target):
+            delete(old)
+        else:
+            os.rename(old, target)
+    except OSError as e:
+        clear = shlex.join(["rm", "-r", str(target)]) + " && " if os.path.lexists(target) else ""
+        raise ResourceError(
+            f"cannot write '{target}'",
+            why=f"{e.strerror}, and what was there before is now '{old}'",
+            hint=clear + shlex.join(["mv", str(old), str(target)]),
+        ) from cause
 
 
 def already_exists(target: Path) -> RefusedError:

@@ -11,8 +11,7 @@ from typing import Any
 
 from quill import strictjson
 from quill.fsio.failures import guard
-from quill.fsio.folders import TEMPORARY, already_exists, delete, put_folder, unique
-from quill.fsio.locking import lock_folder
+from quill.fsio.folders import already_exists, put_folder, scratch
 from quill.fsio.reading import BINARY, NOFOLLOW, open_regular, refuse_special
 from quill.fsio.syncing import settle, settle_file, sync_dir
 
@@ -69,25 +68,6 @@ def stage(
             os.replace(place, target)
         if durable:
             sync_dir(target.parent)
-
-
-@contextmanager
-def scratch(parent: Path) -> Iterator[Path]:
-    """Create a new empty folder that is deleted at the end, and is locked until then.
-
-    Args:
-        parent: The folder to create it in; it exists.
-    """
-    folder = parent / f"{TEMPORARY}{unique()}"
-    with guard(parent, "write to"):
-        os.mkdir(folder)
-    fd = lock_folder(folder, shared=True)
-    try:
-        yield folder
-    finally:
-        delete(folder)
-        if fd is not None:
-            os.close(fd)
 
 
 def create(path: Path, chunks: Iterable[Any]) -> str:

@@ -202,7 +202,8 @@ class Draft(Folder):
         """Its resume states, whole or damaged, the newest first."""
         found = [e.name for e in scan(self.path / manifest.STATE) if e.is_dir(follow_symlinks=False)]
         states = [ResumeState(self, n) for n in found if n.removeprefix(_STEP).isdecimal() and _STEP in n]
-        return sorted(states, key=lambda s: s.step, reverse=True)
+        whole = [s for s in states if not fsio.is_removed(s.path)]
+        return sorted(whole, key=lambda s: s.step, reverse=True)
 
     @property
     def step(self) -> int | None:

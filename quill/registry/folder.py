@@ -281,7 +281,7 @@ def unpublished(folder: Path, known: Mapping[int, bool] | None = None) -> Iterat
         if known is not None and known[number]:
             continue
         path = folder / f"v{number}"
-        if not is_published(path) and path.is_dir() and not path.is_symlink():
+        if not is_published(path) and path.is_dir() and not path.is_symlink() and not fsio.is_removed(path):
             yield number
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from quill import fsio, naming
 from quill.errors import CorruptError, LockedError, QuillError, RefusedError
-from quill.registry import aliases, folder, locks, manifest, remove
+from quill.registry import aliases, folder, locks, manifest, remove, rename
 from quill.registry.draft import Draft, ResumeState
 from quill.registry.remove import Removal
 from quill.registry.store import Registry
@@ -142,6 +142,11 @@ class Plan:
             elif name and path.parent == own and path.name in remove.FLAT:
                 remove.resume_flat(registry, name)
                 gone = True
+            elif name and path == own and rename.successor(registry.root, name):
+                gone = _remove_copied(registry, name)
+            elif fsio.is_removed(path):
+                fsio.discard(path, remove.trash(registry))
+                gone = True
             elif name and path == own:
                 gone = _remove_empty(registry, own)
             else:
@@ -236,6 +241,9 @@ class _Rules:
     def of_model(self, name: str, skipped: list[Skipped]) -> Iterator[Removal]:
         """What can be removed of one model, and of everything else in its folder."""
         own = self.registry.root / name
+        if rename.successor(self.registry.root, name) or _is_rest(own, self.before):
+            yield self.leftover(own)
+            return
         if self.keep is not None:
             yield from map(remove.of, _surplus(self.registry, name, self.keep))
         model = next(iter(self.registry.models(name)), None)
@@ -259,6 +267,8 @@ class _Rules:
                     yield self.leftover(status)
         for path in [*_leftovers_below(own, self.before), *remove.rest_of_flat(own)]:
             yield self.leftover(path)
+        if rename.has_stale_mark(self.registry.root, name):
+            yield self.leftover(own / rename.MARK)
         if not folder.scan(own) and _is_old(own, self.before):
             yield self.leftover(own)
 
@@ -302,6 +312,16 @@ def _remove_empty(registry: Registry, own: Path) -> bool:
     return empty
 
 
+def _remove_copied(registry: Registry, name: str) -> bool:
+    """Complete the renaming of a model that a crash cut short after the copy."""
+    new = rename.successor(registry.root, name)
+    if new is None:
+        return False
+    with locks.hold(registry.root, new):
+        rename.complete(registry, name)
+    return not folder.exists(registry.root / name)
+
+
 def _surplus(registry: Registry, name: str, keep: int) -> list[Version]:
     """The published versions beyond the newest few, the oldest first; neither aliased nor damaged ones."""
     assert keep >= 1, "the newest version always stays"
@@ -341,7 +361,8 @@ def _leftovers(place: Path, before: float | None) -> Iterator[Path]:
             inside = folder.scan(path) if _is_folder(path) else []
             found = [Path(e.path) for e in inside if _UNIQUE.fullmatch(e.name)]
         else:
-            found = [path] if _TEMPORARY.fullmatch(entry.name) else []
+            mark = entry.name == fsio.REMOVED and not fsio.is_removed(place)
+            found = [path] if mark or _TEMPORARY.fullmatch(entry.name) else []
         yield from (p for p in found if _is_abandoned(p, before))
 
 
@@ -351,7 +372,9 @@ def _leftovers_below(place: Path, before: float | None) -> Iterator[Path]:
     for entry in folder.scan(place):
         path = Path(entry.path)
         hidden = entry.name in (fsio.STAGING, fsio.TRASH) or _TEMPORARY.fullmatch(entry.name)
-        if _is_folder(path) and not hidden:
+        if _is_rest(path, before):
+            yield path
+        elif _is_folder(path) and not hidden:
             yield from _leftovers_below(path, before)
 
 
@@ -360,8 +383,15 @@ def _leftovers_of_datasets(root: Path, before: float | None) -> Iterator[Path]:
     yield from _leftovers(root, before)
     for entry in folder.scan(root):
         path = Path(entry.path)
-        if _is_folder(path) and (entry.name == _DOWNLOADS or (path / manifest.FILE).is_file()):
+        if _is_rest(path, before):
+            yield path
+        elif _is_folder(path) and (entry.name == _DOWNLOADS or (path / manifest.FILE).is_file()):
             yield from _leftovers(path, before)
+
+
+def _is_rest(path: Path, before: float | None) -> bool:
+    """Whether a folder is what a crash left of one that was being removed in place."""
+    return _is_folder(path) and fsio.is_removed(path) and _is_abandoned(path, before)
 
 
 def _is_old(path: Path, before: float | None) -> bool:

@@ -1,15 +1,22 @@
-"""Rename a model: all of its versions, its aliases and its unfinished run, in one rename."""
+"""Rename a model: all of its versions, its aliases and its unfinished run, in one rename.
+
+A folder of a lower layer of overlayfs cannot be renamed. It is copied in one step and then removed; both
+contain a mark with the new name, by which a second try and `quill gc` complete what a crash cut short.
+"""
 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from quill import fsio
-from quill.errors import InputError, RefusedError
-from quill.registry import aliases, folder, locks, names, remove
+from quill.errors import InputError, QuillError, RefusedError
+from quill.registry import aliases, folder, locks, manifest, names, remove
 from quill.registry.aliases import Record
 from quill.registry.store import Registry
+
+MARK = ".renaming"
 
 
 class Plan:
@@ -26,7 +33,7 @@ class Plan:
         self.references = self._references()
 
     def execute(self) -> list[str]:
-        """Rename it; a crash leaves it whole under one of the two names.
+        """Rename it; a crash leaves it whole under one of the two names, or under both.
 
         Before the rename, model.json notes which numbers were used under the old name, so that the next model
         of that name continues after them.
@@ -49,6 +56,9 @@ class Plan:
             there = remove.under(self._registry, self.name)
             for place in sorted((own, target)):
                 held.enter_context(locks.record(place))
+            if successor(root, self.name) == new:
+                complete(self._registry, self.name)
+                return self.references
             _refuse_taken(self._registry, self.name, new)
             for found in there:
                 folder.refuse_busy(found)
@@ -60,7 +70,10 @@ class Plan:
                 return after | {"formerly": former | {self.name: after["next_version"]}}
 
             aliases.update_locked(own, note)
-            fsio.rename(own, target)
+            if not fsio.rename(own, target):
+                fsio.write_json(own / MARK, {"from": self.name, "to": new, "by": locks.me()})
+                fsio.copy_folder(own, target)
+                complete(self._registry, self.name)
             self.references = [f"{new}:v{f.number}" for f in there]
         return self.references
 
@@ -93,8 +106,55 @@ def plan(registry: Registry, name: str, new: str) -> Plan:
     if name == new:
         raise InputError(f"'{name}' is already its name", why="the new name must differ")
     found = Plan(registry, name, new)
-    _refuse_taken(registry, name, new)
+    if successor(registry.root, name) != new:
+        _refuse_taken(registry, name, new)
     return found
+
+
+def successor(root: Path, name: str) -> str | None:
+    """The new name of a model that was copied to it and is still to be removed; None for any other model.
+
+    Everything that the model has is there under the new name too.
+    """
+    own = root / name
+    with suppress(FileNotFoundError, QuillError):
+        names.check_name(name)
+        mark = manifest.read_object(own / MARK)
+        new = names.check_name(str(mark.get("to")))
+        copied = root / new
+        if new == name or manifest.read_object(copied / MARK) != mark:
+            return None
+        same = aliases.read(own) == aliases.read(copied) and folder.is_flat(own) <= folder.is_flat(copied)
+        if same and all(_is_copy(own / f"v{n}", copied / f"v{n}") for n in folder.numbers(own)):
+            return new
+    return None
+
+
+def complete(registry: Registry, name: str) -> None:
+    """Remove a model that has a successor; the caller has locked both names."""
+    new = successor(registry.root, name)
+    if new is not None:
+        fsio.discard(registry.root / name, remove.trash(registry))
+        fsio.remove_file(registry.root / new / MARK)
+
+
+def has_stale_mark(root: Path, name: str) -> bool:
+    """Whether a model contains a mark that no longer means anything: it was renamed, or changed since."""
+    mark = root / name / MARK
+    with suppress(FileNotFoundError, QuillError):
+        return successor(root, str(manifest.read_object(mark).get("from"))) is None
+    return folder.exists(mark)
+
+
+def _is_copy(version: Path, of: Path) -> bool:
+    """Whether a folder is the same version or draft as another, as far as it is still there."""
+    if fsio.is_removed(version):
+        return True
+    said = []
+    for path in (version, of):
+        file = path / (manifest.FILE if folder.is_published(version) else manifest.STATUS)
+        said.append(manifest.read_object(file) if folder.exists(file) else None)
+    return of.is_dir() and said[0] == said[1]
 
 
 def check_new(name: str, command: str) -> None:

@@ -277,6 +277,8 @@ class Registry:
         own = self.root / name
         # Locked, so that no other model is renamed to this name at the same time.
         with locks.record(own):
+            if fsio.is_removed(own):
+                fsio.discard(own, self.root / fsio.TRASH)
             if not fsio.claim(own):
                 folder.refuse_link(own)
                 if not own.is_dir():
@@ -418,7 +420,8 @@ def _draft_in(text: str) -> Draft | None:
     full = Path(os.path.realpath(path))
     number, inside = names.version_number(full.name), set(os.listdir(full))
     # A run that was evaluated has all of a model's files, and is still unfinished.
-    if number and manifest.FILE not in inside and inside & {manifest.STATUS, manifest.LOG}:
+    written = inside & {manifest.STATUS, manifest.LOG}
+    if number and written and not inside & {manifest.FILE, fsio.REMOVED}:
         return Draft(full.parent.parent, full.parent.name, number)
     return None
 
