@@ -32,6 +32,7 @@ _FIGURES = (
     Column("tokens", lambda m: count(m["tokens"]) if isinstance(m["tokens"], int) else ""),
     Column("parent", lambda m: _value(m["parent"])),
     Column("device", lambda m: _value(m["device"])),
+    Column("instructions", lambda m: _value(m["instructions"])),
     Column("created", lambda m: _value(m["created"])),
 )
 
@@ -187,6 +188,7 @@ def _figures(found: Folder) -> dict[str, Any]:
         "tokenizer": data and data["tokenizer_sha256"],
         "parent": parent and parent["reference"],
         "device": facts["device"],
+        "instructions": facts["instructions"],
         "created": facts["created"],
     }
     if not found.is_published:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from quill import strictjson
 from quill.cli import _datasets, _facts, options
 from quill.cli._completion import models
 from quill.cli._tables import Column
@@ -36,6 +35,10 @@ def _created(row: Any) -> str:
     return f"{created} ({_facts.ago(created, time.time())})" if created else ""
 
 
+def _device(device: Any, instructions: Any) -> str:
+    return " with ".join(str(part) for part in (device, instructions) if part)
+
+
 _VERSION = (
     Column("model", lambda r: r["reference"]),
     Column("aliases", lambda r: ", ".join(r["aliases"])),
@@ -52,7 +55,7 @@ _VERSION = (
     Column("weights", lambda r: "a moving average" if _manifest(r, "averaged") else ""),
     Column("steps", lambda r: _facts.number(_manifest(r, "steps"))),
     Column("time", lambda r: duration(_manifest(r, "seconds"))),
-    Column("device", lambda r: str(_manifest(r, "device") or "")),
+    Column("device", lambda r: _device(_manifest(r, "device"), _manifest(r, "instructions"))),
     Column("seeds", lambda r: _facts.pairs(_manifest(r, "seeds"))),
     Column("parent", lambda r: str(_manifest(r, "parent", "reference") or "")),
     Column("taught by", lambda r: _facts.references(_manifest(r, "teachers"))),
@@ -98,7 +101,10 @@ _RUN = (
 _ANCESTOR = (
     Column("model", lambda e: e["reference"] + ("" if e["state"] == "here" else f" ({e['state']})")),
     Column("weights", lambda e: _facts.sha256(e["digest"])),
-    Column("created", lambda e: " on ".join(str(e[k]) for k in ("created", "device") if e[k])),
+    Column(
+        "created",
+        lambda e: " on ".join(t for t in (e["created"] or "", _device(e["device"], e["instructions"])) if t),
+    ),
     Column("data", lambda e: _facts.data(e["data"])),
     Column("text", lambda e: _facts.sha256(_facts.mapping(e["data"]).get("sha256"))),
     Column("tokenizer", lambda e: _tokenizer(_facts.mapping(e["data"]))),
@@ -174,7 +180,7 @@ def command(
         row = {"reference": found.reference, "path": str(found.path)}
         output.show("quill.path/1", row, key="path")
     elif config:
-        output.write(strictjson.dumps(found.config()))
+        output.document(found.config())
     elif plot:
         _curves.save(output, found, plot)
     elif metrics:

@@ -19,6 +19,7 @@ _FACTS = (
     "versions",
     "git",
     "device",
+    "instructions",
     "dtype",
     "imported",
 )

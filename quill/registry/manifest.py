@@ -19,7 +19,7 @@ from quill import __version__, fsio, strictjson
 from quill.errors import CorruptError, NotFoundError, shorten
 from quill.registry import migrations
 
-FILE = "manifest.json"
+FILE = fsio.MANIFEST
 CONFIG, WEIGHTS, TOKENIZER = REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")
 METRICS, CARD = "metrics.jsonl", "README.md"
 # What a run keeps next to them until it is published; the log stays.
@@ -86,6 +86,7 @@ class Manifest(TypedDict):
     imported: Imported | None
     seeds: dict[str, int] | None
     device: str | None
+    instructions: str | None
     dtype: str | None
     compiled: bool | None
     micro_batch_size: int | None
@@ -126,6 +127,7 @@ _FIELDS: Fields = {
     "imported": {"format": str, "notes": list},
     "seeds": {"train": int},
     "device": str,
+    "instructions": str,
     "dtype": str,
     "compiled": bool,
     "micro_batch_size": int,

@@ -36,6 +36,11 @@ class Device:
         return self.name.partition(":")[0]
 
     @property
+    def instructions(self) -> str | None:
+        """The instruction set of a CPU that torch uses, such as "AVX512"; sums differ between them."""
+        return torch.backends.cpu.get_cpu_capability() if self.kind == "cpu" else None
+
+    @property
     def runs_ahead(self) -> bool:
         """Whether steps are queued without waiting for their results; scaling float16 needs each of them."""
         return self.kind != "cpu" and self.dtype != "float16"

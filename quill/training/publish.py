@@ -108,6 +108,7 @@ def describe(
         "teachers": status["teachers"] if status else None,
         "seeds": {"train": config.train.seed},
         "device": device.name,
+        "instructions": device.instructions,
         "dtype": device.dtype,
         "compiled": device.compiled,
         "micro_batch_size": device.micro_batch_size,

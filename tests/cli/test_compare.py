@@ -43,8 +43,16 @@ def pair(publish, registry, monkeypatch):
             patched.setattr(Draft, "publish", publish_with_config)
             publish(name, **facts)
 
-    publish_with("a", {"model": {"n_layer": 2}, "train": {"batch_size": 64}}, data=DATA, steps=2000)
-    publish_with("b", {"model": {"n_layer": 3}}, data=DATA, steps=1000, best_val_loss=1.25)
+    publish_with(
+        "a",
+        {"model": {"n_layer": 2}, "train": {"batch_size": 64}},
+        data=DATA,
+        steps=2000,
+        instructions="AVX2",
+    )
+    publish_with(
+        "b", {"model": {"n_layer": 3}}, data=DATA, steps=1000, best_val_loss=1.25, instructions="AVX512"
+    )
 
 
 def test_figures_and_differing_settings_side_by_side(pair, capsys):
@@ -92,6 +100,11 @@ def test_no_model_wins_with_equal_losses_or_on_different_texts(pair, publish, ca
     for names in (["a", "c"], ["a", "d"]):
         assert json.loads(run(capsys, "compare", *names, "--json")[1])["best"] is None
         assert " *" not in run(capsys, "compare", *names)[1]
+
+
+def test_f65_instruction_sets_are_compared(pair, capsys):
+    out = run(capsys, "compare", "a", "b")[1]
+    assert ["instructions", "AVX2", "AVX512"] in [line.split()[:3] for line in out.splitlines()]
 
 
 def test_losses_on_different_texts_are_called_incomparable(pair, publish, capsys):

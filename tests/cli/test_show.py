@@ -78,6 +78,14 @@ def test_it_shows_the_facts_of_the_manifest(publish, capsys):
     assert run(capsys, "show", "a", "-q")[1] == "a:v1\n"
 
 
+def test_f65_the_instruction_set_that_made_the_weights_is_shown(publish, registry, capsys):
+    publish("a", device="cpu", instructions="AVX512", seeds={"train": 1})
+    publish("b", device="cuda:0")
+    assert "cpu with AVX512" in run(capsys, "show", "a")[1]
+    assert "cpu with AVX512" in run(capsys, "show", "a", "--lineage")[1]
+    assert "cuda:0\n" in run(capsys, "show", "b")[1]
+
+
 def test_flags_that_print_one_thing(publish, registry, capsys):
     publish("a")
     assert run(capsys, "show", "a", "--path")[1] == f"{registry.root / 'a' / 'v1'}\n"
@@ -322,7 +330,14 @@ def test_imports_and_copies_name_their_source(publish, capsys):
 def test_f15_nothing_in_a_manifest_or_a_status_reaches_the_terminal(publish, registry, capsys):
     evil = "\x1b[2J\x07\u202e\n"
     facts = {"reference": evil, "digest": evil}
-    publish("a", parent=facts, data={"name": evil, "sha256": evil}, seeds={evil: evil}, device=evil)
+    publish(
+        "a",
+        parent=facts,
+        data={"name": evil, "sha256": evil},
+        seeds={evil: evil},
+        device=evil,
+        instructions=evil,
+    )
     publish("b", copied_from=facts, imported={"format": evil}, git={"commit": evil, "dirty": True})
     draft = registry.begin("c")
     draft.update_status(step=1, updated=evil, host=evil)

@@ -101,7 +101,12 @@ def test_a_run_is_a_model_while_it_trains_and_after_ctrl_c(place, training, run,
     assert facts["data"] == place.whole["data"]
     assert facts["seeds"] == place.whole["seeds"]
     assert facts["steps"] >= 3
-    assert facts["seconds"] > 0 and facts["device"] == "cpu" and facts["best_val_loss"] > 0
+    assert (
+        facts["seconds"] > 0
+        and facts["device"] == "cpu"
+        and facts["instructions"]
+        and facts["best_val_loss"] > 0
+    )
     assert facts["bits_per_byte"] > 0
     assert "state" not in {p.name for p in version.path.iterdir()}
     assert b"# m" in version.read_file("README.md")
