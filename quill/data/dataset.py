@@ -336,7 +336,7 @@ class Dataset:
         # Where nothing can be written, the files are verified each time.
         with suppress(QuillError, OSError):
             if not record.parent.is_symlink():
-                record.parent.mkdir(exist_ok=True)
+                fsio.make_dir(record.parent)
                 fsio.write_json(record, {**self._remembered(), name: state}, durable=False)
 
 

@@ -23,6 +23,7 @@ from quill.fsio.folders import (
 from quill.fsio.layers import MANIFEST, REMOVED, is_removed
 from quill.fsio.locking import is_in_use, keep_locked, lock_folder
 from quill.fsio.reading import check_size, expanded, open_plain, read_plain, sha256
+from quill.fsio.sharing import Shared, open_to_group, share
 from quill.fsio.syncing import settle, sync_dir
 from quill.fsio.writing import Log, create, stage, write_bytes, write_chunks, write_json
 
@@ -32,6 +33,7 @@ __all__ = [
     "STAGING",
     "TRASH",
     "Log",
+    "Shared",
     "check_size",
     "claim",
     "copy_folder",
@@ -46,6 +48,7 @@ __all__ = [
     "lock_folder",
     "make_dir",
     "open_plain",
+    "open_to_group",
     "read_plain",
     "refuse_link",
     "remove_file",
@@ -54,6 +57,7 @@ __all__ = [
     "scratch",
     "settle",
     "sha256",
+    "share",
     "stage",
     "sync_dir",
     "write_bytes",

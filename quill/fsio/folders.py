@@ -14,6 +14,7 @@ from quill.errors import CorruptError, RefusedError, ResourceError
 from quill.fsio import layers
 from quill.fsio.failures import guard
 from quill.fsio.locking import lock_folder
+from quill.fsio.sharing import open_to_group
 from quill.fsio.syncing import sync_dir
 
 # Older versions staged folders here; `quill gc` still removes what they left.
@@ -29,6 +30,7 @@ def make_dir(path: Path) -> None:
         for folder in reversed(missing):
             with suppress(FileExistsError):
                 os.mkdir(folder)
+                open_to_group(folder)
             if not folder.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
             sync_dir(folder.parent)
@@ -44,6 +46,7 @@ def scratch(parent: Path) -> Iterator[Path]:
     folder = parent / f"{TEMPORARY}{unique()}"
     with guard(parent, "write to"):
         os.mkdir(folder)
+        open_to_group(folder)
     fd = lock_folder(folder, shared=True)
     try:
         yield folder
@@ -64,6 +67,7 @@ def claim(path: Path) -> bool:
             os.mkdir(path)
         except FileExistsError:
             return False
+        open_to_group(path)
         sync_dir(path.parent)
     return True
 

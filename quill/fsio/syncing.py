@@ -11,6 +11,7 @@ from pathlib import Path
 from quill.errors import CorruptError
 from quill.fsio.failures import guard
 from quill.fsio.reading import BINARY, NOFOLLOW
+from quill.fsio.sharing import open_to_group
 
 
 def sync_dir(path: Path) -> None:
@@ -35,6 +36,7 @@ def settle(folder: Path) -> None:
         CorruptError: It contains something other than files and folders.
     """
     with guard(folder, "save"):
+        open_to_group(folder)
         for entry in sorted(os.scandir(folder), key=lambda e: e.name):
             if entry.is_dir(follow_symlinks=False):
                 settle(Path(entry.path))
@@ -53,12 +55,18 @@ def settle_file(path: Path, *, durable: bool) -> None:
     wanted = stat.S_IMODE(os.stat(path.parent).st_mode) & 0o666
     fd = os.open(path, os.O_RDONLY | NOFOLLOW | BINARY)
     try:
-        if os.name != "nt" and stat.S_IMODE(os.fstat(fd).st_mode) != wanted:
+        found = os.fstat(fd)
+        # In a shared registry another user may have written the file; its mode is theirs to change.
+        if os.name != "nt" and stat.S_IMODE(found.st_mode) != wanted and _is_ours(found):
             os.fchmod(fd, wanted)
         if durable:
             fsync(fd)
     finally:
         os.close(fd)
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    return os.geteuid() in (0, found.st_uid)
 
 
 def fsync(fd: int) -> None:

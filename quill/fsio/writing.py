@@ -13,6 +13,7 @@ from quill import strictjson
 from quill.fsio.failures import guard
 from quill.fsio.folders import already_exists, put_folder, scratch
 from quill.fsio.reading import BINARY, NOFOLLOW, open_regular, refuse_special
+from quill.fsio.sharing import open_to_group
 from quill.fsio.syncing import settle, settle_file, sync_dir
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY
@@ -173,7 +174,11 @@ class Log:
                 os.close(fd)
 
     def _open(self, path: Path, flags: int = 0) -> None:
+        is_new = flags and not os.path.lexists(path)
         self._fd = open_regular(path, os.O_RDWR | os.O_APPEND | flags, "write")
+        if is_new:
+            with guard(path, "write"):
+                open_to_group(path)
 
     def _end_line(self) -> None:
         with guard(self._path, "write"):

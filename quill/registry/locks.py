@@ -220,6 +220,7 @@ def _open(path: Path, *, create: bool = True) -> int:
     for folder in (path.parent, path.parent.parent):
         if folder.name in _FOLDERS and folder.is_symlink():
             raise _link(folder)
+    is_new = create and not os.path.lexists(path)
     try:
         fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
     except OSError as e:
@@ -229,6 +230,10 @@ def _open(path: Path, *, create: bool = True) -> int:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise CorruptError(f"'{path}' is not a plain file", why="a lock is a file", hint=f"ls -l '{path}'")
+    if is_new:
+        # Another process may have created it, or deleted it, since it was looked for.
+        with suppress(PermissionError, FileNotFoundError):
+            fsio.open_to_group(path)
     return fd
 
 

@@ -62,7 +62,7 @@ def test_help_follows_its_style(screen, capsys):
     assert main(screen.split()) == 0
     text = capsys.readouterr().out
     assert not re.search(r"RANGE|\b1<=|<bool>|\[default|\[required|  +INTEGER", text)
-    assert "Examples:" in text or screen.split()[0] in ("alias", "config")
+    assert "Examples:" in text or screen.split()[0] in ("alias", "config", "registry")
     # Every option is described by sentences.
     options = text.partition("\nOptions:")[2].partition("\nExamples:")[0]
     for entry in re.split(r"\n  (?=-)", options)[1:]:
