@@ -399,9 +399,9 @@ def test_f27_a_write_that_fails_leaves_the_old_dataset(
     def broken(*arguments: Any, **settings: Any) -> str:
         raise ResourceError("the disk is full")
 
-    for step in ("create", "settle", "sync_dir"):
+    for module, step in ((fsio, "create"), (fsio.writing, "settle"), (fsio.syncing, "sync_dir")):
         with monkeypatch.context() as patch:
-            patch.setattr(fsio, step, broken)
+            patch.setattr(module, step, broken)
             with pytest.raises(ResourceError):
                 prepare.prepare(config(data.parent / "sea.txt"), data)
         assert decoded(Dataset.open(data / "sea")) == text
