@@ -83,8 +83,8 @@ def test_more_models_are_rows_with_what_differs_in_columns(pair, capsys):
     code, out, _ = run(capsys, "compare", "a", "b", "a", "b", "a")
     assert code == 0
     header, *rows = out.splitlines()
-    assert header.split() == ["MODEL", "VAL", "LOSS", "N_LAYER", "STEPS", "SIZE"]
-    assert [row.split()[:-2] for row in rows[:2]] == [
+    assert header.split() == ["MODEL", "VAL", "LOSS", "N_LAYER", "STEPS", "SIZE", "INSTRUCTIONS"]
+    assert [row.split()[:-3] for row in rows[:2]] == [
         ["a:v1", "1.4697", "2", "2,000"],
         ["b:v1", "1.2500", "*", "3", "1,000"],
     ]
