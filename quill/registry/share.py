@@ -20,7 +20,8 @@ def share(folders: list[Path], group: str | None = None) -> fsio.Shared:
         ResourceError: A folder belongs to another user, or the user is not in the group.
     """
     number = _number(group) if group else None
-    changed, refused = 0, []
+    changed = 0
+    refused: list[Path] = []
     for folder in folders:
         fsio.make_dir(folder)
         with fsio.guard(folder, "share"):
