@@ -306,7 +306,7 @@ class TestStage:
         for use in (
             lambda: fsio.write_bytes(path, b"x"),
             lambda: fsio.Log(path),
-            lambda: fsio.Log(path, b""),
+            lambda: fsio.Log(path, [b""]),
             lambda: fsio.open_plain(path),
         ):
             with pytest.raises(CorruptError, match="not a regular file"):
@@ -442,9 +442,9 @@ class TestLogs:
 
     def test_a_log_that_was_replaced_no_longer_reaches_the_file(self, tmp_path: Path) -> None:
         path = tmp_path / "log"
-        first = fsio.Log(path, b"kept\n")
+        first = fsio.Log(path, [b"kept\n"])
         first.append("one")
-        second = fsio.Log(path, path.read_bytes())
+        second = fsio.Log(path, [path.read_bytes()])
         first.append("lost")
         second.append("two")
         assert path.read_text() == "kept\none\ntwo\n"
@@ -460,7 +460,7 @@ class TestLogs:
         fsio.write_bytes(tmp_path / "log", b"old")
         open_files = len(os.listdir("/dev/fd"))
         with pytest.raises(RefusedError):
-            fsio.Log(tmp_path / "log", b"new", fence=refuse)
+            fsio.Log(tmp_path / "log", [b"new"], fence=refuse)
         assert os.listdir(tmp_path) == ["log"]
         assert (tmp_path / "log").read_bytes() == b"old"
         assert len(os.listdir("/dev/fd")) == open_files

@@ -231,7 +231,7 @@ def _run(run: Folder) -> dict[str, Any]:
     from quill.evaluation import curves
 
     holder = run.holder()
-    best = curves.curves(curves.parse(run.metrics())).best
+    best = curves.read(run.path / curves.METRICS).best
     try:
         settings = run.config()
     except QuillError:

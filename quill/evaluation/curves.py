@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from quill import fsio
-from quill.registry import manifest
 
 METRICS = "metrics.jsonl"
 
@@ -20,6 +21,13 @@ METRICS = "metrics.jsonl"
 _SHOWN = 0.97
 _LARGEST = 1e30
 _LAST_STEP = 2**53
+
+# The metrics of a hundred million steps.
+_MOST_BYTES = 1 << 34
+_LONGEST_LINE = 1 << 24
+_BUFFER = 1 << 20
+# More training losses than this show nothing more.
+_MOST_POINTS = 200_000
 
 
 class Point(NamedTuple):
@@ -93,28 +101,41 @@ def span(*series: Sequence[Point]) -> tuple[float, float]:
 
 def parse(raw: bytes) -> list[dict[str, Any]]:
     """Read the lines of a metrics.jsonl, without a last one that a crash cut off."""
-    lines: list[dict[str, Any]] = []
-    for text in raw.splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and type(line.get("step")) is int and 0 <= line["step"] < _LAST_STEP:
-            lines.append(line)
-    return lines
+    return [line for text in raw.splitlines() if (line := _line(text)) is not None]
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a metrics.jsonl; a missing file has no lines.
+def stream(path: Path) -> Iterator[dict[str, Any]]:
+    """Read a metrics.jsonl line by line, as `parse` does; a missing file has no lines.
 
     Raises:
         CorruptError: It is a link, not a regular file, or larger than any metrics.
         ResourceError: It cannot be read.
     """
-    try:
-        return parse(fsio.read_plain(path, manifest.most_bytes(METRICS)))
-    except FileNotFoundError:
-        return []
+    return (line for text in _texts(path) if (line := _line(text)) is not None)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read a whole metrics.jsonl; raises as `stream` does."""
+    return list(stream(path))
+
+
+def read(path: Path) -> Curves:
+    """Read the curves of a metrics.jsonl in little memory: of very many training losses only every n-th.
+
+    Raises:
+        QuillError: As for `stream`.
+    """
+    train: dict[int, float] = {}
+    val: dict[int, float] = {}
+    stride = 1
+    for number, text in enumerate(_texts(path)):
+        # Most lines are training losses; those left out are not even parsed.
+        if (number % stride and b"val_loss" not in text) or (line := _line(text)) is None:
+            continue
+        _add(line, train, val)
+        if len(train) > _MOST_POINTS:
+            train, stride = dict(list(train.items())[::2]), 2 * stride
+    return _curves(train, val)
 
 
 def curves(lines: Iterable[dict[str, Any]]) -> Curves:
@@ -122,10 +143,40 @@ def curves(lines: Iterable[dict[str, Any]]) -> Curves:
     train: dict[int, float] = {}
     val: dict[int, float] = {}
     for line in lines:
-        for key, points in (("loss", train), ("val_loss", val)):
-            value = line.get(key)
-            if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < _LARGEST:
-                points[line["step"]] = float(value)
+        _add(line, train, val)
+    return _curves(train, val)
+
+
+def _texts(path: Path) -> Iterator[bytes]:
+    """The lines of a file, not parsed; one that is far too long comes in pieces."""
+    try:
+        with fsio.open_plain(path) as raw, fsio.guard(path, "read"):
+            fsio.check_size(path, os.fstat(raw.fileno()).st_size, _MOST_BYTES)
+            file = io.BufferedReader(raw, _BUFFER)
+            while text := file.readline(_LONGEST_LINE):
+                yield text
+    except FileNotFoundError:
+        return
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """One line, parsed; None if it is damaged."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    valid = isinstance(line, dict) and type(line.get("step")) is int and 0 <= line["step"] < _LAST_STEP
+    return line if valid else None
+
+
+def _add(line: dict[str, Any], train: dict[int, float], val: dict[int, float]) -> None:
+    for key, points in (("loss", train), ("val_loss", val)):
+        value = line.get(key)
+        if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < _LARGEST:
+            points[line["step"]] = float(value)
+
+
+def _curves(train: dict[int, float], val: dict[int, float]) -> Curves:
     return Curves(*(tuple(Point(*p) for p in sorted(points.items())) for points in (train, val)))
 
 

@@ -135,8 +135,8 @@ class Log:
 
     Args:
         path: The file.
-        content: What a new file starts with, which replaces the old one; None to append to the old one, whose
-            last line is completed if a crash cut it short.
+        content: Chunks that a new file starts with, which replaces the old one; None to append to the old
+            one, whose last line is completed if a crash cut it short.
         fence: As for `stage`.
 
     Raises:
@@ -145,7 +145,7 @@ class Log:
     """
 
     def __init__(
-        self, path: Path, content: bytes | None = None, fence: Callable[[], object] | None = None
+        self, path: Path, content: Iterable[bytes] | None = None, fence: Callable[[], object] | None = None
     ) -> None:
         self._path, self._fd = path, -1
         try:
@@ -154,7 +154,7 @@ class Log:
                 self._end_line()
             else:
                 with stage(path, fence=fence) as place:
-                    create(place, [content])
+                    create(place, content)
                     self._open(place)
         except BaseException:
             self.close()

@@ -305,12 +305,12 @@ class Draft(Folder):
         self.write_file(manifest.WEIGHTS, make_known)
         self.update_status(facts=facts, pending=None)
 
-    def open_log(self, name: str, content: bytes | None = None) -> fsio.Log:
+    def open_log(self, name: str, content: Iterable[bytes] | None = None) -> fsio.Log:
         """Open a log that lines are appended to.
 
         Args:
             name: Relative to its folder.
-            content: Start a new log with this content, which replaces the old one; None to append to the old
+            content: Start a new log with these chunks, which replaces the old one; None to append to the old
                 one. Lines appended after another process started a new log are not part of that.
         """
         self.check_owner()

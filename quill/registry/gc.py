@@ -246,7 +246,7 @@ class _Rules:
             return
         if self.keep is not None:
             yield from map(remove.of, _surplus(self.registry, name, self.keep))
-        model = next(iter(self.registry.models(name)), None)
+        model = self.registry.model(name)
         if model is None:
             return
         newest = max((v.number for v in model.versions if not v.damaged), default=0)
@@ -325,7 +325,8 @@ def _remove_copied(registry: Registry, name: str) -> bool:
 def _surplus(registry: Registry, name: str, keep: int) -> list[Version]:
     """The published versions beyond the newest few, the oldest first; neither aliased nor damaged ones."""
     assert keep >= 1, "the newest version always stays"
-    whole = [v for v in registry.entries(name, all_versions=True) if v.number and not v.damaged]
+    model = registry.model(name)
+    whole = [v for v in model.versions if v.number and not v.damaged] if model else []
     aliased = set(aliases.read_for_removal(registry.root / name).values())
     return [v for v in whole[:-keep] if v.number not in aliased]
 

@@ -126,7 +126,7 @@ def under(registry: Registry, name: str, ref: str = "") -> list[Folder]:
     """
     folders.refuse_link(registry.root / names.check_name(name))
     found: list[Folder] = []
-    for model in registry.models(name):
+    if model := registry.model(name):
         if broken := next((v for v in model.versions if not v.number), None):
             raise CorruptError(f"'{name}' cannot be read", why=broken.damaged or "")
         found += [*model.versions, *model.drafts]

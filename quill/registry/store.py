@@ -153,6 +153,17 @@ class Registry:
                 found.append(self._model(entry.name, 0 if all_versions else 1))
         return found
 
+    def model(self, name: str) -> Model | None:
+        """Read everything under one name, without looking at any other; None if there is no such folder.
+
+        Raises:
+            InputError: The name is not valid, or the registry was made by a newer quill.
+            ResourceError: The registry is a file.
+        """
+        names.check_name(name)
+        self._check_root()
+        return self._model(name, 0) if os.path.isdir(self.root / name) else None
+
     def entries(self, glob: str | None = None, *, all_versions: bool = False) -> list[Version]:
         """The published versions, by name and number; raises as `models` does.
 

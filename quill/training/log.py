@@ -6,7 +6,7 @@ import json
 import textwrap
 from typing import Any
 
-from quill.evaluation.curves import METRICS, read_metrics
+from quill.evaluation.curves import METRICS, stream
 from quill.registry.draft import Draft
 from quill.registry.manifest import LOG
 from quill.training.events import Evaluated, Event, Finished, Notice, Sampled, Saved, Stage, Started, Stepped
@@ -27,8 +27,8 @@ class RunLog:
 
     def __init__(self, draft: Draft, log_interval: int, step: int) -> None:
         self._interval = log_interval
-        kept = [line for line in read_metrics(draft.path / METRICS) if line["step"] <= step]
-        raw = "".join(json.dumps(line) + "\n" for line in kept).encode()
+        kept = (line for line in stream(draft.path / METRICS) if line["step"] <= step)
+        raw = (f"{json.dumps(line)}\n".encode() for line in kept)
         self._log, self._metrics = draft.open_log(LOG), draft.open_log(METRICS, raw)
 
     def close(self) -> None:

@@ -198,7 +198,7 @@ WRITES = {
     "write_chunks": lambda draft: draft.write_chunks("model.safetensors", [b"ne", b"w"]),
     "write_file": lambda draft: draft.write_file("model.safetensors", lambda path: path.write_bytes(b"new")),
     "open_log": lambda draft: draft.open_log("run.log"),
-    "open_log, a new one": lambda draft: draft.open_log("metrics.jsonl", b"new"),
+    "open_log, a new one": lambda draft: draft.open_log("metrics.jsonl", [b"new"]),
     "save_state": lambda draft: draft.save_state(9, lambda folder: (folder / "x").write_bytes(b"new")),
     "update_status": lambda draft: draft.update_status(step=9),
     "publish": lambda draft: draft.publish(),

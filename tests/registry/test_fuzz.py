@@ -30,11 +30,11 @@ from quill.checkpoint.resume_state import load_state, save_state
 from quill.cli.app import main
 from quill.config import reading
 from quill.errors import CorruptError, InputError, QuillError
+from quill.evaluation.curves import read_metrics
 from quill.registry import aliases, names
 from quill.registry.draft import Draft
 from quill.registry.store import Registry
 from quill.tokenizers import base
-from quill.training.log import read_metrics
 
 # A file this small is read, checked and refused in a moment, also on a machine that is busy.
 SECONDS = 5.0

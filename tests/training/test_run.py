@@ -37,6 +37,7 @@ from quill.errors import (
     RefusedError,
 )
 from quill.evaluation import measure
+from quill.evaluation.curves import read_metrics
 from quill.generation.generator import Generator
 from quill.model import fused, gpt
 from quill.model.blocks.modern import block as modern
@@ -47,7 +48,6 @@ from quill.training import memory, resume
 from quill.training.device import Device
 from quill.training.events import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Stepped
 from quill.training.inputs import settle
-from quill.training.log import read_metrics
 from quill.training.plan import plan
 from quill.training.run import Outcome, train
 from quill.training.trainer import Trainer

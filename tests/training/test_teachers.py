@@ -17,6 +17,7 @@ from quill.config import reading
 from quill.config.settings import ModelConfig, RunConfig, TrainConfig
 from quill.data.batches import batch
 from quill.errors import InputError, InterruptedRun, NotFoundError, RefusedError
+from quill.evaluation.curves import read_metrics
 from quill.model.gpt import GPT, loss, n_params
 from quill.registry import lineage
 from quill.registry.store import Registry
@@ -24,7 +25,6 @@ from quill.registry.version import Version
 from quill.training import memory, teachers
 from quill.training.device import Device
 from quill.training.events import Event, Stepped
-from quill.training.log import read_metrics
 from quill.training.plan import forward_passes, plan
 from quill.training.run import train
 from quill.training.trainer import Trainer
