@@ -202,8 +202,9 @@ class Draft(Folder):
         """Its resume states, whole or damaged, the newest first."""
         found = [e.name for e in scan(self.path / manifest.STATE) if e.is_dir(follow_symlinks=False)]
         states = [ResumeState(self, n) for n in found if n.removeprefix(_STEP).isdecimal() and _STEP in n]
-        whole = [s for s in states if not fsio.is_removed(s.path)]
-        return sorted(whole, key=lambda s: s.step, reverse=True)
+        # One that is being removed in place is empty in the end.
+        there = [s for s in states if scan(s.path) and not fsio.is_removed(s.path)]
+        return sorted(there, key=lambda s: s.step, reverse=True)
 
     @property
     def step(self) -> int | None:

@@ -392,7 +392,11 @@ def _leftovers_of_datasets(root: Path, before: float | None) -> Iterator[Path]:
 
 def _is_rest(path: Path, before: float | None) -> bool:
     """Whether a folder is what a crash left of one that was being removed in place."""
-    return _is_folder(path) and fsio.is_removed(path) and _is_abandoned(path, before)
+    if not _is_folder(path):
+        return False
+    is_state = path.parent.name == manifest.STATE and path.name.startswith("step-")
+    rest = fsio.is_removed(path) or (is_state and not folder.scan(path))
+    return rest and _is_abandoned(path, before)
 
 
 def _is_old(path: Path, before: float | None) -> bool:
