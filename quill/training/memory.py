@@ -30,8 +30,9 @@ _BYTES_OF_WEIGHT = 4
 _BYTES_PER_WINDOW = 24
 # An input and a target.
 _BYTES_PER_TOKEN = 16
-# Code and buffers of the libraries that the first step loads, measured on a CPU.
-_LIBRARIES = 125_000_000
+# Code and buffers of the libraries that the first step loads; and on a CPU, where Python and torch count too,
+# of the whole process: 240 MB of them before the first step, with torch's build for CPUs.
+_LIBRARIES, _PROCESS = 125_000_000, 330_000_000
 # The share of a device's memory that a run takes unasked; the rest is for other programs.
 _COMFORTABLE = 0.8
 # Beyond this depth, building the modules takes longer than any use of them is worth.
@@ -94,7 +95,7 @@ class Need:
     """What the steps of a run take in memory at their peak.
 
     Attributes:
-        fixed: Bytes of libraries, weights, their average, optimizer, teachers and the step's token ids.
+        fixed: Bytes of the process, weights, their average, optimizer, teachers and the step's token ids.
         gradients: Bytes of the gradients of all parameters.
         added: Bytes of the largest gradient, which exists twice while it is added to that of an earlier pass.
         first: Bytes that a pass over one sequence takes, with what it takes for any number of them.
@@ -137,7 +138,8 @@ def need(config: RunConfig, device: Device, teachers: Sequence[Shape] = ()) -> N
     """
     c, shape = config.train, config.model.shape()
     gradients = _BYTES_OF_WEIGHT * n_params(shape)
-    fixed = _LIBRARIES + _of_parameters(shape, c) - gradients + _of_batch(config)
+    process = _LIBRARIES if device.kind == "cuda" else _PROCESS
+    fixed = process + _of_parameters(shape, c) - gradients + _of_batch(config)
     fixed += _BYTES_OF_WEIGHT * sum(n_params(t) for t in teachers)
     one, two = (_activations(shape, device, rows) for rows in (1, 2))
     if teachers:
@@ -162,7 +164,8 @@ def _activations(shape: Shape, device: Device, rows: int) -> int:
     # The gradients inside of a block take about as much as what it has stored.
     if not device.checkpointing:
         return shallow + depth * block + head
-    return shallow + block + (depth - 1) * 4 * tokens * shape.n_embd + head
+    # What a block's first pass frees lies between the inputs that are kept, in gaps that are too small.
+    return shallow + 2 * block + (depth - 1) * 4 * tokens * shape.n_embd + head
 
 
 def _stored(shape: Shape, device: Device, rows: int) -> int:

@@ -229,6 +229,11 @@ class Trainer:
         weight = self.config.masked_loss_weight
         total = torch.zeros((), device=self.device.name)
         extra = torch.zeros((), device=self.device.name)
+        if self._n_parts > 1:
+            # Made in the first backward pass, gradients would lie between activations, and leave gaps that
+            # those of the next pass do not fit.
+            for p in self.model.parameters():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         for i, part in enumerate(self._parts()):
             if i:
                 poll()
@@ -245,6 +250,9 @@ class Trainer:
                     second = self._loss(part, part.masked, _SECOND_PASS) * (weight / part.divisor)
                     self._backward(second)
                     extra = extra + second.detach()
+                    del second
+                # Their graphs would stay in memory while the next pass builds its own.
+                del share, objective
         return total, extra
 
     def _fitting_gradients(self, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
@@ -271,11 +279,15 @@ class Trainer:
             return None
         return replace(self.device, micro_batch_size=1, checkpointing=True)
 
+    @property
+    def _n_parts(self) -> int:
+        """Parts of like size that a batch is cut into."""
+        return math.ceil(self.config.batch_size / (self.device.micro_batch_size or self.config.batch_size))
+
     def _parts(self) -> Iterator[_Part]:
         """The step's batches, each cut into as few parts of like size as the device takes at once."""
         c, n_micro, T = self.config, self.config.gradient_accumulation_steps, self.model.shape.block_size
-        B = c.batch_size
-        n_parts = math.ceil(B / (self.device.micro_batch_size or B))
+        B, n_parts = c.batch_size, self._n_parts
         for micro in range(n_micro):
             x, y = batch(
                 self.train,
