@@ -19,6 +19,8 @@ from typing import NoReturn
 # turns, training on two cores next to three busy processes took twice as long as with 20,000; next to one,
 # a tenth longer. Alone, 20,000 is within 2% of the default and no spinning at all takes half as long again.
 _SPIN_TURNS = "20000"
+# The variables by which a user may have chosen how threads wait: GNU's, OpenMP's, and LLVM's.
+_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 # The variables that choose the number of threads, of which a user may have set one.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Parameter numbers of mallopt, from glibc's malloc.h.
@@ -31,7 +33,7 @@ def prepare(env: MutableMapping[str, str] = os.environ) -> None:
     Args:
         env: The environment, which OpenMP reads when torch is imported.
     """
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & env.keys():
+    if not env.keys() & set(_WAITING):
         env["GOMP_SPINCOUNT"] = _SPIN_TURNS
     quota = _quota()
     if quota and not env.keys() & set(_THREADS) and quota < (os.cpu_count() or 1):

@@ -22,6 +22,7 @@ def test_a_waiting_thread_spins_for_a_moment_only():
     [
         ("GOMP_SPINCOUNT", None),
         ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"),
+        ("KMP_BLOCKTIME", "GOMP_SPINCOUNT"),
         ("OMP_NUM_THREADS", None),
         ("MKL_NUM_THREADS", "OMP_NUM_THREADS"),
     ],
