@@ -103,6 +103,24 @@ def shape(model: Any) -> str:
     )
 
 
+def at_once(facts: Any, train: Any) -> str:
+    """How many sequences of a batch were computed at once, and why; empty for a whole batch, as usual.
+
+    Args:
+        facts: What the manifest says of the run.
+        train: The training settings of its config.
+    """
+    facts, train = mapping(facts), mapping(train)
+    rows, batch, given = facts.get("micro_batch_size"), train.get("batch_size"), train.get("micro_batch_size")
+    said = []
+    if isinstance(rows, int) and isinstance(batch, int) and rows < batch:
+        said.append(f"{rows:,} of {batch:,} sequences, {'as set' if rows == given else 'to fit in memory'}")
+    if facts.get("gradient_checkpointing"):
+        is_set = train.get("gradient_checkpointing") == "on"
+        said.append(f"with gradient checkpointing, {'as set' if is_set else 'to fit in memory'}")
+    return "; ".join(said)
+
+
 def progress(row: Any) -> str:
     """The state of a listed model: "ok", "training, step 1,500/2,000", "damaged: ..."."""
     if row["state"] == "damaged":

@@ -56,6 +56,7 @@ _VERSION = (
     Column("steps", lambda r: _facts.number(_manifest(r, "steps"))),
     Column("time", lambda r: duration(_manifest(r, "seconds"))),
     Column("device", lambda r: _device(_manifest(r, "device"), _manifest(r, "instructions"))),
+    Column("at once", lambda r: _facts.at_once(r["manifest"], r["config"].get("train"))),
     Column("seeds", lambda r: _facts.pairs(_manifest(r, "seeds"))),
     Column("parent", lambda r: str(_manifest(r, "parent", "reference") or "")),
     Column("taught by", lambda r: _facts.references(_manifest(r, "teachers"))),
@@ -90,6 +91,7 @@ _RUN = (
         lambda r: f"val loss {r['best']['val_loss']:.4f} at step {r['best']['step']:,}" if r["best"] else "",
     ),
     Column("saved", lambda r: str(r["updated"] or "")),
+    Column("at once", lambda r: _facts.at_once(r, r["config"].get("train"))),
     Column("shape", lambda r: _facts.shape(r["config"].get("model"))),
     Column("data", lambda r: str(_facts.mapping(r["config"].get("data")).get("source") or "")),
     Column("metrics", lambda r: f"quill show {r['reference']} --metrics" if r["best"] else ""),
@@ -246,4 +248,6 @@ def _run(run: Folder) -> dict[str, Any]:
         "updated": run.updated,
         "holder": {k: holder.get(k) for k in ("pid", "host", "started")} if holder else None,
         "config": settings,
+        "micro_batch_size": run.facts["micro_batch_size"],
+        "gradient_checkpointing": run.facts["gradient_checkpointing"],
     }

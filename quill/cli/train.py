@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Exit, Option
 
 from quill import discovery, strictjson
-from quill.cli import options
+from quill.cli import _facts, options
 from quill.cli._completion import completing, datasets, models
 from quill.cli._datasets import PREFIX
 from quill.cli._signals import Signals
@@ -60,7 +60,7 @@ _PLAN = (
     Column("tokens per step", lambda p: f"{p['tokens_per_step']:,}"),
     Column("epochs", lambda p: f"{p['epochs']:.1f}"),
     Column("memory", lambda p: f"{size(p['memory_bytes'])} of {size(p['memory_present'])}"),
-    Column("at once", lambda p: _at_once(p)),
+    Column("at once", lambda p: _facts.at_once(p, p["config"]["train"]) or "the whole batch"),
     Column("device", lambda p: f"{p['device']} {p['dtype']}{', compiled' if p['compiled'] else ''}"),
     Column("time per step", lambda p: f"{p['seconds_per_step']:.3g} s, measured on {p['measured_on']}"),
     Column("total time", lambda p: duration(p["seconds_total"])),
@@ -324,9 +324,3 @@ def _print_plan(output: Output, plan: Plan) -> None:
         output.write(safe(strictjson.dumps(plan.config)))
     row = asdict(plan)
     output.show("quill.plan/1", row, _PLAN, key="parameters", quiet=[str(plan.config.get("name", ""))])
-
-
-def _at_once(plan: Any) -> str:
-    rows, batch = plan["micro_batch_size"], plan["config"]["train"]["batch_size"]
-    recomputing = ", with gradient checkpointing" if plan["gradient_checkpointing"] else ""
-    return f"{min(rows, batch):,} of {batch:,} sequences{recomputing}"

@@ -7,7 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
 import quill
 from quill import fsio
@@ -348,3 +350,37 @@ def test_f15_nothing_in_a_manifest_or_a_status_reaches_the_terminal(publish, reg
                 code, out, err = run(capsys, "show", name, *flags, *form)
                 assert code == (3 if name == "c" and flags else 0)
                 assert not {c for c in out + err if c < " " and c != "\n"} | {"\u202e"} & set(out + err)
+
+
+@pytest.mark.parametrize(
+    ("facts", "train", "said"),
+    [
+        ({"micro_batch_size": 32}, {}, ""),
+        ({}, {}, ""),
+        ({"micro_batch_size": 4}, {}, "4 of 32 sequences, to fit in memory"),
+        ({"micro_batch_size": 4}, {"micro_batch_size": 4}, "4 of 32 sequences, as set"),
+        # A step that ran out of memory was repeated with fewer.
+        ({"micro_batch_size": 2}, {"micro_batch_size": 4}, "2 of 32 sequences, to fit in memory"),
+        (
+            {"micro_batch_size": 1, "gradient_checkpointing": True},
+            {"gradient_checkpointing": "auto"},
+            "1 of 32 sequences, to fit in memory; with gradient checkpointing, to fit in memory",
+        ),
+        (
+            {"micro_batch_size": 32, "gradient_checkpointing": True},
+            {"gradient_checkpointing": "on"},
+            "with gradient checkpointing, as set",
+        ),
+    ],
+)
+def test_how_a_batch_was_computed_is_shown_and_why(facts, train, said, registry, capsys, monkeypatch):
+    monkeypatch.setenv("QUILL_REGISTRY", str(registry.root))
+    draft = registry.begin("cut")
+    draft.write_bytes("model.safetensors", safetensors.numpy.save({"w": np.zeros(1, np.uint8)}))
+    draft.write_json("config.json", {"schema_version": 1, "train": {"batch_size": 32, **train}})
+    draft.write_json("tokenizer.json", {"schema": 1, "kind": "char", "vocabulary": "ab"})
+    draft.publish(**facts)
+    shown = run(capsys, "show", "cut")[1]
+    assert [line.partition("  ")[2].strip() for line in shown.splitlines() if line.startswith("at once")] == (
+        [said] if said else []
+    )
