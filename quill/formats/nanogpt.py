@@ -167,6 +167,11 @@ class NanoGPT(Format):
         return Incoming(model, weights, tokenizer, _facts(document, file), tuple(notes))
 
 
+def write_size(path: Path, vocab_size: int) -> None:
+    """Write a meta.pkl that tells train.py the size of a vocabulary and nothing else."""
+    fsio.write_bytes(path, pickle.dumps({"vocab_size": vocab_size}, protocol=4), durable=False)
+
+
 def _in_order(
     weights: Mapping[str, Tensor], modules: tuple[str, ...], n_layer: int, biased: bool
 ) -> Iterator[tuple[str, Tensor]]:
