@@ -100,6 +100,7 @@ ROWS = {
     "F65": Row("weights of one seed from processors of different instruction sets"),
     "F66": Row("a registry that a group of users shares, whatever their umask"),
     "F67": Row("10,000 models, metrics of a gigabyte, a manifest of 100 megabytes"),
+    "F68": Row("command lines and artifacts of every kind that are fuzzed"),
     "H1": Row("a request that is no JSON, or holds NaN or lone surrogates"),
     "H2": Row("an oversized request"),
     "H3": Row("a wrong or missing key"),

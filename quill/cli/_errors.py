@@ -281,7 +281,7 @@ def _no_such_flag(flag: str, params: Iterable[Any], path: str, commands: Command
         why = f"quill calls it --{meant}"
     elif meant := next((m for m in meanings if m in arguments), None):
         why = f"it is an argument without a flag: {path} {meant}"
-    elif where := _elsewhere(meanings[0], commands()):
+    elif meanings and (where := _elsewhere(meanings[0], commands())):
         why = f"{path} has no --{meanings[0]}, but {where} has"
     elif close := _close_flags(word, known):
         why = f"did you mean {' or '.join(f'--{name}' for name in close)}?"

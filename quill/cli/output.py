@@ -155,11 +155,11 @@ class Output:
     def detail(self, message: str) -> None:
         """Print what only `-v` asks for."""
         if self.verbose:
-            self._tell(message)
+            self._tell(cut(message))
 
     def warn(self, message: str) -> None:
         """Say something to know before relying on the result."""
-        self._tell(f"{self.style('warning:', 'warn')} {safe(message)}", raw=True)
+        self._tell(f"{self.style('warning:', 'warn')} {safe(cut(message))}", raw=True)
 
     def fail(self, error: QuillError) -> None:
         """Explain an error in three lines: what, why, and what to do next."""
