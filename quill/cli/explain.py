@@ -104,6 +104,6 @@ def command(
     elif output.form == "human":
         from quill.cli import _explained
 
-        output.write(_explained.draw(explained, output.canvas))
+        output.draw(_explained.draw(explained, output.canvas))
     else:
         output.show(SCHEMA, explained.to_dict(), key="reference")

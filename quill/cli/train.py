@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Exit, Option
 
-from quill import discovery, strictjson
+from quill import discovery
 from quill.cli import _facts, options
 from quill.cli._completion import completing, datasets, models
 from quill.cli._datasets import PREFIX
 from quill.cli._signals import Signals
 from quill.cli._tables import Column
 from quill.cli.options import Session
-from quill.cli.output import Output, safe
+from quill.cli.output import Output
 from quill.cli.prepare import watch as watch_data
 from quill.config.settings import SECTIONS
 from quill.errors import InputError, QuillError
@@ -321,6 +321,6 @@ def _seconds(minutes: float | None) -> float | None:
 
 def _print_plan(output: Output, plan: Plan) -> None:
     if output.form == "human":
-        output.write(safe(strictjson.dumps(plan.config)))
+        output.document(plan.config)
     row = asdict(plan)
     output.show("quill.plan/1", row, _PLAN, key="parameters", quiet=[str(plan.config.get("name", ""))])

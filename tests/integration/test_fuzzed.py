@@ -87,8 +87,8 @@ WORDS = [
 ]
 # What is there, so that commands get past their arguments.
 MEANT = ["a", "a:v1", "a", "notes.txt", "config.json", "data:notes", "b", "1", "2", "7", "cpu", "./weights/a"]
-# A server waits for clients, and what goes to the network is not for tests.
-NOT_RUN = {"serve", "push", "benchmark"}
+# A server waits for clients, a benchmark takes its time, and what goes to the network is not for tests.
+NOT_RUN = {"serve", "push", "bench"}
 # What keeps a command short, whatever else it is told: the last of two flags counts.
 SMALL = ["--max-iters=1", "--n-layer=1", "--n-head=1", "--n-embd=8", "--block-size=8", "--batch-size=2"]
 BOUNDED = {
