@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import trainings
+from together import Here
 
 from quill.registry.store import MARKER
 
@@ -63,3 +64,10 @@ def place(prepared: Place, tmp_path: Path) -> Place:
     (tmp_path / "weights").mkdir()
     shutil.copy(prepared.weights / MARKER, tmp_path / "weights" / MARKER)
     return Place(tmp_path, prepared.whole, prepared.seconds)
+
+
+@pytest.fixture
+def here(tiny_registry, tmp_path) -> Here:
+    """A folder with the dataset `tiny`, where processes share runs."""
+    shutil.copytree(tiny_registry.root.parent / "data", tmp_path / "data")
+    return Here(tmp_path)
