@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from quill.checkpoint import resume_state
 from quill.checkpoint.finite import check_finite
 from quill.errors import CorruptError, NotFoundError, QuillError
 from quill.registry import aliases, manifest, names
@@ -200,7 +199,7 @@ def _check_file(target: Folder, name: str, on_bytes: OnBytes) -> File:
         with suppress(OSError):
             size = os.lstat(target.path / name).st_size
         with target.open_file(name) as file:
-            if name in (manifest.WEIGHTS, resume_state.WEIGHTS):
+            if name == manifest.WEIGHTS or (target.kind == "resume state" and name.endswith(".safetensors")):
                 check_finite(file, on_bytes)
             else:
                 file.sha256(on_bytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,7 +21,7 @@ from quill.cli.options import Session
 from quill.cli.output import Output
 from quill.cli.prepare import watch as watch_data
 from quill.config.settings import SECTIONS
-from quill.errors import InputError, QuillError
+from quill.errors import InputError, QuillError, is_out_of_memory
 from quill.training import processes
 from quill.units import count, duration, size
 
@@ -59,11 +59,11 @@ _PLAN = (
     ),
     Column("tokens per step", lambda p: f"{p['tokens_per_step']:,}"),
     Column("epochs", lambda p: f"{p['epochs']:.1f}"),
-    Column("memory", lambda p: f"{size(p['memory_bytes'])} of {size(p['memory_present'])}"),
+    Column("memory", lambda p: f"{size(p['memory_bytes'])} of {size(p['memory_present'])}{_in_each(p)}"),
     Column("at once", lambda p: _facts.at_once(p, p["config"]["train"]) or "the whole batch"),
     Column("device", lambda p: f"{p['device']} {p['dtype']}{', compiled' if p['compiled'] else ''}"),
-    Column("time per step", lambda p: f"{p['seconds_per_step']:.3g} s, measured on {p['measured_on']}"),
-    Column("total time", lambda p: duration(p["seconds_total"])),
+    Column("time per step", lambda p: _time_per_step(p)),
+    Column("total time", lambda p: "not estimated" if p["divided"] else duration(p["seconds_total"])),
 )
 
 
@@ -187,7 +187,7 @@ def command(
         from quill.training.plan import plan
 
         with watch_data(output) as on_data:
-            planned = plan(run, registry, data_root, on_data)
+            planned = plan(run, registry, data_root, on_data, nproc)
         _print_plan(output, planned)
         return
     if nproc > 1 and not processes.is_launched():
@@ -294,21 +294,29 @@ def read_config(session: Session, file: Path | None, name: str | None, what: str
 
 def _what_next(output: Output, version: Folder, *, fresh: bool, device: str) -> None:
     """After training on a terminal: a sample, where the model is, and what to run next."""
-    with suppress(QuillError):
-        if fresh:
-            from quill.checkpoint.load import load_checkpoint
-            from quill.config.settings import SampleConfig
-            from quill.generation.generator import Generator
-            from quill.training.device import find_device
-
-            loaded = load_checkpoint(version, find_device(device))
-            generator = Generator(loaded.model, loaded.tokenizer)
-            config = SampleConfig(max_new_tokens=_SAMPLE_TOKENS, seed=1)
-            [text] = generator.generate("", config, "error")
-            output.say(f"\na sample:\n\n{text.strip()}\n")
+    if fresh and (text := _sample(version, device)):
+        output.say(f"\na sample:\n\n{text}\n")
     output.say(f"saved in {version.path}")
     name = version.name
     output.say(f"next:  quill sample {name}\n       quill show {name} --metrics\n       quill export {name}")
+
+
+def _sample(version: Folder, device: str) -> str:
+    """A sample of a model; nothing if there is none, as of a model that does not fit on the device."""
+    from quill.checkpoint.load import load_checkpoint
+    from quill.config.settings import SampleConfig
+    from quill.generation.generator import Generator
+    from quill.training.device import find_device
+
+    try:
+        loaded = load_checkpoint(version, find_device(device))
+        config = SampleConfig(max_new_tokens=_SAMPLE_TOKENS, seed=1)
+        [text] = Generator(loaded.model, loaded.tokenizer).generate("", config, "error")
+    except (QuillError, RuntimeError) as e:
+        if isinstance(e, QuillError) or is_out_of_memory(e):
+            return ""
+        raise
+    return text.strip()
 
 
 def _seconds(minutes: float | None) -> float | None:
@@ -324,3 +332,15 @@ def _print_plan(output: Output, plan: Plan) -> None:
         output.document(plan.config)
     row = asdict(plan)
     output.show("quill.plan/1", row, _PLAN, key="parameters", quiet=[str(plan.config.get("name", ""))])
+
+
+def _in_each(plan: Any) -> str:
+    if plan["processes"] == 1:
+        return ""
+    return f" in each of {plan['processes']} processes{', which divide the model' if plan['divided'] else ''}"
+
+
+def _time_per_step(plan: Any) -> str:
+    if plan["divided"]:
+        return "not measured for a divided model"
+    return f"{plan['seconds_per_step']:.3g} s, measured on {plan['measured_on']}"

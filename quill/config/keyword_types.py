@@ -102,5 +102,6 @@ class RunSettings(TypedDict, total=False):
     init_from: str | None
     seed: int
     device: str
+    sharding: Literal["auto", "off", "full"]
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     compile: Literal["auto", "on", "off"]

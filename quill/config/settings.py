@@ -383,6 +383,11 @@ class TrainConfig(Section):
     device: Annotated[str, Field(pattern=_DEVICE)] = setting(
         "auto", "Device to train on: auto, cpu, cuda, cuda:N or mps."
     )
+    sharding: Literal["auto", "off", "full"] = setting(
+        "auto",
+        "Whether the processes that share a run divide weights, gradients and optimizer state (full) or each "
+        "have all of them (off); auto divides what does not fit on one device.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
         "auto", "Precision of the computation; auto picks the fastest by measuring. Weights stay float32."
     )

@@ -45,6 +45,7 @@ def choose(
     earlier: dict[str, Any] | None = None,
     stage: Callable[[str], None] = lambda name: None,
     teachers: Sequence[Shape] = (),
+    sharing: memory.Sharing = memory.ALONE,
 ) -> Device:
     """Choose precision and compilation by timing a share of the run's first step; then make a step fit.
 
@@ -59,27 +60,30 @@ def choose(
         earlier: The choice of the interrupted run, kept so that it resumes bit for bit.
         stage: Receives the name of each measurement before it starts.
         teachers: The models that teach it, which take memory.
+        sharing: How its processes share memory; nothing is timed if they divide the weights.
 
     Raises:
         InputError: A step does not fit in memory.
     """
     c = config.train
+
+    def fitted(chosen: Device) -> Device:
+        return memory.fit(config, chosen, teachers, sharing)
+
     if earlier is not None and earlier["device"].partition(":")[0] == device.partition(":")[0]:
         rows, checkpointing = earlier.get("micro_batch_size"), earlier.get("gradient_checkpointing", False)
         kept = Device(device, earlier["dtype"], earlier["compiled"], rows or c.batch_size, checkpointing)
-        return memory.fit(config, kept, teachers)
+        return fitted(kept)
     dtypes = candidates(device, c)
+    if sharing.divided:
+        return fitted(Device(device, dtypes[0], c.compile == "on"))
     may_compile = c.compile == "on" or (c.compile == "auto" and can_compile(device))
     if len(dtypes) == 1 and not may_compile:
-        return memory.fit(config, Device(device, dtypes[0], False), teachers)
+        return fitted(Device(device, dtypes[0], False))
     key = _key(config, device)
     with suppress(KeyError, TypeError):
         known = _remembered()[key]
-        return memory.fit(config, Device(device, known["dtype"], known["compiled"]), teachers)
-
-    def fitted(chosen: Device) -> Device:
-        return memory.fit(config, chosen, teachers)
-
+        return fitted(Device(device, known["dtype"], known["compiled"]))
     chosen = _measured(model, config, dataset, device, dtypes, may_compile, stage, fitted)
     _remember(key, chosen)
     return chosen

@@ -1,7 +1,8 @@
 """Training in several processes by PyTorch's DistributedDataParallel: the leader commands, the others follow.
 
 The leader is the process that carries out the run, as it would alone, with a `Leader` for its trainer. The
-others repeat its steps on their share of each batch and need neither the registry's locks nor its files.
+others repeat its steps on their share of each batch and need neither the registry's locks nor its files. The
+trainers of a model that is divided among the processes are in `sharding`.
 """
 
 from __future__ import annotations
@@ -19,64 +20,43 @@ from torch.nn.parallel import DistributedDataParallel
 from quill.config import reading
 from quill.config.settings import RunConfig
 from quill.data.dataset import Dataset
-from quill.errors import DivergedError, NotFoundError
+from quill.errors import NotFoundError
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
 from quill.training import processes, teachers
 from quill.training.device import Device
+from quill.training.member import Member
 from quill.training.processes import Group
 from quill.training.splits import Splits
-from quill.training.trainer import Trainer
 
 
-class Member(Trainer):
-    """The trainer of one process; its config is that process's part of the run.
+class Replica(Member):
+    """The trainer of a process that has the whole model, as each of the others.
 
     Args:
         *args: As for Trainer.
         group: The processes.
     """
 
-    def __init__(self, *args: Any, group: Group) -> None:
-        super().__init__(*args)
-        self._group = group
-        self._rank, self._size = group.rank, group.size
-        self._replica: nn.Module | None = None
+    _replica: nn.Module | None = None
 
     def replicate(self) -> None:
         """Synchronize gradients with the other processes from now on."""
         device = torch.device(self.device.name)
         devices = [device] if device.type == "cuda" else None
         with processes.translated():
-            replica = DistributedDataParallel(
-                self.model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            replica = DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
         self._replica = replica
         self._forward = torch.compile(replica) if self.device.compiled else replica
         # It would call the model past its replica.
         self._forward_loss = None
-
-    def enqueue(self, poll: Callable[[], None] = lambda: None) -> None:
-        """Take one optimizer step with the others; `poll` is not called, as they could not stop with it."""
-        with processes.translated():
-            super().enqueue()
-
-    def _accumulate(self, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
-        own = super()._accumulate(poll)
-        if self._replica is None:
-            return own
-        value, extra = torch.tensor(self._group.mean(torch.stack(own).tolist()), device=self.device.name)
-        return value, extra
-
-    def _smaller(self) -> None:
-        """None: the others are in the middle of the same step and could not repeat it."""
 
     def _complete(self, last: bool) -> None:
         if self._replica is not None:
             self._replica.require_backward_grad_sync = last  # type: ignore[assignment]
 
 
-class Leader(Member):
+class Leader(Replica):
     """The trainer of the leading process.
 
     Args:
@@ -108,7 +88,9 @@ class Leader(Member):
         self.replicate()
 
 
-def work(config: RunConfig, dataset: Dataset, device: Device, taught_by: list[str]) -> dict[str, Any]:
+def work(
+    config: RunConfig, dataset: Dataset, device: Device, taught_by: list[str], *, sharded: bool
+) -> dict[str, Any]:
     """What the other processes need to know of a run.
 
     Args:
@@ -116,8 +98,10 @@ def work(config: RunConfig, dataset: Dataset, device: Device, taught_by: list[st
         dataset: Its data.
         device: The chosen precision, compilation and number of sequences at once.
         taught_by: References of its teachers.
+        sharded: Whether the model is divided among the processes.
     """
     return {
+        "sharded": sharded,
         "config": config.to_dict(),
         "dataset": [str(dataset.path.absolute()), dataset.key],
         "device": asdict(device),
@@ -144,24 +128,28 @@ def follow(group: Group, registry: Registry) -> None:
             return
         if kind == processes.WORK or trainer is None:
             trainer = _recruit(group, registry)
-            continue
-        trainer.horizon = value or None
-        # The leader has computed the same figures, and reports them.
-        with suppress(DivergedError):
-            trainer.advance()
+        else:
+            trainer.obey(kind, value)
 
 
 def _recruit(group: Group, registry: Registry) -> Member:
     """A trainer at the leader's step."""
     told = group.hear()
     config = group.part(reading.parse(told["config"], origin="the leading process"))
-    # The leader alone keeps the average of the weights.
-    settings = config.train.model_copy(update={"ema_decay": 0.0})
+    settings, shape = config.train, config.model.shape()
     device = Device(**told["device"] | {"name": settings.device})
-    model = GPT(config.model.shape(), settings.seed).to(device.name)
     taught_by = teachers.load([registry.resolve(name) for name in told["teachers"]], device.name)
-    train = Splits(_dataset(*told["dataset"]), settings.holdout).train
-    trainer = Member(model, settings, train, device, taught_by, group=group)
+    splits = Splits(_dataset(*told["dataset"]), settings.holdout)
+    if told["sharded"]:
+        from quill.training.sharding import Sharded
+
+        sharded = Sharded(shape, settings, splits, device, taught_by, group=group, weights={})
+        sharded.step = sharded.first = told["first"]
+        return sharded
+    # The leader alone keeps the average of the weights.
+    settings = settings.model_copy(update={"ema_decay": 0.0})
+    model = GPT(shape, settings.seed).to(device.name)
+    trainer = Replica(model, settings, splits.train, device, taught_by, group=group)
     state: dict[str, Tensor] = {}
     for name, (dtype, *shape) in told["layout"].items():
         state[name] = torch.empty(shape, dtype=getattr(torch, dtype))

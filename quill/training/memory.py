@@ -22,6 +22,7 @@ from quill.evaluation import measure
 from quill.model.gpt import loss, n_params, outline
 from quill.training.device import Device
 from quill.training.optimizer import is_hidden
+from quill.training.processes import Group
 from quill.units import size
 
 # A weight, its gradient, its momentum; all are float32.
@@ -39,29 +40,102 @@ _COMFORTABLE = 0.8
 _MOST_LAYERS = 10_000
 
 
-def check(config: RunConfig, device: str, teachers: Sequence[Shape] = ()) -> int:
+@dataclass(frozen=True)
+class Sharing:
+    """How the processes of a run share memory.
+
+    Attributes:
+        processes: Number of processes.
+        beside: How many of them are on one computer, and share its memory if they compute on its CPU.
+        divided: Whether each has a share of weights, gradients and optimizer state, not all of them.
+    """
+
+    processes: int = 1
+    beside: int = 1
+    divided: bool = False
+
+    @property
+    def shares(self) -> int:
+        """The number of shares of the weights; 1 if each process has all of them."""
+        return self.processes if self.divided else 1
+
+    def present(self, device: str, shape: Shape) -> int:
+        """Bytes that one process may use of its device."""
+        if device != "cpu":
+            return of_device(device)
+        # The first process gathers all weights to start from them and to write them.
+        whole = _BYTES_OF_WEIGHT * n_params(shape) if self.divided else 0
+        return max(of_device(device) - whole, 0) // self.beside
+
+
+ALONE = Sharing()
+
+
+def sharing_of(group: Group | None, *, divided: bool) -> Sharing:
+    """How the processes of a run share memory if they divide its weights, or do not."""
+    return ALONE if group is None else Sharing(group.size, group.local_size, divided)
+
+
+def must_divide(config: RunConfig, device: Device, teachers: Sequence[Shape], group: Group | None) -> bool:
+    """Whether the processes divide the weights: because it is set, or because a step does not fit otherwise.
+
+    Args:
+        config: The settled run.
+        device: Where one of them computes.
+        teachers: The models that teach the run.
+        group: The processes.
+
+    Raises:
+        InputError: They would have to, and cannot in this precision.
+    """
+    if group is None or config.train.sharding == "off":
+        return False
+    if config.train.sharding == "auto":
+        with suppress(InputError):
+            fit(config, device, teachers, sharing_of(group, divided=False))
+            return False
+    if device.dtype == "float16":
+        raise InputError(
+            "'train.dtype' = 'float16' does not train a model that is divided among processes",
+            why="a step whose gradients overflow would have to be repeated by all of them",
+            hint="set train.dtype=bfloat16",
+        )
+    return True
+
+
+def check(config: RunConfig, device: str, teachers: Sequence[Shape] = (), group: Group | None = None) -> int:
     """Refuse a model, or a batch of it, that cannot fit, in milliseconds and without allocating either.
 
     Args:
         config: The run; an unset vocab_size counts as two tokens.
         device: Where it would run.
         teachers: The models that teach it.
+        group: Its processes, if there are several, which may divide the weights.
 
     Returns:
-        Bytes of weights, their average, gradients and optimizer, and of the teachers.
+        Bytes of weights, their average, gradients and optimizer, and of the teachers, in one process.
 
     Raises:
         InputError: With the memory it would need and what there is.
     """
+    setting = "off" if group is None else config.train.sharding
+    if setting == "auto":
+        with suppress(InputError):
+            return _check(config, device, teachers, sharing_of(group, divided=False))
+    return _check(config, device, teachers, sharing_of(group, divided=setting != "off"))
+
+
+def _check(config: RunConfig, device: str, teachers: Sequence[Shape], sharing: Sharing) -> int:
     c, model = config.train, config.model.shape(config.model.vocab_size or 2)
-    parameters = n_params(model)
-    needed, present = _of_parameters(model, c), of_device(device)
-    needed += _BYTES_OF_WEIGHT * sum(n_params(t) for t in teachers)
+    needed, present = _of_parameters(model, c) // sharing.shares, sharing.present(device, model)
+    needed += _gathered(model, sharing) + _BYTES_OF_WEIGHT * sum(n_params(t) for t in teachers)
     if needed > present:
+        raise _model_too_large(model, needed, present, device, teachers, sharing)
+    if sharing.divided and (whole := _BYTES_OF_WEIGHT * n_params(model)) > of_device("cpu"):
         raise InputError(
-            f"the model of {parameters:,} parameters does not fit in memory",
-            why=f"training it{' with its teachers' if teachers else ''} needs {size(needed)} before any "
-            f"activation; {device} has {size(present)}",
+            f"the model of {n_params(model):,} parameters does not fit in memory",
+            why=f"its weights take {size(whole)}, and the computer of the first process, which gathers them, "
+            f"has {size(of_device('cpu'))}",
             hint="lower model.n_layer, model.n_embd or model.vocab_size",
         )
     if model.n_layer > _MOST_LAYERS:
@@ -86,8 +160,25 @@ def check(config: RunConfig, device: str, teachers: Sequence[Shape] = ()) -> int
             hint=f"lower train.{larger}",
         )
     if step + rows * per_sequence > present:
-        raise _sequences_too_large(rows, step + rows * per_sequence, config, device, "at least")
+        raise _sequences_too_large(rows, step + rows * per_sequence, present, config, device, "at least")
     return needed
+
+
+def _model_too_large(
+    model: Shape, needed: int, present: int, device: str, teachers: Sequence[Shape], sharing: Sharing
+) -> InputError:
+    """The error for a model whose weights do not fit, without any activation."""
+    many = sharing.processes > 1
+    in_each = f" in each of {sharing.processes} processes" if many else ""
+    hint = "lower model.n_layer, model.n_embd or model.vocab_size"
+    if many:
+        hint = f"start more processes, or {hint}" if sharing.divided else "set train.sharding=auto"
+    return InputError(
+        f"the model of {n_params(model):,} parameters does not fit in memory",
+        why=f"training it{' with its teachers' if teachers else ''} needs {size(needed)}{in_each} before any "
+        f"activation; {device} has {size(present)}{' for it' if many else ''}",
+        hint=hint,
+    )
 
 
 @dataclass(frozen=True)
@@ -128,19 +219,20 @@ class Need:
         return None if room < 0 else min(self.batch_size - 1, 1 + room // max(self.each, 1))
 
 
-def need(config: RunConfig, device: Device, teachers: Sequence[Shape] = ()) -> Need:
+def need(config: RunConfig, device: Device, teachers: Sequence[Shape] = (), sharing: Sharing = ALONE) -> Need:
     """Measure what the steps of a run take, on forward passes of few sequences through few blocks.
 
     Args:
         config: The settled run.
         device: Where it runs, in which precision, with checkpointing or not.
         teachers: The models that teach it.
+        sharing: How its processes share memory.
     """
     c, shape = config.train, config.model.shape()
-    gradients = _BYTES_OF_WEIGHT * n_params(shape)
+    gradients = _BYTES_OF_WEIGHT * n_params(shape) // sharing.shares
     process = _LIBRARIES if device.kind == "cuda" else _PROCESS
-    fixed = process + _of_parameters(shape, c) - gradients + _of_batch(config)
-    fixed += _BYTES_OF_WEIGHT * sum(n_params(t) for t in teachers)
+    fixed = process + _of_parameters(shape, c) // sharing.shares - gradients + _of_batch(config)
+    fixed += _gathered(shape, sharing) + _BYTES_OF_WEIGHT * sum(n_params(t) for t in teachers)
     one, two = (_activations(shape, device, rows) for rows in (1, 2))
     if teachers:
         # The mean of the teachers' probabilities and the student's, kept, and the gradient of the latter.
@@ -148,7 +240,7 @@ def need(config: RunConfig, device: Device, teachers: Sequence[Shape] = ()) -> N
         one, two = one + logits, two + 2 * logits
     accumulates = c.gradient_accumulation_steps > 1 or c.masked_loss_weight > 0
     one_block = outline(replace(shape, n_layer=min(shape.n_layer, 1)))
-    added = _BYTES_OF_WEIGHT * max(p.numel() for p in one_block.parameters())
+    added = _BYTES_OF_WEIGHT * max(p.numel() for p in one_block.parameters()) // sharing.shares
     return Need(fixed, gradients, added, one, two - one, c.batch_size, accumulates)
 
 
@@ -207,6 +299,19 @@ def _of_parameters(shape: Shape, config: TrainConfig) -> int:
     return one + (shape.n_layer - 1) * (two - one)
 
 
+def _gathered(shape: Shape, sharing: Sharing) -> int:
+    """Bytes of divided weights that a process has whole for a while, and of their gradients."""
+    if not sharing.divided:
+        return 0
+    outside = n_params(replace(shape, n_layer=min(shape.n_layer, 1)))
+    if not shape.n_layer:
+        return 2 * _BYTES_OF_WEIGHT * outside
+    block = n_params(replace(shape, n_layer=2)) - outside
+    outside -= block
+    # What is outside of the blocks, the block that is computed, and the next one, which is fetched before.
+    return _BYTES_OF_WEIGHT * (outside + 2 * block + max(outside, block))
+
+
 def _of_batch(config: RunConfig) -> int:
     """Bytes of the windows that a step draws and of one batch's ids."""
     c = config.train
@@ -214,7 +319,9 @@ def _of_batch(config: RunConfig) -> int:
     return windows + c.batch_size * config.model.block_size * _BYTES_PER_TOKEN
 
 
-def fit(config: RunConfig, device: Device, teachers: Sequence[Shape] = ()) -> Device:
+def fit(
+    config: RunConfig, device: Device, teachers: Sequence[Shape] = (), sharing: Sharing = ALONE
+) -> Device:
     """Choose how many sequences of a batch are computed at once, and whether with checkpointing.
 
     A whole batch that fits is not cut, and activations are stored if one sequence fits with them. The choice
@@ -224,14 +331,15 @@ def fit(config: RunConfig, device: Device, teachers: Sequence[Shape] = ()) -> De
         config: The settled run.
         device: Where it runs; a number of sequences that it comes with is kept if it fits.
         teachers: The models that teach it.
+        sharing: How its processes share memory.
 
     Raises:
         InputError: Not even one sequence fits, or not as many as are set.
     """
-    c, present = config.train, of_device(device.name)
+    c, present = config.train, sharing.present(device.name, config.model.shape())
     ways = [replace(device, checkpointing=on) for on in _checkpointing(config, device)]
     ways = [replace(way, compiled=way.compiled and not way.checkpointing) for way in ways]
-    needs = [(way, need(config, way, teachers)) for way in ways]
+    needs = [(way, need(config, way, teachers, sharing)) for way in ways]
     given = c.micro_batch_size or device.micro_batch_size
     if given is not None:
         rows = min(given, c.batch_size)
@@ -244,7 +352,7 @@ def fit(config: RunConfig, device: Device, teachers: Sequence[Shape] = ()) -> De
                 if most := needed.largest(limit):
                     return replace(way, micro_batch_size=most)
     rows = min(c.micro_batch_size or 1, c.batch_size)
-    raise _sequences_too_large(rows, needs[-1][1].of(rows), config, device.name, "about")
+    raise _sequences_too_large(rows, needs[-1][1].of(rows), present, config, device.name, "about")
 
 
 def _checkpointing(config: RunConfig, device: Device) -> list[bool]:
@@ -257,13 +365,15 @@ def _checkpointing(config: RunConfig, device: Device) -> list[bool]:
     return [True] if device.checkpointing else [False, True]
 
 
-def _sequences_too_large(rows: int, needed: int, config: RunConfig, device: str, bound: str) -> InputError:
+def _sequences_too_large(
+    rows: int, needed: int, present: int, config: RunConfig, device: str, bound: str
+) -> InputError:
     """The error for sequences that do not fit, computed at once."""
     tokens = f"{config.model.block_size:,} tokens"
     what = f"one sequence of {tokens} does" if rows == 1 else f"{rows:,} sequences of {tokens} do"
     return InputError(
         f"{what} not fit in memory",
-        why=f"training needs {bound} {size(needed)}; {device} has {size(of_device(device))}",
+        why=f"training needs {bound} {size(needed)}; {device} has {size(present)}",
         hint="lower model.block_size" if rows == 1 else "leave train.micro_batch_size unset",
     )
 

@@ -26,19 +26,20 @@ class Optimizer:
         model: Its parameters are grouped by role: matrices decay, vectors do not.
         config: Rates, decay and momenta.
         dtype: Precision of the run, in which Muon may compute.
+        muon: The class of Muon.
 
     Attributes:
         optimizers: Muon before AdamW.
     """
 
-    def __init__(self, model: GPT, config: TrainConfig, dtype: str) -> None:
+    def __init__(self, model: GPT, config: TrainConfig, dtype: str, muon: type[Muon] = Muon) -> None:
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._names: dict[Tensor, str] = {p: n for n, p in named.items()}
         is_muon = config.optimizer == "muon"
         hidden = {n: p for n, p in named.items() if is_muon and is_hidden(n, p)}
         rest = {n: p for n, p in named.items() if n not in hidden}
-        muon = [Muon(list(hidden.values()), config, getattr(torch, dtype))] if hidden else []
-        self.optimizers: list[torch.optim.Optimizer] = [*muon, _adamw(rest, config)]
+        for_hidden = [muon(list(hidden.values()), config, getattr(torch, dtype))] if hidden else []
+        self.optimizers: list[torch.optim.Optimizer] = [*for_hidden, _adamw(rest, config)]
         self._peaks = [(g, g["lr"], g[_decay_key(g)]) for o in self.optimizers for g in o.param_groups]
 
     def at(self, rate: float, decay: float = 1.0) -> list[torch.optim.Optimizer]:

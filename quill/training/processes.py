@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from quill.config.settings import RunConfig, TrainConfig
 
 # The commands of the leader.
-STOP, WORK, STEP = range(3)
+STOP, WORK, STEP, EVALUATE, GATHER, SAVE, LOAD, GO = range(8)
 # What torch's launcher and every other one sets.
 _VARIABLES = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+# What torch's launcher sets besides: this process among those of its computer, and their number.
+_LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 # The others wait while the first prepares data or evaluates; the launcher ends them if it dies.
 _PATIENCE = timedelta(days=7)
 _LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe")
@@ -44,11 +46,13 @@ class Group:
         rank: This process; the leader is 0.
         size: Number of processes.
         local_rank: This process among those of its computer.
+        local_size: Number of processes on its computer.
     """
 
     rank: int
     size: int
     local_rank: int
+    local_size: int
 
     def part(self, config: RunConfig) -> RunConfig:
         """As the function of this name."""
@@ -160,8 +164,9 @@ def join(device: str) -> Group | None:
             why=str(e).partition("\n")[0][:200],
             hint="quill help many-devices",
         ) from e
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    return Group(distributed.get_rank(), distributed.get_world_size(), local_rank)
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    local = (int(os.environ.get(name, default)) for name, default in _LOCAL.items())
+    return Group(rank, size, *local)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ def publish(
     best_step: int,
     best_loss: float | None,
     exact: bool,
+    fits: bool,
     averaged: bool,
     ended: str,
     elapsed: Callable[[], float],
@@ -47,6 +48,7 @@ def publish(
         best_step: The step of the best weights.
         best_loss: Their validation loss as estimated during the run, in nats per token; None without one.
         exact: Whether it was estimated in float32.
+        fits: Whether one device has room for the weights; if not, the estimated loss is published.
         averaged: Whether they are a moving average.
         ended: Why the run ended: "max_iters", "patience" or "time limit".
         elapsed: Returns the seconds of the run so far.
@@ -57,8 +59,8 @@ def publish(
         LockedError: Another process has taken over the draft.
         ResourceError: The disk refused; the draft is unchanged.
     """
-    best = load_checkpoint(draft, device.name)
-    loss = _published_loss(best.model, config, tokens, best_loss, exact, poll)
+    best = load_checkpoint(draft, device.name if fits else "cpu")
+    loss = _published_loss(best.model, config, tokens, best_loss, exact, poll) if fits else best_loss
     facts = describe(
         config, tokens, draft, device, steps=steps, best_step=best_step, loss=loss, averaged=averaged
     )

@@ -16,7 +16,7 @@ from quill import fsio
 from quill.checkpoint.load import WEIGHTS, load_checkpoint
 from quill.checkpoint.resume_state import load_state, save_state
 from quill.checkpoint.weights import save_weights
-from quill.config.settings import RunConfig, SampleConfig
+from quill.config.settings import RunConfig, SampleConfig, TrainConfig
 from quill.data import prepare
 from quill.errors import (
     CorruptError,
@@ -138,7 +138,7 @@ def train(
         part = processes.part(config, group)
         device = find_device(part.train.device)
         # What cannot fit is refused before anything is downloaded, prepared or begun.
-        memory.check(part, device)
+        memory.check(part, device, group=group)
         parent = parent_of(config, registry, lambda message: observer(Notice(message)))
         taught_by = teachers.find(
             config,
@@ -151,7 +151,7 @@ def train(
         clock = time.monotonic()
         inputs = settle(config, data_root, parent, on_data)
         teachers.check(taught_by, inputs.config, inputs.dataset)
-        memory.check(processes.part(inputs.config, group), device, teachers.shapes(taught_by))
+        memory.check(processes.part(inputs.config, group), device, teachers.shapes(taught_by), group)
         memory.check_evaluation(inputs.config, inputs.tokens.val_tokens)
         found = find(inputs, registry, resume, new_version, parent, taught_by)
         if found.done is not None:
@@ -178,7 +178,8 @@ def train(
                     run.save()
                     raise run.interrupted(e.signum) from None
                 except PeerLostError:
-                    run.save()
+                    if run.trainer.has_all:
+                        run.save()
                     raise
         if keep is not None and outcome.version is not None:
             for removed in gc.prune(registry, outcome.version.name, keep):
@@ -203,10 +204,13 @@ def _budget(seconds: float, clock: float, inputs: Inputs, publishes: bool) -> Bu
     return Budget(seconds, clock, c.eval_interval, cost, 1 + (0 if is_exact else whole / max(read, 1)))
 
 
-def _how_it_fits(config: RunConfig, device: Device) -> list[str]:
+def _how_it_fits(config: RunConfig, device: Device, sharing: memory.Sharing = memory.ALONE) -> list[str]:
     """What is done so that a step fits in memory, a sentence each."""
     rows, B = device.micro_batch_size, config.train.batch_size
     notes = []
+    if sharing.divided:
+        divided = "weights, gradients and optimizer state"
+        notes.append(f"dividing {divided} among {sharing.processes} processes")
     if rows is not None and rows < B:
         at_once = f"{rows:,} sequence{'' if rows == 1 else 's'}"
         notes.append(f"computing each batch of {B:,} sequences in parts of at most {at_once}")
@@ -369,7 +373,7 @@ class Run:
         """Generate a short text with the current weights; the run's arithmetic does not notice."""
         self.report()
         start = time.monotonic()
-        generator = Generator(self.trainer.model, self.dataset.tokenizer)
+        generator = Generator(self.trainer.whole(), self.dataset.tokenizer)
         # Of weights that have diverged, the next step or evaluation says what to do.
         with suppress(DivergedError):
             [text] = generator.generate("", _SAMPLE)
@@ -466,7 +470,8 @@ class Run:
             "id": self._id,
         }
         facts = progress(step) | {"facts": self._facts()}
-        path = save_state(self.draft, step, tensors, info, self.config.train.keep_states, facts)
+        keep = self.config.train.keep_states
+        path = save_state(self.draft, step, tensors, info, keep, facts, self.trainer.write)
         self._saved = reached
         self._emit(Saved(step, str(path)))
         self._lap = time.monotonic()
@@ -496,6 +501,7 @@ class Run:
             best_step=self._best_step,
             best_loss=self._best_loss,
             exact=self.trainer.evaluates_in.dtype == "float32",
+            fits=self.trainer.has_all or self.trainer.device.kind == "cpu",
             averaged=self._best_averaged,
             ended=ended,
             elapsed=self._seconds,
@@ -538,13 +544,14 @@ class Run:
 
     def _resume(self) -> Trainer:
         """A trainer at the last saved step, or at the first."""
-        state = load_state(self.draft)
+        divided = self._is_divided()
+        state = load_state(self.draft, read=not divided)
         if state is None:
-            return self._trainer({})
-        tensors, facts, notes = state
-        self._notes = notes
-        trainer = self._trainer(facts)
-        trainer.load_state(tensors, facts["trainer"])
+            return self._trainer({}, divided)
+        facts = state.info
+        self._notes = state.notes
+        trainer = self._trainer(facts, divided)
+        trainer.restore(state)
         self._best_loss, self._best_step = facts["best_val_loss"], facts["best_step"]
         self._best_averaged = facts.get("best_averaged", False)
         self._bad_evaluations, self._seconds_before = facts["bad_evaluations"], facts["seconds"]
@@ -555,7 +562,14 @@ class Run:
         self._saved = (trainer.step, evaluated)
         return trainer
 
-    def _trainer(self, facts: dict[str, Any]) -> Trainer:
+    def _is_divided(self) -> bool:
+        """Whether the processes divide the weights among them."""
+        c = processes.part(self.config, self._group)
+        name = find_device(c.train.device)
+        device = Device(name, autotune.candidates(name, c.train)[0], False)
+        return memory.must_divide(c, device, teachers.shapes(self._taught_by), self._group)
+
+    def _trainer(self, facts: dict[str, Any], divided: bool) -> Trainer:
         c = processes.part(self.config, self._group)
         device = find_device(c.train.device)
         model = GPT(c.model.shape(), c.train.seed)
@@ -579,30 +593,40 @@ class Run:
             parent = load_checkpoint(self._parent)
             tokens = self.dataset.tokenizer.vocab_size
             finetune.copy_weights(parent.model, model, parent.tokenizer.vocab_size, tokens)
-        model.to(device)
-        taught_by = teachers.shapes(self._taught_by)
-        chosen = autotune.choose(
-            model, c, self.dataset, device, facts.get("machine"), self._stage, teachers=taught_by
-        )
-        self._notes += _how_it_fits(c, chosen)
-        loaded = teachers.load(self._taught_by, device)
-        if self._group is None:
-            trainer = Trainer(model, c.train, self._tokens.train, chosen, loaded)
-        else:
-            names = [t.reference for t in self._taught_by]
-            work = distributed.work(self.config, self.dataset, chosen, names)
-            trainer = distributed.Leader(
-                model, c.train, self._tokens.train, chosen, loaded, group=self._group, work=work
-            )
+        if not divided:
+            model.to(device)
+        sharing = memory.sharing_of(self._group, divided=divided)
+        taught_by, earlier = teachers.shapes(self._taught_by), facts.get("machine")
+        chosen = autotune.choose(model, c, self.dataset, device, earlier, self._stage, taught_by, sharing)
+        self._notes += _how_it_fits(c, chosen, sharing)
+        trainer = self._with_others(model, c.train, chosen, divided, first)
         trainer.step = trainer.first = first
         return trainer
+
+    def _with_others(
+        self, model: GPT, config: TrainConfig, device: Device, divided: bool, first: int
+    ) -> Trainer:
+        """A trainer of this process, with those of the others if there are any."""
+        loaded = teachers.load(self._taught_by, device.name)
+        if self._group is None:
+            return Trainer(model, config, self._tokens.train, device, loaded)
+        names = [t.reference for t in self._taught_by]
+        work = distributed.work(self.config, self.dataset, device, names, sharded=divided)
+        if divided:
+            from quill.training import sharding
+
+            return sharding.lead(
+                model, config, self._tokens, device, loaded, group=self._group, work=work, first=first
+            )
+        return distributed.Leader(
+            model, config, self._tokens.train, device, loaded, group=self._group, work=work
+        )
 
     def _stage(self, name: str) -> None:
         self._observer(Stage(name, time.monotonic() - self._clock))
 
     def _write_weights(self) -> None:
-        averaged = self.trainer.averaged if self._best_averaged else None
-        model, dtype = averaged or self.trainer.model, self.config.train.weights_dtype
+        model, dtype = self.trainer.whole(averaged=self._best_averaged), self.config.train.weights_dtype
         self.draft.write_weights(lambda path: save_weights(path, model, dtype), self._facts())
 
     def _facts(self) -> dict[str, Any]:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from quill.checkpoint.resume_state import TENSORS, Saved
+from quill.checkpoint.weights import save_tensors
 from quill.config.settings import TrainConfig
 from quill.data.batches import batch
 from quill.errors import DivergedError, is_out_of_memory
@@ -124,7 +127,7 @@ class Trainer:
         self.model, self.config, self.train, self.device = model, config, train, device
         # Losses are compared with each other, so a resumed run evaluates as before on any device.
         self.evaluates_in = replace(device, dtype="float32" if device.dtype == "float16" else device.dtype)
-        self.optimizer = Optimizer(model, config, device.dtype)
+        self.optimizer = self._optimizer()
         self.averaged: GPT | None = None
         self._teachers = taught_by
         self.step = self.first = 0
@@ -140,6 +143,11 @@ class Trainer:
         self._forward_loss: Callable[..., Tensor] | None = torch.compile(_forward_loss) if fuses else None
         # This process and their number, where several share the run; the config is then this one's part.
         self._rank, self._size = 0, 1
+
+    @property
+    def has_all(self) -> bool:
+        """Whether this process has all weights and the whole state of the optimizer."""
+        return True
 
     @property
     def learning_rate(self) -> float:
@@ -384,6 +392,18 @@ class Trainer:
         }
         return {**weights, **moments}, facts
 
+    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Write the tensors of `state` into the folder of a resume state."""
+        save_tensors(folder / TENSORS, tensors)
+
+    def restore(self, saved: Saved) -> None:
+        """Restore a resume state."""
+        self.load_state(saved.tensors, saved.info["trainer"])
+
+    def whole(self, *, averaged: bool = False) -> GPT:
+        """The model with all of its weights, or with their average; not to be changed."""
+        return self.averaged if averaged and self.averaged is not None else self.model
+
     def load_state(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Restore what `state` returned."""
 
@@ -420,10 +440,16 @@ class Trainer:
                 iters=c.eval_iters,
                 seed=c.seed,
                 poll=poll,
-                autocast=self.evaluates_in.autocast,
+                autocast=self._evaluating,
             ).loss
             for m in models
         ]
+
+    def _evaluating(self) -> AbstractContextManager[object]:
+        return self.evaluates_in.autocast()
+
+    def _optimizer(self) -> Optimizer:
+        return Optimizer(self.model, self.config, self.device.dtype)
 
     def _rate(self) -> float:
         return schedule.rate(self.step, self.config, horizon=self.horizon, first=self.first)
@@ -442,19 +468,26 @@ class Trainer:
         t = self.step - self.first
         decay = min(self.config.ema_decay, (1 + t) / (10 + t))
         move = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        move([*self.averaged.parameters()], [*self.model.parameters()], None)
+        move(self._own(self.averaged), self._own(self.model), None)
+
+    def _own(self, model: GPT) -> list[Tensor]:
+        """The parameters of a model, as far as this process has them."""
+        return [*model.parameters()]
 
     def _clip(self) -> Tensor:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self._scale != 1.0:
             for grad in grads:
                 grad.mul_(1.0 / self._scale)
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = self._norm(grads)
         if self.config.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(
                 [p for p in self.model.parameters() if p.grad is not None], self.config.grad_clip, norm
             )
         return norm
+
+    def _norm(self, grads: list[Tensor]) -> Tensor:
+        return torch.nn.utils.get_total_norm(grads)
 
     def _lower_scale(self) -> None:
         self.model.zero_grad(set_to_none=True)

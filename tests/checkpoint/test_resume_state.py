@@ -35,7 +35,7 @@ def test_a_new_draft_has_no_state(registry):
 
 
 def test_the_newest_state_is_loaded(draft):
-    values, info, notes = load_state(draft)
+    values, info, notes, _ = load_state(draft)
     assert torch.equal(values["weight"], torch.full((4, 3), 1000.0))
     assert values["rng"].tolist() == list(range(8))
     assert info == {"step": 1000, "best_val_loss": None}
@@ -70,7 +70,7 @@ def test_f43_a_damaged_newest_state_is_skipped_with_a_note(draft, tmp_path, name
         path.symlink_to(tmp_path / "x")
     elif how != "remove":
         path.write_bytes({"flip": bytes(raw), "truncate": bytes(raw[:-1]), "empty": b""}[how])
-    _, info, notes = load_state(draft)
+    _, info, notes, _ = load_state(draft)
     assert info["step"] == 500
     assert len(notes) == 1
     assert "step-001000" in notes[0]
@@ -96,7 +96,7 @@ def test_resuming_from_an_earlier_state_drops_later_ones(draft):
 def test_a_step_can_be_saved_again(draft):
     (draft.path / "state" / "step-001000" / "state.json").write_text("{")
     save(draft, 1000)
-    assert load_state(draft)[1:] == ({"step": 1000, "best_val_loss": None}, [])
+    assert load_state(draft)[1:3] == ({"step": 1000, "best_val_loss": None}, [])
     assert steps(draft) == ["step-000500", "step-001000"]
 
 
@@ -130,7 +130,7 @@ def test_f26_a_full_disk_is_noticed_before_writing(draft, monkeypatch):
 
 
 def test_loaded_tensors_can_be_changed_without_changing_the_state(draft):
-    values, _, _ = load_state(draft)
+    values, *_ = load_state(draft)
     values["weight"] += 1
     assert torch.equal(values["weight"], torch.full((4, 3), 1001.0))
     assert torch.equal(load_state(draft)[0]["weight"], torch.full((4, 3), 1000.0))

@@ -20,6 +20,8 @@ SETTINGS = (
 )  # fmt: skip
 # What ends a run of processes ends it within this time.
 SECONDS = 30.0
+# No run takes longer unless it hangs, however busy the computer is.
+_LONGEST = 400.0
 
 
 class Here(NamedTuple):
@@ -38,11 +40,11 @@ class Here(NamedTuple):
         """Train in processes to the end, or to a pause."""
         said = self.folder / f"{name}-{size}"
         processes = start_together(size, self.arguments(name, *more), self.folder, said)
-        assert [finish(p) for p in processes] == [0] * size, self.said(said, size)
+        assert [finish(p, _LONGEST) for p in processes] == [0] * size, self.said(said, size)
 
     def run_alone(self, name: str, *more: str) -> None:
         said = self.folder / name
-        assert finish(start(self.arguments(name, *more), self.folder, said)) == 0, self.said(said)
+        assert finish(start(self.arguments(name, *more), self.folder, said), _LONGEST) == 0, self.said(said)
 
     def said(self, said: Path, size: int = 1) -> str:
         outputs = [said, *(said.with_name(f"{said.name}-{rank}") for rank in range(1, size))]

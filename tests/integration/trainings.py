@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
@@ -32,6 +32,7 @@ PRELOADED = (
     "quill.cli.app",
     "quill.cli.train",
     "quill.cli._training_display",
+    "quill.training.sharding",
 )
 
 # Small, and with best weights that are not the last: the rate is far too high to end well.
@@ -124,20 +125,23 @@ def join(rank: int, size: int, port: int) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(size),
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
 
 
-def start_together(size: int, arguments: Sequence[str], folder: Path, said: Path) -> list[BaseProcess]:
+def start_together(
+    size: int, arguments: Sequence[str], folder: Path, said: Path, joining: Callable[..., None] = join
+) -> list[BaseProcess]:
     """Run quill in processes that share a run, the leader first; only its output goes to `said`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     outputs = [said, *(said.with_name(f"{said.name}-{rank}") for rank in range(1, size))]
     return [
-        start(arguments, folder, output, functools.partial(join, rank, size, port))
+        start(arguments, folder, output, functools.partial(joining, rank, size, port))
         for rank, output in enumerate(outputs)
     ]
 

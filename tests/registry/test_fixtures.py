@@ -170,7 +170,7 @@ def test_commands_that_read_do(weights, said):
 
 def test_an_unfinished_run_can_be_gone_on_with(weights):
     draft = Registry(weights).unfinished("tide")
-    tensors, info, notes = load_state(draft)
+    tensors, info, notes, _ = load_state(draft)
     assert (info["trainer"]["step"], notes) == (1, [])
     assert {n.partition("/")[0] for n in tensors} == {"model", "optimizer"}
     assert draft.status()["step"] == 1
