@@ -126,7 +126,7 @@ def plan(
         device=chosen.name,
         dtype=chosen.dtype,
         compiled=chosen.compiled,
-        micro_batch_size=rows,
+        micro_batch_size=rows if rows < part.train.batch_size else config.train.batch_size,
         gradient_checkpointing=chosen.checkpointing,
         dataset=dataset.name,
         train_tokens=tokens.train_tokens,

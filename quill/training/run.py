@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -446,7 +446,7 @@ class Run:
 
     def save(self) -> None:
         """Write a resume state, unless this step's is on disk."""
-        step, device = self.trainer.step, self.trainer.device
+        step, device = self.trainer.step, self._device
         reached = (step, not self.is_evaluation_due)
         if self._saved == reached:
             return
@@ -496,7 +496,7 @@ class Run:
             self.config,
             self._tokens,
             self.draft,
-            self.trainer.device,
+            self._device,
             steps=step,
             best_step=self._best_step,
             best_loss=self._best_loss,
@@ -635,7 +635,7 @@ class Run:
             self.config,
             self._tokens,
             self.draft,
-            self.trainer.device,
+            self._device,
             steps=self.trainer.step,
             best_step=self._best_step,
             loss=self._best_loss,
@@ -649,6 +649,14 @@ class Run:
         self._observer(event)
         for warning in self._loggers(event):
             self._emit(Notice(warning))
+
+    @property
+    def _device(self) -> Device:
+        """How the run computes, as it is recorded: a whole share of a batch at once is the batch at once."""
+        device, share = self.trainer.device, self.trainer.config.batch_size
+        if device.micro_batch_size != share:
+            return device
+        return replace(device, micro_batch_size=self.config.train.batch_size)
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._clock
