@@ -401,13 +401,17 @@ class Page {
           h("td", {}, fixed(scores[s] / scale)), h("td", {}, fixed(scores[s])),
           h("td", {}, Math.exp(scores[s] - top).toFixed(4)),
           h("td", {}, h("span", { class: "qx-with-bar" }, bar(weights[s]), percent(weights[s])))));
+      const strongest = rows[weights.indexOf(Math.max(...weights))];
+      const box = h("div", { class: "qx-scroll qx-tall qx-medium", tabindex: 0, role: "region", "aria-label": "Scores and weights" },
+        h("table", {}, h("thead", {}, h("tr", {},
+          ["read token", "query · key", "× scale", "e^(score − max)", "weight"].map((title) => h("th", { scope: "col" }, title)))),
+        h("tbody", {}, rows)));
+      // Once it is part of the page, it shows the token that is read most.
+      queueMicrotask(() => { box.scrollTop = strongest.offsetTop - box.clientHeight / 2; });
       return [
         h("p", {}, `Block ${layer + 1}, head ${head + 1}, the query of `, this.name(t), ` at position ${t}. The scale is ${scale.toPrecision(3)}; `,
           `the largest score, ${fixed(top)}, is subtracted first, which changes no weight; the sum is ${sum.toFixed(3)}.`),
-        h("div", { class: "qx-scroll qx-tall qx-medium", tabindex: 0, role: "region", "aria-label": "Scores and weights" },
-          h("table", {}, h("thead", {}, h("tr", {},
-            ["read token", "query · key", "× scale", "e^(score − max)", "weight"].map((title) => h("th", { scope: "col" }, title)))),
-          h("tbody", {}, rows))),
+        box,
       ];
     });
   }
@@ -546,7 +550,7 @@ class Page {
       const shares = [
         ["embedding", c.embedding[n]], ...(c.positions ? [["positions", c.positions[n]]] : []),
         ...layers.flatMap((_, i) => [[`attention ${i + 1}`, c.attention[i][n]], [`MLP ${i + 1}`, c.mlp[i][n]]]),
-        ["biases of the last norm and head", c.constant[n]],
+        ["last biases", c.constant[n]],
       ].filter(([label, value]) => value !== 0 || label === "embedding");
       heads.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
       const most = Math.max(1e-9, ...[...shares, ...heads].map(([, value]) => Math.abs(value)));
