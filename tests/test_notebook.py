@@ -21,6 +21,7 @@ CELLS = [
     f"quill.train('tide.txt', {SETTINGS})",
     "quill.models(registry='weights')",
     "quill.load('tide', registry='weights').generate(num_samples=2, max_new_tokens=5)",
+    "quill.explain('tide', '3 bells', registry='weights')",
     f"quill.train('tide.txt', learning_rate=1.0, {SETTINGS})",
 ]
 
@@ -59,7 +60,14 @@ def test_tables_and_samples_are_html(outputs: list[list[Any]]) -> None:
     assert outputs[3][0].data["text/html"].count("<pre>") == 2
 
 
+def test_an_explanation_is_a_page_in_a_frame(outputs: list[list[Any]]) -> None:
+    frame = outputs[4][0].data["text/html"]
+    assert frame.startswith("<iframe sandbox=")
+    assert "tide:v1: a look inside" in frame
+    assert outputs[4][0].data["text/plain"].startswith("<tide:v1 after 7 tokens: ")
+
+
 def test_an_error_ends_with_what_to_do(outputs: list[list[Any]]) -> None:
-    [error] = [output for output in outputs[4] if output.output_type == "error"]
+    [error] = [output for output in outputs[5] if output.output_type == "error"]
     assert error.ename == "RefusedError"
     assert "new_version=True" in "\n".join(error.traceback)

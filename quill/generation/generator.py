@@ -63,10 +63,17 @@ class Generator:
         self._ready: dict[bool, GPT] = {}
 
     def __repr__(self) -> str:
+        return f"<{self.name or 'model'}: {self._facts}>"
+
+    def _repr_html_(self) -> str:
+        return f"<b>{escape(self.name or 'model')}</b>: {escape(self._facts)}"
+
+    @property
+    def _facts(self) -> str:
         parameters = count(sum(p.numel() for p in self.model.parameters()))
         shape = self.model.shape
         facts = f"{parameters} parameters, {shape.block} x {shape.n_layer}, context {shape.block_size}"
-        return f"<{self.name or 'model'}: {facts}, {self.tokenizer.kind} tokenizer, {self.device}>"
+        return f"{facts}, {self.tokenizer.kind} tokenizer, {self.device}"
 
     @property
     def device(self) -> torch.device:
