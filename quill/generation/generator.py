@@ -166,11 +166,18 @@ class Generator:
     def _read(
         self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]
     ) -> tuple[Decoder, Tensor, Tensor]:
-        """Feed the prompt; return the decoder, the logits of the next token, and the prompt's tokens."""
-        ids = self.tokenizer.encode(prompt, unknown=unknown) or [self.first_token()]
+        """Feed the prompt; return the decoder, the logits of the next token, and the prompt's tokens.
+
+        Of a prompt longer than the context these are only the last, unless every token counts as repeated.
+        """
         size = self.model.shape.block_size
+        if config.repetition_penalty == 1:
+            ids = self.tokenizer.encode_tail(prompt, size + 1, unknown=unknown)
+        else:
+            ids = self.tokenizer.encode(prompt, unknown=unknown)
+        ids = ids or [self.first_token()]
         if len(ids) > size and self._notice is not None:
-            self._notice(f"using the last {size:,} of the prompt's {len(ids):,} tokens: the context length")
+            self._notice(f"using only the last {size:,} tokens of the prompt: the context length")
         idx = torch.tensor([ids], device=self.device)
         decoder = Decoder(self.ready(config.max_new_tokens))
         return decoder, decoder.feed(idx[:, -size:]), idx

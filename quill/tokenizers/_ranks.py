@@ -107,6 +107,10 @@ class RankTokenizer(base.Tokenizer):
         whole = found[0] if len(found) == 1 else np.concatenate([np.empty(0, np.uint32), *found])
         return whole.astype(self.dtype, copy=False)
 
+    def covers(self, text: str) -> bool:
+        """Whether there are no lone surrogates: all other characters have bytes."""
+        return _is_text(text)
+
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes of one token, or the name of a special one."""
         if not 0 <= token < len(self._bytes):

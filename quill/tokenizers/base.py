@@ -32,6 +32,8 @@ Unknown = Literal["error", "skip"]
 _STOPS = frozenset(" \n。、，！？：；")
 _LOOK_BACK = 65536
 _MOST_NAMED = 100
+# Characters per token at first, to encode the end of a text.
+_TAIL = 16
 
 
 class Tokenizer(ABC):
@@ -96,6 +98,39 @@ class Tokenizer(ABC):
         import numpy as np
 
         return np.array(self.encode(text), dtype=self.dtype)
+
+    def encode_tail(self, text: str, count: int, *, unknown: Unknown = "error") -> list[int]:
+        """Encode the end of a text, without encoding the rest of a long one.
+
+        Args:
+            text: Any text.
+            count: How many of the last tokens are needed.
+            unknown: As for `encode`.
+
+        Returns:
+            The last ids of those that `encode` returns for the whole text: `count` or more, or all of them.
+
+        Raises:
+            InputError: As for `encode`.
+        """
+        size = _TAIL * count
+        while size < len(text):
+            cut = len(text) - size
+            before = text[max(0, cut - _LOOK_BACK) : cut]
+            found = self.boundary(before)
+            if found:
+                cut -= len(before) - found
+                if unknown == "error" and not self.covers(text):
+                    break
+                ids = self.encode(text[cut:], unknown=unknown)
+                if len(ids) >= count:
+                    return ids
+            size *= 4
+        return self.encode(text, unknown=unknown)
+
+    def covers(self, text: str) -> bool:
+        """Whether every character certainly has an id, as far as that is known without encoding the text."""
+        return False
 
     @abstractmethod
     def token_bytes(self, token: int) -> bytes:

@@ -97,6 +97,10 @@ class CharTokenizer(base.Tokenizer):
                 raise base.no_such_token(token, n)
         return "".join([characters[i] for i in ids])
 
+    def covers(self, text: str) -> bool:
+        """Whether the vocabulary has every character."""
+        return self._ids.keys() >= set(text)
+
     def token_bytes(self, token: int) -> bytes:
         """Return the UTF-8 bytes of one character."""
         if not 0 <= token < len(self._characters):

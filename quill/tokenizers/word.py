@@ -89,6 +89,10 @@ class WordTokenizer(base.Tokenizer):
                 ids += [get(c, 0) for c in token]
         return ids
 
+    def covers(self, text: str) -> bool:
+        """Always: an unknown character is `<unk>`."""
+        return True
+
     def token_bytes(self, token: int) -> bytes:
         """Return the UTF-8 bytes of a word."""
         if not 0 <= token < len(self._tokens):

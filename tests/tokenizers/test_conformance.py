@@ -56,6 +56,39 @@ def test_short_texts_round_trip(tokenizer: base.Tokenizer, text: str) -> None:
 
 
 @law
+@given(text=st.one_of(st.text(max_size=80), EDGES), filler=st.sampled_from([SENTENCE, "a", " ", "b \n"]))
+def test_f69_the_tail_of_a_text_has_the_ids_of_the_whole(
+    tokenizer: base.Tokenizer, text: str, filler: str
+) -> None:
+    for whole in (text, filler * 50 + text, text + filler * 50, filler * 9 + text + filler * 9):
+        for unknown in ("error", "skip"):
+            try:
+                ids = tokenizer.encode(whole, unknown=unknown)
+            except InputError as e:
+                assert refusal(lambda t: tokenizer.encode_tail(t, 2), whole) == e.what
+                continue
+            for count in (1, 2, 7):
+                tail = tokenizer.encode_tail(whole, count, unknown=unknown)
+                assert len(tail) >= min(count, len(ids))
+                assert tail == ids[len(ids) - len(tail) :]
+
+
+def test_f69_of_a_long_prompt_little_is_encoded(
+    tokenizer: base.Tokenizer, training_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = training_text * (500_000 // len(training_text))
+    encode, encoded = type(tokenizer).encode, []
+
+    def counted(self: base.Tokenizer, text: str, **options: base.Unknown) -> list[int]:
+        encoded.append(len(text))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(type(tokenizer), "encode", counted)
+    assert len(tokenizer.encode_tail(prompt, 129)) >= 129
+    assert sum(encoded) < 20_000
+
+
+@law
 @given(text=st.one_of(st.text(max_size=80), EDGES))
 def test_bulk_encoding_gives_the_same_ids(tokenizer: base.Tokenizer, text: str) -> None:
     if (refused := refusal(tokenizer.encode, text)) is not None:
