@@ -1,15 +1,18 @@
 """A twin of a model that reads one token at a time as fast as a CPU can.
 
 One token at a time means matrices times vectors, bound by how fast weights stream from memory, and many
-small operations, bound by how fast Python calls them. The twin therefore keeps matrices by columns (see
-`_product`) and calls the parts of the model as plain functions. Its logits equal the model's up to rounding.
+small operations, bound by how fast Python calls them. The twin therefore has products for a few rows (see
+`_sliced` and `_bagged`) and calls the parts of the model as plain functions. Its logits equal the model's up
+to rounding, and those of a single token do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -23,31 +26,33 @@ FEW_TOKENS = 32
 # Larger weights are not copied: the memory and the delay before the first token cost more than they gain.
 _MAX_COPIED_BYTES = 1 << 28
 
+# Parts of a matrix that threads may share. The number is fixed, so that rounding is the same on any machine.
+_PARTS = 8
+
+# The most rows for which products in parts are about as fast as one product: single tokens, and positions.
+_FEW_ROWS = 12
+_FEW_POSITIONS = 32
+
+_Product = Callable[[Tensor], Tensor]
+
 
 def for_decoding(model: GPT, copy_weights: bool = True) -> GPT:
     """A twin of the model in eval mode; the model itself stays as it is.
 
     Args:
         model: Any model, on any device.
-        copy_weights: Whether copies of the weights pay off.
+        copy_weights: Whether copies of the weights pay off, where there is no fast product without them.
 
     Returns:
-        The twin. It has its own copy of small float32 weights on a CPU with AVX, and shares all others.
+        The twin. It shares the weights; on some processors it has its own copy of small ones.
     """
     twin = model.twin()
-    weight = model.wte.weight
-    copy_weights = (
-        copy_weights
-        and weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-        and sum(p.nbytes for p in model.parameters()) <= _MAX_COPIED_BYTES
-    )
-    _call_directly(twin, copy_weights)
-    if copy_weights and model.shape.n_layer and model.shape.tie_embeddings:
-        # Rows to embed tokens, columns for the head.
+    product = _product_for(model, copy_weights)
+    _call_directly(twin, product)
+    if product is not None and model.shape.n_layer and model.shape.tie_embeddings:
+        # The head gets a product of its own.
         twin.shape = replace(model.shape, tie_embeddings=False)
-        vars(twin)["lm_head"] = _product(weight, None)
+        vars(twin)["lm_head"] = product(model.wte.weight, None)
     return twin
 
 
@@ -66,56 +71,127 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _call_directly(module: nn.Module, copy_weights: bool) -> None:
+def _product_for(model: GPT, copy_weights: bool) -> Callable[[Tensor, Tensor | None], _Product] | None:
+    """What makes the fastest linear layer for a few rows; None if it is PyTorch's own."""
+    weight = model.wte.weight
+    avx = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not avx:
+        return None
+    if _is_intel():
+        return _sliced
+    small = sum(p.nbytes for p in model.parameters()) <= _MAX_COPIED_BYTES
+    return _bagged if copy_weights and small else None
+
+
+@cache
+def _is_intel() -> bool:
+    """Whether this processor is one that MKL's kernels were written for."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            return "GenuineIntel" in file.read(4096)
+    except OSError:
+        return "GenuineIntel" in platform.processor()
+
+
+def _call_directly(module: nn.Module, product: Callable[[Tensor, Tensor | None], _Product] | None) -> None:
     """Put plain functions where each module looks for its parts.
 
     Calling a part as a module adds a lookup and a search for hooks, which the twin does not have; for one
     token that takes a tenth of the time.
     """
     for name, part in module.named_children():
-        _call_directly(part, copy_weights)
+        _call_directly(part, product)
         if isinstance(part, nn.ModuleList):
             vars(module)[name] = [p.forward for p in part]
-        elif isinstance(part, nn.Linear) and copy_weights:
-            vars(module)[name] = _product(part.weight, part.bias)
+        elif isinstance(part, nn.Linear) and product is not None:
+            vars(module)[name] = product(part.weight, part.bias)
         elif isinstance(part, nn.LayerNorm | nn.RMSNorm):
             vars(module)[name] = _norm(part)
         elif not isinstance(part, nn.Embedding):
             vars(module)[name] = part.forward
 
 
-def _product(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A linear layer that multiplies a single row as fast as its weights can be read.
+def _sliced(weight: Tensor, bias: Tensor | None) -> _Product:
+    """A linear layer that multiplies a few rows as fast as its weights can be read, without a copy of them.
 
-    The product with a row is the sum of the matrix's columns weighted by the row, which is what an
-    embedding bag computes; its x86 kernel streams the columns twice as fast as a matrix product does.
+    The matrix is multiplied in parts, a batch of products, each of which MKL leaves to one thread.
 
     Args:
-        weight: (out, in); its columns are copied.
+        weight: (out, in).
         bias: (out), or None.
 
     Returns:
         A function of x, (B, T, in), that returns (B, T, out).
     """
-    columns = weight.detach().t().contiguous()  # (in, out)
-    weight, (n_in, n_out) = columns.t(), columns.shape
-    every, first = torch.arange(n_in, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    weight = weight.detach()
+    n_out, n_in = weight.shape
+    even = n_out // _PARTS * _PARTS
+    parts = weight[:even].view(_PARTS, even // _PARTS, n_in).mT  # (parts, in, out / parts)
+    shift = None if bias is None else bias.detach()[:even].view(_PARTS, 1, even // _PARTS)
+    rest = _few(weight[even:], bias) if even < n_out else None
+
+    def product(x: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        rows = B * T
+        if rows > (_FEW_ROWS if T == 1 else _FEW_POSITIONS):
+            return F.linear(x, weight, bias)
+        every = x.reshape(1, rows, n_in).expand(_PARTS, rows, n_in)
+        y = torch.bmm(every, parts) if shift is None else torch.baddbmm(shift, every, parts)
+        y = (y if rows == 1 else y.transpose(0, 1)).reshape(B, T, even)
+        return y if rest is None else torch.cat((y, rest(x)), -1)
+
+    return product
+
+
+def _few(weight: Tensor, bias: Tensor | None) -> _Product:
+    """As `_sliced`, for the last rows of a matrix, fewer than there are parts."""
+    shift = None if bias is None else bias.detach()[-len(weight) :]
+
+    def product(x: Tensor) -> Tensor:
+        y = (x[..., None, :] * weight).sum(-1)
+        return y if shift is None else y + shift
+
+    return product
+
+
+def _bagged(weight: Tensor, bias: Tensor | None) -> _Product:
+    """As `_sliced`, for a single row and with a copy of the weights.
+
+    The product with a row is the sum of the matrix's columns weighted by the row, which is what an
+    embedding bag computes; its x86 kernel streams the columns twice as fast as a matrix product does.
+    """
+    weight = weight.detach()
+    n_out, n_in = weight.shape
+    width = -(-n_out // _PARTS)
+    # Each part of a column is a row of the table, (parts * in, out / parts).
+    table = F.pad(weight, (0, 0, 0, _PARTS * width - n_out)).view(_PARTS, width, n_in).mT.reshape(-1, width)
+    every = torch.arange(_PARTS * n_in, dtype=torch.int32)
+    first = torch.arange(0, _PARTS * n_in, n_in, dtype=torch.int32)
     bag = torch.embedding_bag
 
     def product(x: Tensor) -> Tensor:
         if x.numel() != n_in:
             return F.linear(x, weight, bias)
+        repeated = x.view(1, n_in).expand(_PARTS, n_in).reshape(-1)
         # Arguments 4 to 6: no scaling by frequency, the sum of the bag, no sparse gradient.
-        y = bag(columns, every, first, False, 0, False, x.view(n_in))[0]
-        return (y if bias is None else y + bias).view(1, 1, n_out)
+        y = bag(table, every, first, False, 0, False, repeated)[0].view(1, 1, -1).narrow(-1, 0, n_out)
+        return y if bias is None else y + bias
 
     return product
 
 
 def _norm(part: nn.LayerNorm | nn.RMSNorm) -> Callable[[Tensor], Tensor]:
-    shape, weight = list(part.normalized_shape), part.weight
-    if isinstance(part, nn.RMSNorm):
-        root_eps = part.eps
-        return lambda x: torch.rms_norm(x, shape, weight, root_eps)
-    bias, eps = part.bias, part.eps
-    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+    shape, weight, eps = list(part.normalized_shape), part.weight, part.eps
+    if isinstance(part, nn.LayerNorm):
+        bias = part.bias
+        return lambda x: torch.layer_norm(x, shape, weight, bias, part.eps)
+    if eps is None or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return lambda x: torch.rms_norm(x, shape, weight, eps)
+    small, share = torch.tensor(eps), 1 / shape[-1]
+
+    def norm(x: Tensor) -> Tensor:
+        # Half of the operations that PyTorch takes on a CPU.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x * torch.addcmul(small, length, length, value=share).rsqrt_() * weight
+
+    return norm

@@ -4,6 +4,9 @@ A cache is exact only while nothing leaves the window: learned positions shift w
 layer but the first the keys of the tokens that remain have seen those that left. So a full window moves by
 a stride: the remaining tokens are read again from position 0, and decoding continues on the cache until it
 is full again. At every step the logits are those of the uncached model over the tokens of the window.
+
+No token waits for all of them to be read again: they are known before the window is full, so they are read
+into a second cache, a few at a time, while the first one fills.
 """
 
 from __future__ import annotations
@@ -20,6 +23,12 @@ from quill.model.kv_cache import KVCache
 # rest. For a context of 256 characters, reading the rest again took half of the time at 1/8, a quarter at
 # 1/4 and an eighth at 1/2; the loss on Shakespeare was the same within 0.002 at each.
 STRIDE = 0.5
+
+# Tokens of the next window that are read at a time. Reading 32 takes as long as three single tokens; reading
+# fewer at a time takes longer in total.
+AHEAD = 32
+# Tokens between two such parts. They are read late, because many texts end before the window is full.
+_SPACING = 8
 
 
 class Decoder:
@@ -45,6 +54,7 @@ class Decoder:
         self._kept = max(1, size - max(1, stride))
         self._cache = model.new_cache(rows) if cache is None else cache
         self._read: list[Tensor] = []
+        self._ahead: KVCache | None = None
         self.length = 0
 
     @property
@@ -62,17 +72,39 @@ class Decoder:
         Returns:
             Logits of the token after the last, (B, V).
         """
-        size = self.model.shape.block_size
-        if self.length + idx.shape[1] > size:
-            # A first text fills the context; later ones leave room for what follows.
-            kept = self._kept if self.length else size
-            idx = torch.cat((*self._read, idx), 1)[:, -kept:]
-            self._read, self.length = [], 0
-            self._cache.clear()
-        self._read.append(idx)
-        self.length += idx.shape[1]
+        if self.length + idx.shape[1] > self.model.shape.block_size:
+            idx = self._move(idx)
         logits: Tensor = self.model(idx, self._cache, last_only=True)
+        self.note(idx)
         return logits[:, -1]
+
+    def _move(self, idx: Tensor) -> Tensor:
+        """Move the window; return those of its tokens that remain to be read."""
+        # A first text fills the context; later ones leave room for what follows.
+        kept = self._kept if self.length else self.model.shape.block_size
+        window = torch.cat((*self._read, idx), 1)[:, -kept:]
+        self._cache.clear()
+        if self._ahead is not None and idx.shape[1] == 1:
+            self._cache.take(self._ahead)
+        self._ahead = None
+        self.length = self._cache.length
+        self._read = [window[:, : self.length]]
+        return window[:, self.length :]
+
+    def _read_ahead(self) -> None:
+        """Read the next part of the next window if it is due."""
+        size = self.model.shape.block_size
+        # The next token that does not fit makes the window start here.
+        start = size + 1 - self._kept
+        due = (self._kept - 1) // AHEAD - (size - self.length) // _SPACING
+        done = 0 if self._ahead is None else self._ahead.length
+        at = start + done
+        if done >= due * AHEAD or self.length < at + AHEAD or self._kept > start or not self._cache.layers:
+            return
+        window = self.window
+        if self._ahead is None:
+            self._ahead = self.model.new_cache(len(window), self._kept)
+        self.model(window[:, at : at + AHEAD], self._ahead, last_only=True)
 
     @torch.inference_mode()
     def fork(self, rows: int) -> Decoder:
@@ -84,12 +116,14 @@ class Decoder:
         twin = copy.copy(self)
         twin._read = [t.expand(rows, -1) for t in self._read]
         twin._cache = self._cache.repeat(rows)
+        twin._ahead = None if self._ahead is None else self._ahead.repeat(rows)
         return twin
 
-    def note(self, token: Tensor) -> None:
-        """Record a token, (B, 1), whose keys and values were put into the cache from outside."""
-        self._read.append(token)
-        self.length += 1
+    def note(self, idx: Tensor) -> None:
+        """Record tokens, (B, T), whose keys and values are in the cache."""
+        self._read.append(idx)
+        self.length += idx.shape[1]
+        self._read_ahead()
 
     def use(self, cache: KVCache) -> None:
         """Continue on another cache that contains the same keys and values."""
@@ -100,4 +134,5 @@ class Decoder:
         twin = copy.copy(self)
         twin._read = list(self._read)
         twin._cache = cache
+        twin._ahead = None if self._ahead is None else self._ahead.repeat(1)
         return twin

@@ -16,7 +16,7 @@ from quill.config.settings import SampleConfig
 from quill.config.shape import Shape
 from quill.errors import InputError
 from quill.generation.cpu import FEW_TOKENS, for_decoding
-from quill.generation.decoding import Decoder
+from quill.generation.decoding import AHEAD, Decoder
 from quill.generation.row import Row
 from quill.generation.sampling import Sampler
 from quill.model.gpt import GPT
@@ -259,10 +259,11 @@ def _settled(config: SampleConfig | None, settings: SampleSettings) -> SampleCon
 
 def rows_at_once(shape: Shape) -> int:
     """Number of samples to generate side by side, from the memory that each takes."""
-    cached = 2 * shape.n_layer * shape.n_kv_head * shape.head_size
-    # When a window moves, a layer's widest activations exist twice.
-    moving = 2 * max(shape.mlp_size, 3 * shape.n_head * shape.head_size) if shape.n_layer else 0
-    return max(1, min(256, _GROUP_BYTES // max(1, 4 * shape.block_size * (cached + moving))))
+    # A second cache, of half of the context, reads ahead.
+    cached = 3 * shape.n_layer * shape.n_kv_head * shape.head_size * shape.block_size
+    # While it does, a layer's widest activations exist twice.
+    reading = 2 * max(shape.mlp_size, 3 * shape.n_head * shape.head_size) * AHEAD if shape.n_layer else 0
+    return max(1, min(256, _GROUP_BYTES // max(1, 4 * (cached + reading))))
 
 
 def _draw(decoder: Decoder, logits: Tensor, sampler: Sampler, rows: Sequence[Row], limit: int) -> None:

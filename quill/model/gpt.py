@@ -176,10 +176,10 @@ class GPT(nn.Module):
         # deepcopy takes what is in the memo as already copied, so only the modules are new.
         return copy.deepcopy(self, memo).eval()
 
-    def new_cache(self, batch_size: int = 1) -> KVCache:
-        """Make an empty cache for `batch_size` sequences."""
+    def new_cache(self, batch_size: int = 1, length: int | None = None) -> KVCache:
+        """Make an empty cache for `batch_size` sequences of `length` tokens, or of the context length."""
         weight = self.wte.weight
-        return KVCache(self.shape, batch_size, weight.device, weight.dtype)
+        return KVCache(self.shape, batch_size, weight.device, weight.dtype, length)
 
     @torch.inference_mode()
     def predict(self, idx: Tensor, targets: bool = True) -> Tensor:

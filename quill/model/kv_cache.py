@@ -64,6 +64,7 @@ class KVCache:
         batch_size: Number of sequences side by side, B.
         device: Device of the model.
         dtype: Type of its activations.
+        length: The most tokens; the context length if None.
 
     Attributes:
         positions: The position of each row's next token where rows differ in length, (B); None: all rows are
@@ -72,9 +73,15 @@ class KVCache:
 
     positions: Tensor | None = None
 
-    def __init__(self, shape: Shape, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
-        size = (batch_size, shape.n_kv_head, shape.block_size, shape.head_size)
-        self.block_size = shape.block_size
+    def __init__(
+        self,
+        shape: Shape,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        length: int | None = None,
+    ) -> None:
+        size = (batch_size, shape.n_kv_head, length or shape.block_size, shape.head_size)
         self.layers = [
             LayerCache(
                 torch.empty(size, device=device, dtype=dtype), torch.empty(size, device=device, dtype=dtype)
@@ -113,6 +120,13 @@ class KVCache:
         self.length = length
         for layer in self.layers:
             layer.length = length
+
+    def take(self, other: KVCache) -> None:
+        """Replace the content by a copy of another cache of as many sequences."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            mine.keys.narrow(2, 0, other.length).copy_(theirs.keys.narrow(2, 0, other.length))
+            mine.values.narrow(2, 0, other.length).copy_(theirs.values.narrow(2, 0, other.length))
+        self.rewind(other.length)
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of one row to another."""

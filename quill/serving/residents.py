@@ -170,7 +170,8 @@ class Residents:
 
         config = fit_vocabulary(read_config(wanted.version), read_tokenizer(wanted.version), wanted.version)
         shape = config.model.shape()
-        cached = 8 * shape.n_layer * shape.n_kv_head * shape.head_size * shape.block_size
+        # A second cache, of half of the context, reads ahead.
+        cached = 12 * shape.n_layer * shape.n_kv_head * shape.head_size * shape.block_size
         # A copy of the weights makes decoding faster.
         wanted.bytes = 8 * (wanted.version.facts["parameters"] or 0) + self._slots(shape) * cached
         limit = None if self._config.max_memory is None else int(self._config.max_memory * 2**30)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from quill import discovery
+from quill.config.settings import ModelConfig
 from quill.generation import cpu
 from quill.generation.cpu import for_decoding
 from quill.generation.decoding import Decoder
@@ -26,14 +29,30 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture(params=["sliced", "bagged", "plain"])
+def twin_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[GPT], GPT]:
+    """`for_decoding` with each kind of product."""
+    monkeypatch.setattr(cpu, "_is_intel", lambda: request.param == "sliced")
+    return partial(for_decoding, copy_weights=request.param != "plain")
+
+
+@pytest.fixture(scope="module")
+def long_model() -> GPT:
+    """A model whose window is long enough to be read ahead."""
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=200, vocab_size=29).shape())
+    torch.manual_seed(0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model.eval()
+
+
 @pytest.mark.parametrize("settings", SHAPES, ids=str)
-@pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("stride", [None, 1, 5, 15, 16])
 def test_logits_are_those_of_the_uncached_window(
-    make_model: MakeModel, settings: dict[str, Any], copied: bool, stride: int | None
+    make_model: MakeModel, settings: dict[str, Any], twin_of: Callable[[GPT], GPT], stride: int | None
 ) -> None:
     model = make_model(**settings)
-    decoder = Decoder(for_decoding(model, copied), stride=stride)
+    decoder = Decoder(twin_of(model), stride=stride)
     size = model.shape.block_size
     fed = torch.randint(0, 29, (1, 60))
     for part in fed.split((min(size, 7), *(1,) * (60 - min(size, 7))), 1):
@@ -82,12 +101,11 @@ def test_forked_rows_decode_like_single_ones(make_model: MakeModel, block: str) 
     assert torch.equal(stem.window, prompt)
 
 
-@pytest.mark.parametrize("copied", [True, False])
-def test_the_original_model_is_unchanged(make_model: MakeModel, copied: bool) -> None:
+def test_the_original_model_is_unchanged(make_model: MakeModel, twin_of: Callable[[GPT], GPT]) -> None:
     model = make_model(dropout=0.5).train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     modules = list(model.modules())
-    decoder = Decoder(for_decoding(model, copied))
+    decoder = Decoder(twin_of(model))
     decoder.feed(torch.randint(0, 29, (1, 5)))
     assert model.training
     assert list(model.modules()) == modules
@@ -98,19 +116,72 @@ def test_the_original_model_is_unchanged(make_model: MakeModel, copied: bool) ->
 
 def test_large_weights_are_shared(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
+    monkeypatch.setattr(cpu, "_is_intel", lambda: False)
     monkeypatch.setattr(cpu, "_MAX_COPIED_BYTES", 1000)
-    monkeypatch.setattr(cpu, "_product", None)
+    monkeypatch.setattr(cpu, "_bagged", None)
     twin = for_decoding(model)
     mine, theirs = dict(model.named_parameters()), dict(twin.named_parameters())
     assert all(theirs[name] is p for name, p in mine.items())
 
 
+@pytest.mark.parametrize("product", [cpu._sliced, cpu._bagged])
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1, 24), (2, 1, 24), (1, 3, 24)])
-def test_product_is_a_linear_layer(shape: tuple[int, ...], biased: bool) -> None:
-    weight, bias = torch.randn(10, 24), torch.randn(10) if biased else None
+@pytest.mark.parametrize("n_out", [3, 16, 21])
+@pytest.mark.parametrize("shape", [(1, 1, 24), (2, 1, 24), (13, 1, 24), (1, 3, 24), (2, 40, 24)])
+def test_product_is_a_linear_layer(
+    product: Callable[..., Any], n_out: int, shape: tuple[int, ...], biased: bool
+) -> None:
+    weight, bias = torch.randn(n_out, 24), torch.randn(n_out) if biased else None
     x = torch.randn(shape)
-    torch.testing.assert_close(cpu._product(weight, bias)(x), F.linear(x, weight, bias))
+    torch.testing.assert_close(product(weight, bias)(x), F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("product", [cpu._sliced, cpu._bagged])
+def test_a_product_is_the_same_on_any_number_of_threads(product: Callable[..., Any]) -> None:
+    for n_out, n_in in ((384, 1536), (1152, 384), (65, 384)):
+        multiply, x = product(torch.randn(n_out, n_in), torch.randn(n_out)), torch.randn(1, 1, n_in)
+        with cpu.one_thread():
+            wanted = multiply(x)
+            for threads in (2, 3, 5):
+                torch.set_num_threads(threads)
+                assert torch.equal(multiply(x), wanted)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_next_window_is_read_ahead(long_model: GPT, rows: int) -> None:
+    lengths: list[int] = []
+    decoder = Decoder(long_model, rows=rows)
+
+    def counting(idx: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
+        lengths.append(idx.shape[1])
+        return long_model(idx, *args, **settings)
+
+    decoder.model = copy.copy(long_model)
+    vars(decoder.model)["forward"] = counting
+    fed = torch.randint(0, 29, (rows, 450))
+    for n in range(450):
+        logits = decoder.feed(fed[:, n : n + 1])
+        if decoder.length in (1, 100, 101, 180, 200):
+            wanted = long_model.predict(decoder.window, targets=False)
+            torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-4)
+        assert torch.equal(decoder.window, fed[:, n + 1 - decoder.length : n + 1])
+    # For each window that moved: three parts while the one before filled, then the rest of its 100 tokens.
+    assert [n for n in lengths if n > 1] == [32, 32, 32, 4] * 3
+
+
+def test_reading_ahead_follows_forks_and_longer_texts(long_model: GPT) -> None:
+    fed = torch.randint(0, 29, (1, 400))
+    stem = Decoder(long_model)
+    stem.feed(fed[:, :180])
+    forked = stem.fork(2)
+    for n in range(180, 260):
+        pair = fed[:, n : n + 1].expand(2, 1)
+        torch.testing.assert_close(forked.feed(pair)[1:], stem.feed(pair[:1]), rtol=0, atol=1e-4)
+    for end in (300, 350, 400):
+        logits = stem.feed(fed[:, end - 40 if end == 300 else end - 50 : end])
+        wanted = long_model.predict(stem.window, targets=False)
+        torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-4)
+        assert torch.equal(stem.window, fed[:, end - stem.length : end])
 
 
 def test_decoding_leaves_the_process_as_it_was(
