@@ -6,12 +6,13 @@ loaded only if its files have the published hashes, and its tensors and tokenize
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quill.checkpoint.weights import read_tensors
+from quill.checkpoint.weights import StoredWeights, read_tensors
 from quill.errors import CorruptError, InputError, shorten
 from quill.registry import manifest, migrations
 from quill.registry.folder import Folder
@@ -19,6 +20,7 @@ from quill.registry.tensors import TensorInfo, read_layout
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from quill.config.settings import RunConfig
     from quill.model.gpt import GPT
@@ -44,6 +46,47 @@ class Checkpoint:
     model: GPT
     tokenizer: Tokenizer
     version: Folder
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The model's weights by name, float32."""
+        return self.model.state_dict()
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint(Checkpoint):
+    """A model of which only the outline is in memory, on the meta device.
+
+    Attributes:
+        stored: Its weights, each read when it is looked up.
+    """
+
+    stored: Mapping[str, Tensor]
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The stored weights."""
+        return self.stored
+
+
+@contextmanager
+def open_checkpoint(version: Folder) -> Iterator[StoredCheckpoint]:
+    """Open a model whose weights are read one at a time; its files are checked as by `load_checkpoint`.
+
+    Args:
+        version: A version from `Registry.resolve`, or a draft.
+
+    Raises:
+        QuillError: As for `load_checkpoint`.
+    """
+    tokenizer = read_tokenizer(version)
+    with version.reading():
+        config = fit_vocabulary(read_config(version), tokenizer, version)
+        with version.open_file(WEIGHTS) as file:
+            layout = read_layout(file.path)
+            model = outline_model(config, layout, file.path).eval()
+            file.sha256()
+            yield StoredCheckpoint(config, model, tokenizer, version, StoredWeights(file, layout))
 
 
 def load_checkpoint(version: Folder, device: str | torch.device = "cpu") -> Checkpoint:

@@ -28,8 +28,8 @@ def refuse_overflow(weights: Mapping[str, Tensor], dtype: str) -> None:
     """
     if dtype not in _LARGEST:
         return
-    for name, values in weights.items():
-        largest = _magnitude(values)
+    for name in weights:
+        largest = _magnitude(weights[name])
         if largest > _LARGEST[dtype]:
             raise InputError(
                 f"the weights do not fit {dtype}",

@@ -112,9 +112,54 @@ def stream_tensors(
             tensor = tensors[name].detach().to("cpu").contiguous()
             assert (tensor.dtype, tuple(tensor.shape)) == layout[name], name
             yield tensor.reshape(-1).view(torch.uint8).numpy()
+            # Gone before the next one is made.
+            del tensor
 
     fsio.require_space(path.parent, 8 + len(text) + end, f"'{path.name}'")
     fsio.create(path, chunks())
+
+
+class StoredWeights(Mapping[str, "Tensor"]):
+    """The weights in a file, each read when it is looked up, as float32 on the CPU.
+
+    Args:
+        file: The file; its sha256 was checked.
+        layout: What `read_layout` says of it.
+    """
+
+    def __init__(self, file: OpenFile, layout: Mapping[str, TensorInfo]) -> None:
+        self._file, self._layout = file, layout
+
+    def __getitem__(self, name: str) -> Tensor:
+        import torch
+        from safetensors import SafetensorError, safe_open
+
+        if name not in self._layout:
+            raise KeyError(name)
+        try:
+            # Not mapped into memory, as in `read_tensors`.
+            with safe_open(self._file.path, "pt", backend="pread") as tensors:
+                found: Tensor = tensors.get_tensor(name)
+        except (SafetensorError, OSError) as e:
+            raise _changed(self._file.path, e) from None
+        return found.to(torch.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layout)
+
+    def __len__(self) -> int:
+        return len(self._layout)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._layout
+
+
+def _changed(path: Path, error: Exception) -> CorruptError:
+    """The error for a file that could be opened, and then not be read."""
+    with fsio.guard(path, "read"):
+        raise_system_error(error)
+    why = shorten(str(error), 200)
+    return CorruptError(f"'{path}' changed while it was being read", why=why)
 
 
 def read_tensors(file: OpenFile, layout: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
@@ -151,9 +196,6 @@ def read_tensors(file: OpenFile, layout: Mapping[str, TensorInfo]) -> dict[str, 
         why = f"it has {size(file.size)}"
         raise ResourceError(f"'{file.path}' does not fit in memory", why=why) from None
     except (SafetensorError, OSError) as e:
-        with fsio.guard(file.path, "read"):
-            raise_system_error(e)
-        why = shorten(str(e), 200)
-        raise CorruptError(f"'{file.path}' changed while it was being read", why=why) from None
+        raise _changed(file.path, e) from None
     file.check_sha256(sha256.hexdigest(), header[:512])
     return found

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from quill import discovery
 from quill.errors import InputError
@@ -67,6 +68,15 @@ class LazyTensors(Mapping[str, "Tensor"]):
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
         self._makers = dict(makers)
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], change: Callable[[str, Tensor], Tensor]) -> Self:
+        """Tensors by the same names, each changed when it is looked up."""
+
+        def changed(name: str) -> Tensor:
+            return change(name, tensors[name])
+
+        return cls({name: partial(changed, name) for name in tensors})
+
     def __getitem__(self, name: str) -> Tensor:
         return self._makers[name]()
 
@@ -91,6 +101,7 @@ class Format:
         tolerance: The largest difference of logits that verifying an export accepts, by dtype; relative to
             the largest logit's magnitude where that is above 1.
         log_probabilities: Whether the foreign program only reports log probabilities, not logits.
+        streams: Whether `write` looks each weight up when it is written, so that they need not fit in memory.
     """
 
     suffix: ClassVar[str] = ""
@@ -98,6 +109,7 @@ class Format:
     extra: ClassVar[str] = ""
     runtime: ClassVar[str] = ""
     tolerance: ClassVar[Mapping[str, float]] = {}
+    streams: ClassVar[bool] = False
     log_probabilities: ClassVar[bool] = False
 
     @property
@@ -181,7 +193,7 @@ class Format:
 
 def without_unused_rows(
     shape: Shape, weights: Mapping[str, Tensor], rows: int
-) -> tuple[Shape, dict[str, Tensor], tuple[str, ...]]:
+) -> tuple[Shape, Mapping[str, Tensor], tuple[str, ...]]:
     """Drop the rows of embedding and head beyond the tokenizer's ids, which other programs would draw.
 
     Args:
@@ -193,12 +205,15 @@ def without_unused_rows(
         The smaller model, and a note if it is smaller.
     """
     if shape.vocab_size <= rows:
-        return shape, dict(weights), ()
-    made = {n: t[:rows] if n.startswith(("wte.", "lm_head.")) else t for n, t in weights.items()}
-    if shape.n_layer == 0:
-        made["wte.weight"] = made["wte.weight"][:, :rows]
+        return shape, weights, ()
+
+    def smaller(name: str, value: Tensor) -> Tensor:
+        if not name.startswith(("wte.", "lm_head.")):
+            return value
+        return value[:rows] if shape.n_layer else value[:rows, :rows]
+
     note = f"{shape.vocab_size - rows} rows of the embedding without a token were left out"
-    return replace(shape, vocab_size=rows), made, (note,)
+    return replace(shape, vocab_size=rows), LazyTensors.of(weights, smaller), (note,)
 
 
 def unused_ids(tokenizer: Tokenizer) -> list[int]:

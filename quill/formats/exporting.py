@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quill import fsio
-from quill.checkpoint.load import Checkpoint, load_checkpoint
+from quill.checkpoint.load import Checkpoint, load_checkpoint, open_checkpoint
 from quill.errors import InputError, RefusedError
 from quill.formats import base
 
@@ -115,20 +117,20 @@ def export(
         if path and os.path.lexists(path) and not force:
             why = "an export never overwrites silently"
             raise RefusedError(f"'{path}' already exists", why=why, hint="force=True")
-    loaded = _load(kind, version)
-    modelfile_text = kind.modelfile(target.name, loaded) if recipe else None
-    if recipe and modelfile_text is None:
-        why = "a Modelfile is for Ollama"
-        raise InputError(f"Ollama cannot load {kind.name}", why=why, hint="format=gguf")
-    fsio.make_dir(target.absolute().parent)
-    with fsio.stage(target.absolute(), replace=force) as made:
-        notes = kind.write(loaded, made, dtype)
-        if force:
-            _refuse_other(made, target)
-        difference = _compare(kind, loaded, made, device) if verify else None
-        if difference:
-            _refuse_different(difference, kind, dtype, version)
-        size = sum(f.stat().st_size for f in (made.rglob("*") if made.is_dir() else [made]))
+    with _open(kind, version, stream=kind.streams and not verify) as loaded:
+        modelfile_text = kind.modelfile(target.name, loaded) if recipe else None
+        if recipe and modelfile_text is None:
+            why = "a Modelfile is for Ollama"
+            raise InputError(f"Ollama cannot load {kind.name}", why=why, hint="format=gguf")
+        fsio.make_dir(target.absolute().parent)
+        with fsio.stage(target.absolute(), replace=force) as made:
+            notes = kind.write(loaded, made, dtype)
+            if force:
+                _refuse_other(made, target)
+            difference = _compare(kind, loaded, made, device) if verify else None
+            if difference:
+                _refuse_different(difference, kind, dtype, version)
+            size = sum(f.stat().st_size for f in (made.rglob("*") if made.is_dir() else [made]))
     if recipe and modelfile_text:
         fsio.write_bytes(recipe.absolute(), modelfile_text.encode())
         notes = (*notes, f"for Ollama: {shlex.join(['ollama', 'create', version.name, '-f', str(recipe)])}")
@@ -147,17 +149,18 @@ def _format(format_name: str, *, verify: bool) -> base.Format:
     return kind
 
 
-def _load(kind: base.Format, version: Folder) -> Checkpoint:
-    """The model, if the format supports it."""
-    loaded = load_checkpoint(version)
-    if why := kind.refusal(loaded.model.shape, loaded.tokenizer):
-        able = _able(loaded)
-        raise InputError(
-            f"{kind.name} does not support {version.reference}: {why}",
-            why=f"it can be exported to {', '.join(able) or 'no other format'}",
-            hint=f"quill export {version.reference} --format {able[0]}" if able else "",
-        )
-    return loaded
+@contextmanager
+def _open(kind: base.Format, version: Folder, stream: bool) -> Iterator[Checkpoint]:
+    """The model, if the format supports it: in memory, or each weight read when it is written."""
+    with open_checkpoint(version) if stream else nullcontext(load_checkpoint(version)) as loaded:
+        if why := kind.refusal(loaded.model.shape, loaded.tokenizer):
+            able = _able(loaded)
+            raise InputError(
+                f"{kind.name} does not support {version.reference}: {why}",
+                why=f"it can be exported to {', '.join(able) or 'no other format'}",
+                hint=f"quill export {version.reference} --format {able[0]}" if able else "",
+            )
+        yield loaded
 
 
 def _dtype(kind: base.Format, dtype: str | None) -> str:

@@ -18,11 +18,13 @@ output head. Other shapes are rewritten exactly, up to rounding:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from quill.config.settings import ModelConfig
+from quill.formats.base import LazyTensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +41,7 @@ MOST_BIGRAMS = 4096
 
 def rewrite(
     shape: Shape, weights: Mapping[str, Tensor], multiple: int = 1
-) -> tuple[Shape, dict[str, Tensor], tuple[str, ...]]:
+) -> tuple[Shape, Mapping[str, Tensor], tuple[str, ...]]:
     """Rewrite a model.
 
     Args:
@@ -50,7 +52,7 @@ def rewrite(
     Returns:
         The shape and weights of an equal model with every bias, a head without one, and heads of width
         n_embd / n_head with scores divided by the root of that; and notes on what was done. Tensors that
-        need no change are those given.
+        need no change are those given, looked up when they are.
     """
     if shape.n_layer == 0:
         return _bigrams(shape, weights)
@@ -59,7 +61,7 @@ def rewrite(
     step = math.lcm(H, multiple) if width % H or width != C else H
     width = -(-width // step) * step
     notes = []
-    made = dict(weights)
+    made = weights
     if width != C:
         made = _widened(shape, made, width)
         use = "the output head's bias and " if shape.head_bias else ""
@@ -147,15 +149,20 @@ def _scaled_queries(weights: Mapping[str, Tensor], width: int, scale: float) -> 
     return made
 
 
-def _with_biases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_biases(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Add missing biases as zeros."""
-    made: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        made[name] = value
+    made: dict[str, Callable[[], Tensor]] = {}
+    for name in weights:
+        made[name] = partial(weights.__getitem__, name)
         bias = name.removesuffix("weight") + "bias"
         if name.endswith("weight") and not name.startswith(("wte", "wpe", "lm_head")) and bias not in weights:
-            made[bias] = value.new_zeros(len(value))
-    return made
+            made[bias] = partial(_zero_bias, weights, name)
+    return LazyTensors(made)
+
+
+def _zero_bias(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    value = weights[name]
+    return value.new_zeros(len(value))
 
 
 def _bigrams(shape: Shape, weights: Mapping[str, Tensor]) -> tuple[Shape, dict[str, Tensor], tuple[str, ...]]:

@@ -95,6 +95,8 @@ def create(path: Path, chunks: Iterable[Any]) -> str:
                 view = view.cast("B")
                 digest.update(view)
                 _write(fd, view)
+            # Gone before the next one is made.
+            del chunk, view
     finally:
         os.close(fd)
     return digest.hexdigest()

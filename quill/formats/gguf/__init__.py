@@ -39,6 +39,7 @@ class Gguf(base.Format):
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "q8_0")
     extra: ClassVar[str] = "gguf"
     runtime: ClassVar[str] = "llama.cpp"
+    streams: ClassVar[bool] = True
     log_probabilities: ClassVar[bool] = True
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 5e-3, "float16": 1e-2, "q8_0": 0.15}
 
@@ -50,7 +51,7 @@ class Gguf(base.Format):
         """Write a model and its tokenizer."""
         tokenizer = checkpoint.tokenizer
         vocabulary = tokenizers.write(tokenizer)
-        shape, weights, done = model.fitted(checkpoint.model.shape, checkpoint.model.state_dict(), dtype)
+        shape, weights, done = model.fitted(checkpoint.model.shape, checkpoint.weights, dtype)
         stored = list(model.tensors(shape, weights, tokenizer.vocab_size, vocabulary.added, dtype))
         write(path, {**_general(shape, checkpoint.version.name, dtype), **vocabulary.metadata}, stored)
         notes = [*done, *vocabulary.notes]

@@ -112,6 +112,8 @@ def write(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Stored]) 
             values = tensor.make()
             assert tuple(values.shape) == tensor.shape, tensor.name
             yield from tensor_types.encode(values, tensor.dtype, tensor.name)
+            # Gone before the next one is made.
+            del values
             length = tensor_types.size(tensor.dtype, tensor.shape)
             yield bytes(_padded(length) - length)
 

@@ -187,20 +187,22 @@ def tensors(
         added: Tokens to add to them.
         dtype: The type of matrices; vectors and positions are float32.
     """
+    from quill.model.gpt import outline
+
     arch = architecture(shape)
+    sizes = {name: tuple(t.shape) for name, t in outline(shape).state_dict().items()}
     for theirs, ours in _names(arch, shape.n_layer):
         make: Callable[[], Tensor]
         if ours in ("wte.weight", "lm_head.weight") and ours in weights:
             size: tuple[int, ...] = (rows + added, shape.n_embd)
-            make = partial(_with_rows, weights[ours], rows, added)
+            make = partial(_with_rows, weights, ours, rows, added)
         elif ours in weights:
-            size = tuple(weights[ours].shape)
-            make = partial(_outgoing, shape, ours, weights[ours])
+            size, make = sizes[ours], partial(_outgoing, shape, ours, weights)
         elif ours.endswith("gate_proj.weight"):  # of ReLU squared
-            up = weights[ours.replace("gate_proj", "up_proj")]
-            size, make = tuple(up.shape), partial(_times, up, _RELU2_GATE)
+            up = ours.replace("gate_proj", "up_proj")
+            size, make = sizes[up], partial(_gate, weights, up)
         elif ours.endswith(".bias") and arch == "gpt2":
-            size = (len(weights[ours.replace(".bias", ".weight")]),)
+            size = sizes[ours.replace(".bias", ".weight")][:1]
             make = partial(_filled, size, 0.0)
         else:
             continue
@@ -304,8 +306,8 @@ def _factor(shape: Shape, name: str) -> float:
     return next((factor for end, factor in table.items() if name.endswith(end)), 1.0)
 
 
-def _outgoing(shape: Shape, name: str, value: Tensor) -> Tensor:
-    value = _times(value, _factor(shape, name))
+def _outgoing(shape: Shape, name: str, weights: Mapping[str, Tensor]) -> Tensor:
+    value = _times(weights[name], _factor(shape, name))
     # The architecture divides scores by the root of the head's width; the queries get the rest of the scale.
     scale = shape.attention_scale * shape.head_size**0.5
     if ".c_attn." in name and abs(scale - 1) > 1e-9:
@@ -332,11 +334,15 @@ def _filled(size: tuple[int, ...], value: float) -> Tensor:
     return torch.full(size, value)
 
 
-def _with_rows(value: Tensor, rows: int, added: int) -> Tensor:
+def _gate(weights: Mapping[str, Tensor], up: str) -> Tensor:
+    return _times(weights[up], _RELU2_GATE)
+
+
+def _with_rows(weights: Mapping[str, Tensor], name: str, rows: int, added: int) -> Tensor:
     """The first rows, and their mean for each added token: a logit that is the mean is never the largest."""
     import torch
 
-    value = value[:rows]
+    value = weights[name][:rows]
     return torch.cat([value, value.mean(0, keepdim=True).expand(added, -1)]) if added else value
 
 

@@ -46,6 +46,7 @@ class HuggingFace(base.Format):
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float16", "bfloat16")
     extra: ClassVar[str] = "hf"
     runtime: ClassVar[str] = "transformers"
+    streams: ClassVar[bool] = True
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 8e-2}
 
     def refusal(self, shape: Shape, tokenizer: Tokenizer) -> str | None:
@@ -54,18 +55,26 @@ class HuggingFace(base.Format):
 
     def write(self, checkpoint: Checkpoint, path: Path, dtype: str) -> tuple[str, ...]:
         """Write a model and its tokenizer."""
-        from quill.checkpoint.weights import save_tensors
+        import torch
 
-        model, tokenizer = checkpoint.model, checkpoint.tokenizer
+        from quill.checkpoint.weights import stream_tensors
+        from quill.model.gpt import outline
+
+        tokenizer = checkpoint.tokenizer
         shape, weights, smaller = base.without_unused_rows(
-            model.shape, model.state_dict(), tokenizer.vocab_size
+            checkpoint.model.shape, checkpoint.weights, tokenizer.vocab_size
         )
+        outlines = models.write(shape, outline(shape).state_dict())[1]
         settings, weights, notes = models.write(shape, weights)
         notes = smaller + notes
         end = tokenizer.eot_id
         ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
         fsio.make_dir(path)
-        save_tensors(path / "model.safetensors", _cast(weights, dtype))
+        refuse_overflow(weights, dtype)
+        kind: torch.dtype = getattr(torch, dtype)
+        layout = {name: (kind, tuple(t.shape)) for name, t in outlines.items()}
+        stored = base.LazyTensors.of(weights, lambda name, value: value.to(kind))
+        stream_tensors(path / "model.safetensors", layout, stored)
         # Before version 5 transformers called the dtype torch_dtype.
         stated = {**settings, **ids, "dtype": dtype, "torch_dtype": dtype}
         documents = {
@@ -127,14 +136,6 @@ class HuggingFace(base.Format):
         else:
             tokenizer, notes = _given(supplied.tokenizer, config.vocab_size or 0), ()
         return base.Incoming(config, weights, tokenizer, notes=found + notes + _end_notes(stated, tokenizer))
-
-
-def _cast(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    import torch
-
-    refuse_overflow(weights, dtype)
-    kind: torch.dtype = getattr(torch, dtype)
-    return {name: value.to(kind) for name, value in weights.items()}
 
 
 def generation_settings(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def refusal(shape: Shape) -> str | None:
 
 def write(
     shape: Shape, weights: Mapping[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor], tuple[str, ...]]:
+) -> tuple[dict[str, Any], Mapping[str, Tensor], tuple[str, ...]]:
     """Convert a model to transformers.
 
     Args:
@@ -105,23 +105,27 @@ def write(
         weights: By quill's names.
 
     Returns:
-        The settings in config.json, the tensors by transformers' names, and notes on what was rewritten.
+        The settings in config.json, the tensors by transformers' names, each made when it is looked up, and
+        notes on what was rewritten.
     """
     kind = "gpt2" if shape.n_layer == 0 else _kind(shape)
     assert kind is not None
-    made, notes = dict(weights), tuple[str, ...]()
+    notes: tuple[str, ...] = ()
+    names = {_theirs(name, kind): name for name in weights}
     if kind == "gpt2":
-        shape, made, notes = plain_gpt2.rewrite(shape, weights)
-        made = {n: t.t() if _TRANSPOSED.fullmatch(n) else t for n, t in made.items()}
+        shape, plain, notes = plain_gpt2.rewrite(shape, weights)
+        weights = LazyTensors.of(plain, lambda n, t: t.t() if _TRANSPOSED.fullmatch(n) else t)
+        names = {_theirs(name, kind): name for name in weights}
         settings = _gpt2_settings(shape)
     else:
         settings = _modern_settings(shape, kind)
         if kind == "apertus":
             notes = (f"a plain MLP with {shape.activation} is Apertus's, which requires transformers 4.56",)
         elif shape.activation == "relu2":
-            made |= {n.replace("up_proj", "gate_proj"): t for n, t in weights.items() if "up_proj" in n}
+            names |= {_theirs(n.replace("up_proj", "gate_proj"), kind): n for n in weights if "up_proj" in n}
             notes = ("ReLU squared is written as ReLU times itself, with the MLP's first matrix twice",)
-    return settings, {_theirs(name, kind): tensor for name, tensor in made.items()}, notes
+    made = {theirs: partial(weights.__getitem__, ours) for theirs, ours in names.items()}
+    return settings, LazyTensors(made), notes
 
 
 def read(
