@@ -101,10 +101,12 @@ def command(
     generator = Generator(loaded.model, loaded.tokenizer, notice=output.warn)
     echoed = "" if no_echo else text
     alone = config.num_samples == 1
-    with cpu.one_thread() if alone and generator.device.type == "cpu" else nullcontext():
-        if output.form != "json" and stream and alone:
-            _print(output, echoed, generator.stream(text, config, unknown))
-            return
+    on_cpu = generator.device.type == "cpu"
+    if output.form != "json" and stream and alone:
+        chunks = generator.stream(text, config, unknown)
+        _print(output, echoed, cpu.at_best_threads(chunks) if on_cpu else chunks)
+        return
+    with cpu.one_thread() if alone and on_cpu else nullcontext():
         samples = generator.generate(text, config, unknown)
     if output.form == "json":
         document = {"reference": version.reference, "prompt": text, "samples": samples}

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from itertools import islice
+from statistics import median
+from time import perf_counter
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +35,10 @@ _PARTS = 8
 # The most rows for which products in parts are about as fast as one product: single tokens, and positions.
 _FEW_ROWS = 12
 _FEW_POSITIONS = 32
+
+# Chunks that one trial of a number of threads takes, and between two trials at first and at most.
+_TRIAL = 5
+_FIRST_WAIT, _LAST_WAIT = 64, 256
 
 _Product = Callable[[Tensor], Tensor]
 
@@ -71,16 +78,60 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def at_best_threads(chunks: Iterator[str], clock: Callable[[], float] = perf_counter) -> Iterator[str]:
+    """Generate a sample with one thread or with all of them, whichever is faster at the moment.
+
+    All threads read the weights faster while the other cores are idle, and wait for each other while they are
+    busy. Trials of a few tokens decide, less and less often. The text is the same. The number of threads is a
+    setting of the whole process, so a program opts in.
+
+    Args:
+        chunks: From `Generator.stream`.
+        clock: Seconds.
+
+    Yields:
+        The chunks.
+    """
+    before = torch.get_num_threads()
+    # Elsewhere the last bits of a product depend on the number of threads.
+    most = before if _has_avx() else 1
+    best, wait = 1, _FIRST_WAIT
+    try:
+        torch.set_num_threads(best)
+        yield from islice(chunks, 1)  # which the prompt is read for
+        while most > 1:
+            medians = {}
+            for threads in (best, most + 1 - best):
+                torch.set_num_threads(threads)
+                seconds = []
+                for _ in range(_TRIAL):
+                    started = clock()
+                    chunk = next(chunks, None)
+                    if chunk is None:
+                        return
+                    seconds.append(clock() - started)
+                    yield chunk
+                medians[threads] = median(seconds)
+            best = min(medians, key=lambda threads: medians[threads])
+            torch.set_num_threads(best)
+            yield from islice(chunks, wait)
+            wait = min(2 * wait, _LAST_WAIT)
+        yield from chunks
+    finally:
+        torch.set_num_threads(before)
+
+
 def _product_for(model: GPT, copy_weights: bool) -> Callable[[Tensor, Tensor | None], _Product] | None:
     """What makes the fastest linear layer for a few rows; None if it is PyTorch's own."""
     weight = model.wte.weight
-    avx = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not avx:
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _has_avx():
         return None
-    if _is_intel():
-        return _sliced
     small = sum(p.nbytes for p in model.parameters()) <= _MAX_COPIED_BYTES
-    return _bagged if copy_weights and small else None
+    return _bagged if copy_weights and small and not _is_intel() else _sliced
+
+
+def _has_avx() -> bool:
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 @cache
@@ -167,11 +218,11 @@ def _bagged(weight: Tensor, bias: Tensor | None) -> _Product:
     table = F.pad(weight, (0, 0, 0, _PARTS * width - n_out)).view(_PARTS, width, n_in).mT.reshape(-1, width)
     every = torch.arange(_PARTS * n_in, dtype=torch.int32)
     first = torch.arange(0, _PARTS * n_in, n_in, dtype=torch.int32)
-    bag = torch.embedding_bag
+    bag, several = torch.embedding_bag, _sliced(weight, bias)
 
     def product(x: Tensor) -> Tensor:
         if x.numel() != n_in:
-            return F.linear(x, weight, bias)
+            return several(x)
         repeated = x.view(1, n_in).expand(_PARTS, n_in).reshape(-1)
         # Arguments 4 to 6: no scaling by frequency, the sum of the bag, no sparse gradient.
         y = bag(table, every, first, False, 0, False, repeated)[0].view(1, 1, -1).narrow(-1, 0, n_out)

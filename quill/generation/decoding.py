@@ -81,7 +81,8 @@ class Decoder:
     def _move(self, idx: Tensor) -> Tensor:
         """Move the window; return those of its tokens that remain to be read."""
         # A first text fills the context; later ones leave room for what follows.
-        kept = self._kept if self.length else self.model.shape.block_size
+        is_first = not self.length
+        kept = self.model.shape.block_size if is_first else self._kept
         window = torch.cat((*self._read, idx), 1)[:, -kept:]
         self._cache.clear()
         if self._ahead is not None and idx.shape[1] == 1:
@@ -89,7 +90,14 @@ class Decoder:
         self._ahead = None
         self.length = self._cache.length
         self._read = [window[:, : self.length]]
-        return window[:, self.length :]
+        rest = window[:, self.length :]
+        if not is_first:
+            # In parts as when they are read ahead, for the same rounding on any number of threads.
+            *parts, rest = torch.split(rest, AHEAD, 1)
+            for part in parts:
+                self.model(part, self._cache, last_only=True)
+                self.note(part)
+        return rest
 
     def _read_ahead(self) -> None:
         """Read the next part of the next window if it is due."""

@@ -37,8 +37,8 @@ class Samples(list[str]):
 class Generator:
     """Generates text with a model.
 
-    On a CPU a single sample is generated fastest on one thread: call it under `cpu.one_thread()` if the
-    program has nothing else to compute.
+    On a CPU whose cores may be busy, stream a single sample through `cpu.at_best_threads` if the program has
+    nothing else to compute.
 
     Args:
         model: Any model; its mode does not change. The first call may copy the weights, so make another

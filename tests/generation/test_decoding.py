@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import pytest
@@ -32,8 +31,9 @@ SHAPES: list[dict[str, Any]] = [
 @pytest.fixture(params=["sliced", "bagged", "plain"])
 def twin_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[GPT], GPT]:
     """`for_decoding` with each kind of product."""
+    monkeypatch.setattr(cpu, "_has_avx", lambda: request.param != "plain")
     monkeypatch.setattr(cpu, "_is_intel", lambda: request.param == "sliced")
-    return partial(for_decoding, copy_weights=request.param != "plain")
+    return for_decoding
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +147,26 @@ def test_a_product_is_the_same_on_any_number_of_threads(product: Callable[..., A
                 assert torch.equal(multiply(x), wanted)
 
 
+@pytest.mark.skipif(not cpu._has_avx(), reason="products are PyTorch's own without AVX")
+def test_logits_are_the_same_bits_on_any_number_of_threads() -> None:
+    # Wide enough for MKL to share products, and with prompts after which part of the window is read late.
+    model = GPT(ModelConfig(n_layer=1, n_head=4, n_embd=256, block_size=150, vocab_size=65).shape())
+    torch.manual_seed(0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    twin = for_decoding(model)
+    for prompt in (1, 140):
+        fed = torch.randint(0, 65, (1, prompt + 100))
+        with cpu.one_thread():
+            pair = Decoder(twin), Decoder(twin)
+            logits = [decoder.feed(fed[:, :prompt]) for decoder in pair]
+            for n in range(prompt, prompt + 100):
+                for threads, decoder in enumerate(pair, 1):
+                    torch.set_num_threads(threads)
+                    logits[threads - 1] = decoder.feed(fed[:, n : n + 1])
+                assert torch.equal(*logits)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_next_window_is_read_ahead(long_model: GPT, rows: int) -> None:
     lengths: list[int] = []
@@ -196,6 +216,42 @@ def test_decoding_leaves_the_process_as_it_was(
         decoder.feed(torch.randint(0, 29, (1, 5)))
         decoder.feed(torch.randint(0, 29, (1, 1)))
     assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.skipif(not cpu._has_avx(), reason="one thread is used without AVX")
+@pytest.mark.parametrize("faster", [1, 3])
+def test_a_sample_takes_the_number_of_threads_that_is_faster(faster: int) -> None:
+    used: list[int] = []
+
+    def clock() -> float:
+        # A chunk takes 1 s, or 3 s with the other number of threads.
+        return sum(1 if threads == faster else 3 for threads in used)
+
+    def chunks() -> Iterator[str]:
+        for n in range(400):
+            used.append(torch.get_num_threads())
+            yield str(n)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert list(cpu.at_best_threads(chunks(), clock)) == [str(n) for n in range(400)]
+        assert torch.get_num_threads() == 3
+        assert used[0] == 1
+        assert set(used) == {1, 3}
+        assert used.count(faster) > 370
+        half = cpu.at_best_threads(chunks(), clock)
+        assert next(half) == "0"
+        half.close()  # type: ignore[attr-defined]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("number", [0, 1, 7])
+def test_a_short_sample_is_whole_on_any_number_of_threads(number: int) -> None:
+    chunks = [str(n) for n in range(number)]
+    assert list(cpu.at_best_threads(iter(chunks))) == chunks
 
 
 def test_one_thread_is_restored_afterwards() -> None:
