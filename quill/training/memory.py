@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quill.config.settings import RunConfig, TrainConfig
 from quill.config.shape import Shape
-from quill.errors import InputError
+from quill.errors import InputError, is_out_of_memory
 from quill.evaluation import measure
 from quill.model.gpt import loss, n_params, outline
 from quill.training.device import Device
@@ -247,8 +247,8 @@ def need(config: RunConfig, device: Device, teachers: Sequence[Shape] = (), shar
 def _activations(shape: Shape, device: Device, rows: int) -> int:
     """Bytes that a forward pass stores, and those that the backward pass takes in addition."""
     tokens, depth = rows * shape.block_size, shape.n_layer
-    # The gradients of a loss: of the probabilities, and of the logits in float32.
-    head = 8 * tokens * shape.vocab_size
+    # The logarithms of the probabilities, their gradient, and that of the logits, all in float32.
+    head = 3 * 4 * tokens * shape.vocab_size
     shallow = _stored(replace(shape, n_layer=min(depth, 1)), device, rows)
     if depth < 2:
         return shallow + head
@@ -261,8 +261,10 @@ def _activations(shape: Shape, device: Device, rows: int) -> int:
 
 
 def _stored(shape: Shape, device: Device, rows: int) -> int:
-    """Bytes that a model stores in a forward pass for its backward pass, weights aside."""
-    model = outline(shape).to_empty(device=device.name)
+    """Bytes that a model stores in a forward pass for its backward pass, weights and logits aside."""
+    # The logits of a large vocabulary may take more memory than there is, and need no measurement.
+    few = replace(shape, vocab_size=1)
+    model = outline(few).to_empty(device=device.name)
     idx = torch.zeros(rows, shape.block_size, dtype=torch.int64, device=device.name)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, int] = {}
@@ -271,7 +273,8 @@ def _stored(shape: Shape, device: Device, rows: int) -> int:
         storage = t.untyped_storage()
         if storage.data_ptr() not in weights:
             seen[storage.data_ptr()] = storage.nbytes()
-        return t
+        # An output that is stored as it is would keep the step that made it, and itself, for good.
+        return t.detach()
 
     # Nothing stored may be freed before the end, or its address would be counted once for two tensors.
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), device.seeded(0):
@@ -339,7 +342,16 @@ def fit(
     c, present = config.train, sharing.present(device.name, config.model.shape())
     ways = [replace(device, checkpointing=on) for on in _checkpointing(config, device)]
     ways = [replace(way, compiled=way.compiled and not way.checkpointing) for way in ways]
-    needs = [(way, need(config, way, teachers, sharing)) for way in ways]
+    try:
+        needs = [(way, need(config, way, teachers, sharing)) for way in ways]
+    except Exception as e:
+        if not is_out_of_memory(e):
+            raise
+        raise InputError(
+            f"one sequence of {config.model.block_size:,} tokens does not fit in memory",
+            why=f"two of them in two blocks take more than {device.name} has left of {size(present)}",
+            hint="lower model.block_size",
+        ) from None
     given = c.micro_batch_size or device.micro_batch_size
     if given is not None:
         rows = min(given, c.batch_size)
