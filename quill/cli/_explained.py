@@ -151,10 +151,9 @@ class _Drawing:
         added: list[tuple[str, str]] = [("", "")]
         for layer in trace.layers:
             added.append((_length(layer.attention[-1]), _length(layer.mlp[-1])))
-        for i, (x, p, (attention, mlp)) in enumerate(
-            zip(trace.stream, self.explained.lens, added, strict=True)
-        ):
-            top = p[-1].topk(min(3, p.shape[-1]))
+        for i, (x, (attention, mlp)) in enumerate(zip(trace.stream, added, strict=True)):
+            p = self.explained.read(x[-1:])[0]
+            top = p.topk(min(3, len(p)))
             says = "  ".join(
                 f"{_fit(self._name(t), 6)} {v:>4.0%}"
                 for t, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)

@@ -26,7 +26,7 @@ _SETTINGS = ("temperature", "top_k", "top_p")
     quill explain shakespeare "JULIET:" --html juliet.html
     quill explain shakespeare "JULIET:" --json
     """,
-    topic="explain",
+    topic="inside",
 )
 def command(
     session: Session,

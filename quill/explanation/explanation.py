@@ -6,7 +6,6 @@ Legend: T tokens, C n_embd, L layers, H n_head, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import cached_property
 from html import escape
 from typing import Any, Literal
 
@@ -110,15 +109,19 @@ class Explanation:
             for i in logits.topk(min(count, len(logits))).indices.tolist()
         ]
 
-    @cached_property
+    @property
     def lens(self) -> list[Tensor]:
         """Probabilities after the embedding and after each block, through the last norm and head, (T, V)."""
-        device, dtype = self.model.wte.weight.device, self.model.wte.weight.dtype
-        with torch.inference_mode():
-            read = [self.model.head(x.to(device, dtype)) for x in self.trace.stream]
-        return [x[:, : self.tokenizer.vocab_size].float().softmax(-1).cpu() for x in read]
+        return [self.read(x) for x in self.trace.stream]
 
-    @cached_property
+    @torch.inference_mode()
+    def read(self, x: Tensor) -> Tensor:
+        """What the last norm and the head make of a residual stream, (T, C) to (T, V)."""
+        weight = self.model.wte.weight
+        logits = self.model.head(x.to(weight.device, weight.dtype))
+        return logits[:, : self.tokenizer.vocab_size].float().softmax(-1).cpu()
+
+    @property
     def surprise(self) -> list[float | None]:
         """For each token of the prompt, -ln of the probability that the model gave it."""
         logits = self.trace.logits[:, : self.tokenizer.vocab_size].log_softmax(-1)
@@ -213,9 +216,10 @@ class Explanation:
         }
 
     def _lens(self) -> list[dict[str, Any]]:
-        final = self.lens[-1].argmax(-1, keepdim=True)
+        final = self.trace.logits[:, : self.tokenizer.vocab_size].argmax(-1, keepdim=True)
         rows = []
-        for i, p in enumerate(self.lens):
+        # One at a time: those of a large vocabulary take much memory.
+        for i, p in enumerate(map(self.read, self.trace.stream)):
             top = p.topk(min(_LENS, p.shape[-1]))
             given = p.gather(-1, final)
             ids, values = top.indices.tolist(), top.values.tolist()
