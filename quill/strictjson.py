@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,42 @@ MOST_BYTES = 1 << 27
 
 # Matches whole strings, even one without an end, so that only brackets outside of strings are captured.
 _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\Z)|([\[\]{}])', re.DOTALL)
+
+
+class _NotFiniteError(Exception):
+    """A number is NaN, infinite or too large for a float."""
+
+
+class _TwiceError(Exception):
+    """An object has a key, which is the argument, twice."""
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise _NotFiniteError
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _TwiceError(Counter(key for key, _ in pairs).most_common(1)[0][0])
+    return found
+
+
+def _decoder(number: Callable[[str], float]) -> json.JSONDecoder:
+    def integer(digits: str) -> int | float:
+        # int() raises a ValueError beyond 4300 digits.
+        return int(digits) if len(digits) < 400 else number(digits)
+
+    return json.JSONDecoder(
+        object_pairs_hook=_unique, parse_int=integer, parse_float=number, parse_constant=number
+    )
+
+
+# By whether numbers must be finite. A list of thousands of models is read with the second one.
+_DECODERS = (_decoder(float), _decoder(_finite))
 
 
 def read(path: Path, *, error: type[QuillError] = InputError) -> Any:
@@ -59,24 +96,6 @@ def parse(raw: bytes, *, origin: str, error: type[QuillError] = InputError, fini
         error: What to raise when they are not strict JSON.
         finite: Refuse NaN, Infinity and numbers too large for a float.
     """
-
-    def number(digits: str) -> float:
-        value = float(digits)
-        if finite and not math.isfinite(value):
-            raise error(f"'{origin}' is damaged", why="a number in it is not finite")
-        return value
-
-    def integer(digits: str) -> int | float:
-        # int() raises a ValueError beyond 4300 digits.
-        return int(digits) if len(digits) < 400 else number(digits)
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise error(f"'{origin}' contains the key {shorten(twice, 60)} twice", hint="remove one of them")
-        return found
-
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise error(f"'{origin}' is UTF-16", why="JSON must be UTF-8", hint="save it as UTF-8")
     try:
@@ -90,9 +109,12 @@ def parse(raw: bytes, *, origin: str, error: type[QuillError] = InputError, fini
         place = f"{text.count(chr(10), 0, at) + 1}:{at - text.rfind(chr(10), 0, at)}"
         raise error(f"'{origin}' nests too deep at {place}", why=f"the limit is {MAX_DEPTH} levels")
     try:
-        return json.loads(
-            text, object_pairs_hook=unique, parse_int=integer, parse_float=number, parse_constant=number
-        )
+        return _DECODERS[finite].decode(text)
+    except _NotFiniteError:
+        raise error(f"'{origin}' is damaged", why="a number in it is not finite") from None
+    except _TwiceError as e:
+        key = shorten(e.args[0], 60)
+        raise error(f"'{origin}' contains the key {key} twice", hint="remove one of them") from None
     except json.JSONDecodeError as e:
         why, hint = _explain(text, e)
         raise error(f"'{origin}' is not JSON at {e.lineno}:{e.colno}", why=why, hint=hint) from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
@@ -17,6 +19,7 @@ from quill.units import count, size
 
 if TYPE_CHECKING:
     from quill.registry.folder import Folder
+    from quill.registry.store import Registry
 
 Sort = Literal["name", "created", "loss", "params", "size"]
 _STYLES: dict[str, Style] = {"ok": "good", "damaged": "bad", "training": "busy", "unfinished": "warn"}
@@ -82,12 +85,8 @@ def command(
         _datasets.show_all(session, (glob or "").removeprefix(_datasets.PREFIX), sort)
         return
     registry, output = session.registry(), session.output
-    rows = []
-    for model in registry.models(glob, all_versions=all_versions):
-        folders: list[Folder] = [*model.versions, *model.drafts]
-        rows += [_describe(f, model.aliases) for f in sorted(folders, key=lambda f: f.number)]
-    for model in registry.shipped_models(glob, all_versions=all_versions):
-        rows += [_describe(v, model.aliases) | {"shipped": True} for v in model.versions]
+    with _no_collection():
+        rows = _rows(registry, glob, all_versions)
     rows.sort(key=_order(sort))
     output.show(
         "quill.list/1",
@@ -101,6 +100,28 @@ def command(
     output.say(f"{registry.root} ({registry.why})")
     if not rows:
         output.say("no models yet; start with: quill train" if glob is None else f"no model matches '{glob}'")
+
+
+def _rows(registry: Registry, glob: str | None, all_versions: bool) -> list[dict[str, Any]]:
+    rows = []
+    for model in registry.models(glob, all_versions=all_versions):
+        folders: list[Folder] = [*model.versions, *model.drafts]
+        rows += [_describe(f, model.aliases) for f in sorted(folders, key=lambda f: f.number)]
+    for model in registry.shipped_models(glob, all_versions=all_versions):
+        rows += [_describe(v, model.aliases) | {"shipped": True} for v in model.versions]
+    return rows
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Look for no garbage: thousands of manifests are many objects, and all of them are in use."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _describe(folder: Folder, aliases: dict[str, int]) -> dict[str, Any]:

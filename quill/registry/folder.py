@@ -244,7 +244,7 @@ class Folder:
         return CorruptError(f"'{self.path / name}' is missing", why="a version is incomplete without it")
 
 
-def is_published(folder: Path) -> bool:
+def is_published(folder: Path | str) -> bool:
     """Whether a version's folder has a manifest, in whatever state."""
     return exists(os.path.join(folder, manifest.FILE))
 
@@ -287,7 +287,7 @@ def unpublished(folder: Path, known: Mapping[int, bool] | None = None) -> Iterat
 
 def refuse_link(path: Path) -> None:
     """Raise CorruptError for a folder that is really a link."""
-    if path.is_symlink():
+    if os.path.islink(path):
         raise CorruptError(
             f"'{path}' is a symbolic link",
             why="links are not followed inside a registry: they may point anywhere",

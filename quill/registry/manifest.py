@@ -12,6 +12,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -214,7 +215,13 @@ def complete(values: Mapping[str, Any], fields: Fields, path: Path, at: str = ""
     for name, kind in fields.items():
         value = found.setdefault(name)
         # Most values are right at first sight; a list of thousands of models is read here.
-        if value is None or (type(value) is kind and kind is not int):
+        if value is None:
+            continue
+        if type(value) is kind:
+            if kind is not int or 0 <= value < 2**63:
+                continue
+        elif type(value) is dict and type(kind) is dict:
+            found[name] = complete(value, kind, path, f"{at}{name}.")
             continue
         inner = kind[0] if isinstance(kind, list) else kind if isinstance(kind, Mapping) else None
         objects = value if isinstance(kind, list) else [value]
@@ -370,6 +377,7 @@ def _is_sha256(value: Any) -> bool:
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
+@lru_cache(maxsize=256)
 def _stays_inside(name: str) -> bool:
     """Whether a listed path is relative and leads nowhere but down."""
     return (

@@ -320,7 +320,8 @@ class Registry:
         drafts: list[Draft] = []
         known: dict[str, int] = {}
         try:
-            numbers = {n: folder.is_published(own / f"v{n}") for n in folder.numbers(own)}
+            inside = os.path.join(own, "v")
+            numbers = {n: folder.is_published(f"{inside}{n}") for n in folder.numbers(own)}
             drafts = [Draft(self.root, name, n) for n in folder.unpublished(own, numbers)]
             versions = self._versions(name, most, numbers)
         except QuillError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shlex
@@ -42,6 +43,18 @@ def test_one_list_in_its_three_forms(publish, capsys):
     assert [m["state"] for m in document["models"]] == ["ok", "ok"]
     assert run(capsys, "ls", "-q")[1] == "harpoon:v1\nshakespeare:v2\n"
     assert run(capsys, "list", "-q", "--all-versions", "shake*")[1] == "shakespeare:v1\nshakespeare:v2\n"
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_list_leaves_garbage_collection_as_it_was(publish, capsys, on):
+    publish("harpoon")
+    was_on = gc.isenabled()
+    (gc.enable if on else gc.disable)()
+    try:
+        run(capsys, "list")
+        assert gc.isenabled() is on
+    finally:
+        (gc.enable if was_on else gc.disable)()
 
 
 def test_names_come_in_order_whatever_their_state(publish, registry, capsys):
