@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, TOKENIZER = manifest.REQUIRED
 _WEIGHT_DTYPES = ("F32", "F16", "BF16")
+# Of n-gram counts.
+_DTYPES = {"torch.int64": ("I64",), "torch.int32": ("I32",)}
 _SHOWN = 3
 
 
@@ -111,8 +113,11 @@ def load_checkpoint(version: Folder, device: str | torch.device = "cpu") -> Chec
             layout = read_layout(file.path)
             model = outline_model(config, layout, file.path)
             weights = read_tensors(file, layout)
-        weights = {name: t.to(device=device, dtype=torch.float32) for name, t in weights.items()}
+        for name, t in weights.items():
+            weights[name] = t.to(device=device, dtype=torch.float32 if t.is_floating_point() else t.dtype)
         model.load_state_dict(weights, assign=True)
+        if model.shape.ngram and (why := model.ngram.why_invalid()):
+            raise CorruptError(f"'{version.path / WEIGHTS}' does not fit its config", why=why)
         return Checkpoint(config, model.eval(), tokenizer, version)
 
 
@@ -188,15 +193,20 @@ def outline_model(config: RunConfig, layout: Mapping[str, TensorInfo], path: Pat
         why = f"the config has {config.model.n_layer} layers, the file {len(layout)} tensors"
         raise CorruptError(f"'{path}' does not fit its config", why=why)
     model = outline(config.model.shape())
-    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    counted = layout.get("ngram.grams")
+    if model.shape.ngram and counted and len(counted.shape) == 1:
+        # How many there are depends on the training text.
+        model.ngram.resize(counted.shape[0])
+    tensors = model.state_dict()
+    wanted = {name: tuple(t.shape) for name, t in tensors.items()}
     wrong = [f"{name} is missing" for name in wanted if name not in layout]
     wrong += [f"{shorten(name, 60)} is not in this model" for name in layout if name not in wanted]
     for name, shape in wanted.items():
         found = layout.get(name)
         if found and found.shape != shape:
             wrong.append(f"{name} is {_shape(found.shape)}, the config makes it {_shape(shape)}")
-        elif found and found.dtype not in _WEIGHT_DTYPES:
-            wrong.append(f"{name} is {found.dtype}, weights are {', '.join(_WEIGHT_DTYPES)}")
+        elif found and found.dtype not in (right := _DTYPES.get(str(tensors[name].dtype), _WEIGHT_DTYPES)):
+            wrong.append(f"{name} is {found.dtype}, not {' or '.join(right)}")
     if wrong:
         more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise CorruptError(f"'{path}' does not fit its config", why="; ".join(wrong[:_SHOWN]) + more)

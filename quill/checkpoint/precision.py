@@ -29,7 +29,10 @@ def refuse_overflow(weights: Mapping[str, Tensor], dtype: str) -> None:
     if dtype not in _LARGEST:
         return
     for name in weights:
-        largest = _magnitude(weights[name])
+        values = weights[name]
+        if not values.is_floating_point():
+            continue
+        largest = _magnitude(values)
         if largest > _LARGEST[dtype]:
             raise InputError(
                 f"the weights do not fit {dtype}",

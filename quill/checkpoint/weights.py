@@ -45,7 +45,7 @@ def save_weights(
     weights = model.state_dict()
     refuse_overflow(weights, dtype)
     stored: torch.dtype = getattr(torch, dtype)
-    save_tensors(path, {name: t.to(stored) for name, t in weights.items()})
+    save_tensors(path, {name: t.to(stored) if t.is_floating_point() else t for name, t in weights.items()})
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

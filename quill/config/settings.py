@@ -168,6 +168,11 @@ class ModelConfig(Section):
     norm_eps: Annotated[float, Field(gt=0, le=1)] | None = setting(
         None, f"Epsilon of the norms; defaults to {blocks.defaults('norm_eps')}."
     )
+    ngram: Annotated[int, Field(ge=0, le=16)] = setting(
+        0,
+        "Mix the network's prediction with counts of what followed this many tokens in the training text; "
+        "0 does not.",
+    )
 
     @field_validator("block")
     @classmethod

@@ -30,3 +30,4 @@ class Shape:
     attention_scale: float
     rope_theta: float
     norm_eps: float
+    ngram: int = 0

@@ -168,11 +168,15 @@ def _total(
         with autocast():
             for x, y in batches:
                 poll()
-                hidden = model.hidden(x.to(device)).flatten(0, 1)  # (B T, C)
+                x = x.to(device)
+                hidden = model.hidden(x).flatten(0, 1)  # (B T, C)
+                near = model.near(x)
+                near = None if near is None else near.flatten(0, 1)
                 targets = y.to(device).flatten()
                 # The head in slices: the logits of a large vocabulary take more memory than all the rest.
                 for at in range(0, len(targets), at_once):
-                    logits = model.head(hidden[at : at + at_once]).float()
+                    part = slice(at, at + at_once)
+                    logits = model.head(hidden[part], None if near is None else near[part]).float()
                     losses = F.cross_entropy(logits, targets[at : at + at_once], reduction="none")
                     nats += float(losses.cpu().sum(dtype=torch.float64))
                 count += targets.numel()

@@ -6,12 +6,12 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quill import fsio
-from quill.checkpoint.load import Checkpoint, load_checkpoint, open_checkpoint
+from quill.checkpoint.load import Checkpoint, load_checkpoint, open_checkpoint, read_config
 from quill.errors import InputError, RefusedError
 from quill.formats import base
 
@@ -117,7 +117,8 @@ def export(
         if path and os.path.lexists(path) and not force:
             why = "an export never overwrites silently"
             raise RefusedError(f"'{path}' already exists", why=why, hint="force=True")
-    with _open(kind, version, stream=kind.streams and not verify) as loaded:
+    has_counts = bool(read_config(version).model.ngram)
+    with _open(kind, version, stream=kind.streams and not verify and not has_counts) as loaded:
         modelfile_text = kind.modelfile(target.name, loaded) if recipe else None
         if recipe and modelfile_text is None:
             why = "a Modelfile is for Ollama"
@@ -125,6 +126,8 @@ def export(
         fsio.make_dir(target.absolute().parent)
         with fsio.stage(target.absolute(), replace=force) as made:
             notes = kind.write(loaded, made, dtype)
+            if has_counts:
+                notes = (*notes, "the export has the network alone, without the n-gram counts")
             if force:
                 _refuse_other(made, target)
             difference = _compare(kind, loaded, made, device) if verify else None
@@ -160,7 +163,13 @@ def _open(kind: base.Format, version: Folder, stream: bool) -> Iterator[Checkpoi
                 why=f"it can be exported to {', '.join(able) or 'no other format'}",
                 hint=f"quill export {version.reference} --format {able[0]}" if able else "",
             )
-        yield loaded
+        yield _network_alone(loaded) if loaded.model.shape.ngram else loaded
+
+
+def _network_alone(loaded: Checkpoint) -> Checkpoint:
+    """The model without n-gram counts, which no other format has."""
+    config = loaded.config.model_copy(update={"model": loaded.config.model.model_copy(update={"ngram": 0})})
+    return replace(loaded, config=config, model=loaded.model.network())
 
 
 def _dtype(kind: base.Format, dtype: str | None) -> str:

@@ -20,7 +20,8 @@ from quill import discovery
 from quill.config import blocks
 from quill.config.shape import Shape
 from quill.model.dropout import dropout
-from quill.model.kv_cache import KVCache
+from quill.model.kv_cache import KVCache, last_tokens
+from quill.model.ngram import NGram
 from quill.model.rope import Rope
 
 
@@ -52,6 +53,8 @@ class GPT(nn.Module):
             self.ln_f = family.norm(shape)
             if not shape.tie_embeddings:
                 self.lm_head = nn.Linear(C, V, bias=shape.head_bias)
+        if shape.ngram:
+            self.ngram = NGram(shape.ngram, V)
         if self.wte.weight.device.type != "meta":
             self.init_weights(seed)
 
@@ -62,14 +65,16 @@ class GPT(nn.Module):
         generator = torch.Generator(device).manual_seed(seed)
         if self.shape.n_layer == 0:
             self.wte.weight.normal_(0.0, 1.0, generator=generator)
-            return
-        for name, p in self.named_parameters():
-            if not name.startswith("h.") and p.dim() == 2:
-                p.normal_(0.0, 0.02, generator=generator)
-        if self.shape.head_bias:
-            nn.init.zeros_(self.lm_head.bias)
-        for block in self.h:
-            block.init_weights(self.shape.n_layer, generator)  # type: ignore[operator]
+        else:
+            for name, p in self.named_parameters():
+                if not name.startswith(("h.", "ngram.")) and p.dim() == 2:
+                    p.normal_(0.0, 0.02, generator=generator)
+            if self.shape.head_bias:
+                nn.init.zeros_(self.lm_head.bias)
+            for block in self.h:
+                block.init_weights(self.shape.n_layer, generator)  # type: ignore[operator]
+        if self.shape.ngram:
+            self.ngram.init_weights(generator)
 
     def forward(
         self,
@@ -79,7 +84,7 @@ class GPT(nn.Module):
         dropped: Tensor | None = None,
         recompute: bool = False,
     ) -> Tensor:
-        """Logits of the token after each position.
+        """Logits of the token after each position; in training mode the network's alone.
 
         Args:
             idx: Token ids, (B, T); T plus the cached positions is at most block_size.
@@ -92,7 +97,10 @@ class GPT(nn.Module):
             (B, T, V), or (B, 1, V).
         """
         x = self.hidden(idx, cache, dropped, recompute)
-        return self.head(x[:, -1:] if last_only else x)
+        near = None if self.training else self.near(idx, cache)
+        if last_only:
+            x, near = x[:, -1:], None if near is None else near[:, -1:]
+        return self.head(x, near)
 
     def hidden(
         self,
@@ -115,9 +123,13 @@ class GPT(nn.Module):
         x: Tensor = self.wte(idx)  # (B, T, C)
         if dropped is not None:
             x = x.masked_fill(dropped[..., None], 0.0)
-        if self.shape.n_layer == 0:
-            return x
         T = idx.shape[1]
+        if cache is not None:
+            cache.remember(idx)
+        if self.shape.n_layer == 0:
+            if cache is not None:
+                cache.advance(T)
+            return x
         start = cache.length if cache is not None else 0
         rope = None
         if cache is not None and cache.positions is not None:
@@ -141,24 +153,52 @@ class GPT(nn.Module):
             cache.advance(T)
         return x
 
-    def head(self, x: Tensor) -> Tensor:
+    def near(self, idx: Tensor, cache: KVCache | None = None) -> Tensor | None:
+        """What the n-gram counts are asked about after each position.
+
+        Args:
+            idx: Token ids, (B, T).
+            cache: As `hidden` left it.
+
+        Returns:
+            The last tokens of the window, this one included, (B, T, ngram), -1 before its start; None for a
+            model without n-gram counts.
+        """
+        K = self.shape.ngram
+        if not K:
+            return None
+        return last_tokens(idx, K) if cache is None else cache.last_tokens(idx.shape[1], K)
+
+    def head(self, x: Tensor, near: Tensor | None = None) -> Tensor:
         """Logits from the activations that `hidden` returns.
 
         Args:
-            x: (B, T, C), or without layers (B, T, V); any of the positions.
+            x: (..., C), or without layers (..., V); any of the positions.
+            near: What `near` returns for them, to mix in the n-gram counts.
 
         Returns:
-            (B, T, V).
+            (..., V).
         """
-        if self.shape.n_layer == 0:
+        if self.shape.n_layer:
+            x = self.unembed(self.ln_f(x))
+        if near is None:
             return x
-        return self.unembed(self.ln_f(x))
+        return cast(Tensor, self.ngram(x.flatten(0, -2), near.flatten(0, -2))).view(x.shape)
 
     def unembed(self, x: Tensor) -> Tensor:
-        """Logits from activations behind the last norm, (B, T, C) to (B, T, V); an affine map."""
+        """Logits from activations behind the last norm, (..., C) to (..., V); an affine map."""
         if self.shape.tie_embeddings:
             return F.linear(x, self.wte.weight)
         return cast(Tensor, self.lm_head(x))
+
+    def network(self) -> GPT:
+        """This model without n-gram counts, over the same weights."""
+        if not self.shape.ngram:
+            return self
+        twin = copy.copy(self)
+        twin.shape = replace(self.shape, ngram=0)
+        twin._modules = {n: m for n, m in self._modules.items() if n != "ngram"}
+        return twin
 
     def rotations(self) -> Rope:
         """The rotary table for the whole context length, on the device of the weights."""

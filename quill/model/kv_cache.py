@@ -88,7 +88,39 @@ class KVCache:
             )
             for _ in range(shape.n_layer)
         ]
+        # The tokens themselves, where n-gram counts are looked up.
+        self._ids = (
+            torch.empty((batch_size, shape.block_size), device=device, dtype=torch.int64)
+            if shape.ngram
+            else None
+        )
         self.length = 0
+
+    def remember(self, idx: Tensor) -> None:
+        """Append tokens, (B, T), before the layers append their keys and values."""
+        if self._ids is None:
+            return
+        if self.positions is None:
+            self._ids.narrow(1, self.length, idx.shape[1]).copy_(idx)
+        else:
+            self._ids[torch.arange(len(idx), device=idx.device), self.positions] = idx[:, 0]
+
+    def last_tokens(self, n_tokens: int, count: int) -> Tensor:
+        """Of each of the last n tokens the ones up to it, (B, n_tokens, count); -1 before the first.
+
+        Args:
+            n_tokens: Positions to return.
+            count: Tokens of each, itself included.
+        """
+        ids = self._ids
+        assert ids is not None
+        if self.positions is None:
+            start, first = self.length - n_tokens, max(0, self.length - n_tokens - count)
+            return last_tokens(ids[:, first : self.length], count)[:, start - first :]
+        back = torch.arange(1 - count, 1, device=ids.device)
+        at = self.positions[:, None] + back  # (B, count)
+        found = ids[: len(at)].gather(1, at.clamp_min(0))
+        return found.masked_fill(at < 0, -1)[:, None]
 
     def advance(self, n_tokens: int) -> None:
         """Count tokens that every layer has appended."""
@@ -104,6 +136,7 @@ class KVCache:
         """Copy a single sequence's cache to each of several rows, to decode them side by side."""
         twin = copy.copy(self)
         twin.layers = [layer.repeat(rows) for layer in self.layers]
+        twin._ids = None if self._ids is None else self._ids.repeat(rows, 1)
         return twin
 
     def row(self, row: int) -> KVCache:
@@ -112,6 +145,7 @@ class KVCache:
         twin.layers = [
             LayerCache(layer.keys.narrow(0, row, 1), layer.values.narrow(0, row, 1)) for layer in self.layers
         ]
+        twin._ids = None if self._ids is None else self._ids.narrow(0, row, 1)
         twin.clear()
         return twin
 
@@ -133,6 +167,8 @@ class KVCache:
         for layer in self.layers:
             for tensor in (layer.keys, layer.values):
                 tensor[target].narrow(1, 0, length).copy_(tensor[source].narrow(1, 0, length))
+        if self._ids is not None:
+            self._ids[target, :length] = self._ids[source, :length]
 
     def ragged(self, lengths: Sequence[int]) -> KVCache:
         """The first rows of this cache for one step, in which each appends one token after its own length.
@@ -177,3 +213,17 @@ class RaggedLayer(LayerCache):
         self.values[self._rows, :, self._positions] = v[:, :, 0]
         n = len(self._rows)
         return self.keys[:n].narrow(2, 0, self.length), self.values[:n].narrow(2, 0, self.length)
+
+
+def last_tokens(idx: Tensor, count: int) -> Tensor:
+    """Of each position the tokens up to it.
+
+    Args:
+        idx: Token ids, (B, T).
+        count: Tokens of each, itself included.
+
+    Returns:
+        (B, T, count); -1 before the first.
+    """
+    before = idx.new_full((len(idx), count - 1), -1)
+    return torch.cat([before, idx], 1).unfold(1, count, 1)

@@ -280,10 +280,12 @@ class Lane:
         ids, tokenizer, model = job.prompts[index // job.n], self.generator.tokenizer, self.generator.model
         idx = torch.tensor([ids], device=self.generator.device)
         found: list[Logprob | None] = [None]
-        hidden = model.hidden(idx)
+        hidden, near = model.hidden(idx), model.near(idx)
         for start in range(0, len(ids) - 1, _SCORED_AT_ONCE):
             end = min(start + _SCORED_AT_ONCE, len(ids) - 1)
-            logits = model.head(hidden[:, start:end])[0, :, : tokenizer.vocab_size]
+            part = slice(start, end)
+            logits = model.head(hidden[:, part], None if near is None else near[:, part])
+            logits = logits[0, :, : tokenizer.vocab_size]
             found += logprobs(logits, idx[0, start + 1 : end + 1, None], job.logprobs or 0)
         decoder, tokens, offset = StreamDecoder(tokenizer), [], 0
         for token, one in zip(ids, found, strict=True):

@@ -11,8 +11,8 @@ from quill.model.gpt import GPT
 
 # Tensors with a row for each token of the vocabulary.
 _TABLES = ("wte.weight", "lm_head.weight", "lm_head.bias")
-# Dropout changes no tensor, so each run may choose its own.
-_FREE = frozenset({"dropout"})
+# Neither changes a tensor of the network, so each run may choose its own.
+_FREE = frozenset({"dropout", "ngram"})
 
 
 def shape(asked: ModelConfig, parent: ModelConfig, reference: str) -> ModelConfig:
@@ -43,6 +43,8 @@ def shape(asked: ModelConfig, parent: ModelConfig, reference: str) -> ModelConfi
             hint=f"leave {', '.join(f'model.{name}' for name in other)} unset",
         )
     kept = {"dropout": asked.dropout, "block_size": given.get("block_size", parent.block_size)}
+    if "ngram" in asked.model_fields_set:
+        kept["ngram"] = asked.ngram
     return parent.model_copy(update=kept)
 
 
@@ -58,8 +60,8 @@ def copy_weights(parent: GPT, model: GPT, known: int, tokens: int) -> None:
         known: Number of tokens in the parent's vocabulary; its rows beyond that are padding.
         tokens: Number of tokens in the new vocabulary.
     """
-    source = parent.state_dict()
-    for name, target in model.state_dict().items():
+    source = parent.network().state_dict()
+    for name, target in model.network().state_dict().items():
         values = source[name]
         if name in _TABLES and tokens > known:
             values = _with_new_rows(values, target.shape[0], known, tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,8 @@ _DERIVED = ("learning_rate", "muon_learning_rate")
 _DEFAULTS = {name: field.default for name, field in TrainConfig.model_fields.items()}
 # Fine-tuning at the rates of a first training forgets what the parent knows.
 _FINE_TUNING_SHARE = 0.1
+# Counting sorts all sequences of the text in memory.
+_MAX_COUNTED = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,32 @@ def settle(
             why=f"the tokenizer of '{dataset.name}' has {tokens:,} tokens",
             hint="leave model.vocab_size unset",
         )
-    Splits(dataset, config.train.holdout).check(model.block_size)
+    splits = Splits(dataset, config.train.holdout)
+    splits.check(model.block_size)
+    if model.ngram:
+        _check_ngram(model.ngram, model.shape().vocab_size, splits.train_tokens)
     data = data.model_copy(update={"tokenizer": dataset.tokenizer.kind, "unknown": config.data.unknown})
     train, notes = rates(config.train, fine_tuning=parent is not None)
     derived = frozenset(f"train.{name}" for name in _DERIVED if not _is_given(config.train, name))
     settled = config.model_copy(update={"data": data, "model": model, "train": train})
     return Inputs(settled, dataset, derived, notes)
+
+
+def _check_ngram(context: int, vocab_size: int, tokens: int) -> None:
+    """Refuse n-grams that cannot be counted in memory or coded as 64-bit numbers."""
+    if tokens > _MAX_COUNTED:
+        raise InputError(
+            "'model.ngram' is for small texts",
+            why=f"the training split has {tokens:,} tokens; at most {_MAX_COUNTED:,} are counted",
+            hint="set model.ngram=0",
+        )
+    longest = min(int(62 / math.log2(max(2, vocab_size))) - 1, tokens - 2)
+    if context > longest:
+        raise InputError(
+            f"'model.ngram' = {context} is too many",
+            why=f"of a vocabulary of {vocab_size:,} tokens and a text of {tokens:,}, at most {longest} fit",
+            hint=f"set model.ngram={max(0, longest)}",
+        )
 
 
 def rates(train: TrainConfig, *, fine_tuning: bool) -> tuple[TrainConfig, tuple[str, ...]]:

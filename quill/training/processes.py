@@ -195,6 +195,12 @@ def part(config: RunConfig, group: Group | None) -> RunConfig:
         InputError: The sequences of a step cannot be divided among the processes.
         ResourceError: There is no device for this process.
     """
+    if group is not None and config.model.ngram:
+        raise InputError(
+            "'model.ngram' cannot be set for a run of several processes",
+            why="the gate between counts and network learns in one process",
+            hint="set model.ngram=0, or train in one process",
+        )
     return config if group is None else group.part(config)
 
 

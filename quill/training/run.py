@@ -573,6 +573,8 @@ class Run:
         c = processes.part(self.config, self._group)
         device = find_device(c.train.device)
         model = GPT(c.model.shape(), c.train.seed)
+        if c.model.ngram:
+            model.ngram.count(self._tokens.train[:])
         fsio.require_space(
             self.draft.path,
             4

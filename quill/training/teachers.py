@@ -125,7 +125,7 @@ def shapes(teachers: Sequence[Folder]) -> list[Shape]:
 
 def load(teachers: Sequence[Folder], device: str) -> tuple[GPT, ...]:
     """Load teachers, in eval mode and without gradients."""
-    return tuple(load_checkpoint(t, device).model.requires_grad_(False).eval() for t in teachers)
+    return tuple(load_checkpoint(t, device).model.network().requires_grad_(False).eval() for t in teachers)
 
 
 def divergence(

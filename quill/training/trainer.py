@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -41,6 +42,8 @@ _FIRST_SCALE, _GROWTH_STEPS = 2.0**15, 2000
 _SECOND_PASS = 0x9E3779B9
 # The same for a part of a batch, times its first sequence, where its masks are not those of the whole batch.
 _PART = 0xC2B2AE35
+# Tokens of a part from which the gate of the n-gram counts learns.
+_GATE_TOKENS = 1024
 
 
 class Losses(NamedTuple):
@@ -354,13 +357,26 @@ class Trainer:
     def _losses(self, part: _Part) -> tuple[Tensor, Tensor]:
         """The shares of a part in the step's loss and in its objective."""
         weight, temperature = self.config.teacher_weight, self.config.teacher_temperature
-        if not self._teachers:
+        if not self._teachers and not self.model.shape.ngram:
             share = self._loss(part, part.dropped) / part.divisor
             return share, share
         logits = self._logits(part, part.dropped)
+        if self.model.shape.ngram:
+            self._backward(self._gate_loss(part, logits.detach()) / part.divisor)
         share = loss(logits, part.y) / part.divisor
+        if not self._teachers:
+            return share, share
         apart = teachers.divergence(logits, part.x, self._teachers, temperature, self.device.autocast)
         return share, (1.0 - weight) * share + weight / part.divisor * apart
+
+    def _gate_loss(self, part: _Part, logits: Tensor) -> Tensor:
+        """The mean loss of the mixture with n-gram counts over some of the sequences: its gate is small."""
+        rows = max(1, _GATE_TOKENS // part.x.shape[1])
+        near = self.model.near(part.x[:rows])
+        assert near is not None
+        targets = part.y[:rows].flatten()
+        mixed = self.model.ngram(logits[:rows].flatten(0, 1), near.flatten(0, 1), targets)
+        return F.nll_loss(mixed, targets)
 
     def _pass(self, micro: int) -> int:
         """The number of a forward pass among those of all processes in the step."""
@@ -479,11 +495,11 @@ class Trainer:
         if self._scale != 1.0:
             for grad in grads:
                 grad.mul_(1.0 / self._scale)
-        norm = self._norm(grads)
+        # The gate of the n-gram counts learns beside the network and does not slow it.
+        network = [p for p in self.model.network().parameters() if p.grad is not None]
+        norm = self._norm([p.grad for p in network if p.grad is not None])
         if self.config.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(
-                [p for p in self.model.parameters() if p.grad is not None], self.config.grad_clip, norm
-            )
+            torch.nn.utils.clip_grads_with_norm_(network, self.config.grad_clip, norm)
         return norm
 
     def _norm(self, grads: list[Tensor]) -> Tensor:

@@ -38,6 +38,8 @@ from quill.errors import (
 )
 from quill.evaluation import measure
 from quill.evaluation.curves import read_metrics
+from quill.formats.exporting import export
+from quill.formats.importing import import_model
 from quill.generation.generator import Generator
 from quill.model import fused, gpt
 from quill.model.blocks.modern import block as modern
@@ -275,12 +277,13 @@ def test_f29_f54_a_run_resumes_from_its_states_whatever_a_power_cut_leaves(
         {"ema_decay": 0.9, "eval_iters": 2, "weights_dtype": "bfloat16"},
         {"token_dropout": 0.1, "masked_loss_weight": 0.4, "schedule": "trapezoidal"},
         {"ema_decay": 0.5, "token_dropout": 0.2, "masked_loss_weight": 1.0, "gradient_accumulation_steps": 2},
+        {"ema_decay": 0.5, "model.ngram": 3, "micro_batch_size": 2},
     ],
 )
 def test_a_resumed_run_with_another_objective_equals_an_uninterrupted_one(
     settings: dict[str, Any], stop: int, text: Path, tmp_path: Path
 ) -> None:
-    config = make(text, **{f"train.{k}": v for k, v in settings.items()})
+    config = make(text, **{k if "." in k else f"train.{k}": v for k, v in settings.items()})
     whole, broken = Registry(tmp_path / "a" / "weights"), Registry(tmp_path / "b" / "weights")
     run(config, whole)
     with pytest.raises(InterruptedRun):
@@ -611,6 +614,53 @@ def test_published_weights_can_be_float16(text: Path, registry: Registry) -> Non
     header = (version.path / "model.safetensors").read_bytes()[8:2000]
     assert b'"F16"' in header
     assert b'"F32"' not in header
+
+
+def test_the_network_learns_beside_n_gram_counts_as_without_them(text: Path, registry: Registry) -> None:
+    losses, networks = [], []
+    for n_gram in (0, 3):
+        version = run(make(text, model__ngram=n_gram), registry, new_version=True).version
+        assert version is not None
+        losses.append(version.facts["val_loss"])
+        networks.append(load_checkpoint(version).model.network().state_dict())
+    assert losses[1] < losses[0] - 0.5
+    for name, p in networks[0].items():
+        assert torch.equal(p, networks[1][name]), name
+
+
+def test_n_gram_counts_are_stored_as_they_are_and_left_out_of_exports(text: Path, registry: Registry) -> None:
+    version = run(make(text, model__ngram=3, train__weights_dtype="float16"), registry).version
+    assert version is not None
+    model = load_checkpoint(version).model
+    assert model.ngram.grams.dtype == torch.int64
+    assert int(model.ngram.counts.sum()) == version.facts["train_tokens"] - 3
+    out = registry.root / "out"
+    exported = export(version, "hf", out)
+    assert any("without the n-gram counts" in note for note in exported.notes)
+    back = load_checkpoint(import_model(str(out), registry, name="back")).model
+    idx = torch.arange(16)[None]
+    torch.testing.assert_close(back.predict(idx), model.network().predict(idx))
+
+
+def test_a_model_with_n_gram_counts_starts_another_on_a_text_with_new_characters(
+    text: Path, registry: Registry, tmp_path: Path
+) -> None:
+    run(make(text, model__ngram=2), registry)
+    other = tmp_path / "other.txt"
+    other.write_text("zebras & quaggas, Ångström! " * 300, encoding="utf-8")
+    tuned = make(other, model__ngram=2, train__init_from="tide").model_copy(update={"name": "tuned"})
+    version = run(tuned, registry).version
+    assert version is not None
+    assert version.facts["val_loss"] < 0.5
+    plain = make(text, model__ngram=0, train__init_from="tide").model_copy(update={"name": "plain"})
+    assert run(plain, registry).version is not None
+
+
+def test_n_gram_counts_that_cannot_be_made_are_refused(text: Path, registry: Registry) -> None:
+    with pytest.raises(InputError, match=r"'model\.ngram' = 16 is too many") as caught:
+        run(make(text, model__ngram=16), registry)
+    longest = int(caught.value.hint.rpartition("=")[2])
+    assert run(make(text, model__ngram=longest, train__max_iters=1), registry).version is not None
 
 
 def test_a_model_starts_from_another(text: Path, registry: Registry) -> None:
