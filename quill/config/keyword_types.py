@@ -60,6 +60,7 @@ class RunSettings(TypedDict, total=False):
     attention_scale: float | None
     rope_theta: float
     norm_eps: float | None
+    ngram: int
     batch_size: int
     gradient_accumulation_steps: int
     micro_batch_size: int | None

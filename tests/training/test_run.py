@@ -621,7 +621,7 @@ def test_the_network_learns_beside_n_gram_counts_as_without_them(text: Path, reg
     for n_gram in (0, 3):
         version = run(make(text, model__ngram=n_gram), registry, new_version=True).version
         assert version is not None
-        losses.append(version.facts["val_loss"])
+        losses.append(version.facts["best_val_loss"])
         networks.append(load_checkpoint(version).model.network().state_dict())
     assert losses[1] < losses[0] - 0.5
     for name, p in networks[0].items():
@@ -633,7 +633,7 @@ def test_n_gram_counts_are_stored_as_they_are_and_left_out_of_exports(text: Path
     assert version is not None
     model = load_checkpoint(version).model
     assert model.ngram.grams.dtype == torch.int64
-    assert int(model.ngram.counts.sum()) == version.facts["train_tokens"] - 3
+    assert int(model.ngram.counts.sum()) == opened(text, registry).count("train") - 3
     out = registry.root / "out"
     exported = export(version, "hf", out)
     assert any("without the n-gram counts" in note for note in exported.notes)
@@ -648,12 +648,13 @@ def test_a_model_with_n_gram_counts_starts_another_on_a_text_with_new_characters
     run(make(text, model__ngram=2), registry)
     other = tmp_path / "other.txt"
     other.write_text("zebras & quaggas, Ångström! " * 300, encoding="utf-8")
-    tuned = make(other, model__ngram=2, train__init_from="tide").model_copy(update={"name": "tuned"})
-    version = run(tuned, registry).version
-    assert version is not None
-    assert version.facts["val_loss"] < 0.5
-    plain = make(text, model__ngram=0, train__init_from="tide").model_copy(update={"name": "plain"})
-    assert run(plain, registry).version is not None
+    losses = []
+    for name, n_gram in (("without", 0), ("counted", 2)):
+        config = make(other, model__ngram=n_gram, train__init_from="tide").model_copy(update={"name": name})
+        version = run(config, registry).version
+        assert version is not None
+        losses.append(version.facts["best_val_loss"])
+    assert losses[1] < losses[0] - 0.5
 
 
 def test_n_gram_counts_that_cannot_be_made_are_refused(text: Path, registry: Registry) -> None:
