@@ -90,9 +90,7 @@ class KVCache:
         ]
         # The tokens themselves, where n-gram counts are looked up.
         self._ids = (
-            torch.empty((batch_size, shape.block_size), device=device, dtype=torch.int64)
-            if shape.ngram
-            else None
+            torch.empty((batch_size, size[2]), device=device, dtype=torch.int64) if shape.ngram else None
         )
         self.length = 0
 
@@ -160,6 +158,8 @@ class KVCache:
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             mine.keys.narrow(2, 0, other.length).copy_(theirs.keys.narrow(2, 0, other.length))
             mine.values.narrow(2, 0, other.length).copy_(theirs.values.narrow(2, 0, other.length))
+        if self._ids is not None and other._ids is not None:
+            self._ids[:, : other.length] = other._ids[:, : other.length]
         self.rewind(other.length)
 
     def copy_row(self, source: int, target: int, length: int) -> None:

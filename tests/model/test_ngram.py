@@ -124,9 +124,14 @@ def test_a_cache_gives_the_same_mixture(text: Any, settings: dict[str, Any]) -> 
         with torch.inference_mode():
             parts = torch.cat([model(part, cache) for part in idx.split(chunks, 1)], 1)
         torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_size", [12, 100])
+def test_a_window_that_slides_gives_the_same_mixture(text: Any, block_size: int) -> None:
+    model = gpt(text, block_size=block_size)
     decoder = Decoder(model)
-    for i in range(20):
-        logits = decoder.feed(idx.flatten()[None, i : i + 1])
+    for i in range(block_size + 20):
+        logits = decoder.feed(torch.from_numpy(text[None, i : i + 1].astype(np.int64)))
         torch.testing.assert_close(logits, model.predict(decoder.window)[:, -1], rtol=0, atol=1e-5)
 
 
@@ -147,6 +152,9 @@ def test_rows_of_different_lengths_have_their_own_tokens(text: Any) -> None:
     model, lengths = gpt(text), [2, 9, 5]
     idx = torch.from_numpy(text[:30].astype(np.int64)).view(3, 10)
     cache = model.new_cache(4)
+    for layer in cache.layers:
+        layer.keys.zero_()
+        layer.values.zero_()
     with torch.inference_mode():
         for i, length in enumerate(lengths):
             model(idx[i : i + 1, :length], cache.row(i))
