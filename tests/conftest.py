@@ -24,7 +24,7 @@ pytest_plugins = ["faults"]
 ROOT = Path(__file__).resolve().parent.parent
 
 # The same examples in every run; `--hypothesis-profile=default` draws new ones.
-hypothesis.settings.register_profile("reproducible", derandomize=True)
+hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("reproducible")
 
 Quill = Callable[..., "subprocess.CompletedProcess[bytes]"]
