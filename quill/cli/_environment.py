@@ -13,7 +13,7 @@ import threading
 from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 # How long a thread spins before it sleeps while it waits for the others. With GNU OpenMP's own 300,000
 # turns, training on two cores next to three busy processes took twice as long as with 20,000; next to one,
@@ -106,13 +106,25 @@ def leave(code: int) -> NoReturn:
         # The pipe behind stdout is closed, and a flush would complain about it.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        _flush(stream)
     if "torch" not in sys.modules or sys.getprofile() or sys.gettrace() or sys.flags.interactive:
         sys.exit(code)
     # The interpreter's own order.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        # A closed stream is None, and what is behind an open one may have gone.
-        with suppress(AttributeError, OSError, ValueError):
-            stream.flush()
+        _flush(stream)
     os._exit(code)
+
+
+def _flush(stream: TextIO | None) -> None:
+    """Write what is buffered; what cannot be written is dropped, or the interpreter would exit with 120."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except ValueError:
+        pass  # It is closed.
