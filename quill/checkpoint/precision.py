@@ -29,10 +29,7 @@ def refuse_overflow(weights: Mapping[str, Tensor], dtype: str) -> None:
     if dtype not in _LARGEST:
         return
     for name in weights:
-        values = weights[name]
-        if not values.is_floating_point():
-            continue
-        largest = _magnitude(values)
+        largest = _magnitude(weights[name])
         if largest > _LARGEST[dtype]:
             raise InputError(
                 f"the weights do not fit {dtype}",
@@ -42,8 +39,8 @@ def refuse_overflow(weights: Mapping[str, Tensor], dtype: str) -> None:
 
 
 def _magnitude(values: Tensor) -> float:
-    """The largest finite magnitude, without a copy of the tensor where all of it is finite."""
-    if not values.numel():
+    """The largest finite magnitude of weights, without a copy of the tensor where all of it is finite."""
+    if not values.numel() or not values.is_floating_point():
         return 0.0
     low, high = values.aminmax()
     largest = max(-float(low), float(high))

@@ -320,7 +320,7 @@ def test_verifying_needs_no_writable_folder(dataset: Dataset, settled: None, mon
     def refuse(*arguments: Any, **settings: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(os, "mkdir", refuse)
     dataset.verify()
     assert not record_of(dataset.path).exists()
 

@@ -122,9 +122,9 @@ def test_logits_of_a_large_vocabulary_are_computed_in_slices(monkeypatch: pytest
     wanted = evaluate(model, tokens, n_bytes=199)
     head, rows = model.head, []
 
-    def spied(x: torch.Tensor) -> torch.Tensor:
+    def spied(x: torch.Tensor, near: torch.Tensor | None) -> torch.Tensor:
         rows.append(len(x))
-        return head(x)
+        return head(x, near)
 
     monkeypatch.setattr(model, "head", spied)
     monkeypatch.setattr(measure, "_LOGITS_AT_ONCE", 29 * 10)
