@@ -120,9 +120,10 @@ def leave(code: int) -> NoReturn:
 
 def _flush(stream: TextIO | None) -> None:
     """Write what is buffered; what cannot be written is dropped, or the interpreter would exit with 120."""
+    if stream is None:
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except OSError:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
