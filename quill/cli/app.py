@@ -66,6 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _command_first(list(sys.argv[1:] if argv is None else argv))
     _speak_utf8()
     try:
+        return _answer(arguments)
+    except KeyboardInterrupt as e:
+        # A second signal, while the first or a failure was being reported.
+        return 128 + int(getattr(e, "signum", 2))
+
+
+def _answer(arguments: list[str]) -> int:
+    """Run one command and report its failure; return the exit code."""
+    try:
         code = _dispatch(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
