@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated, Literal
 
+from typer import Option
+
+from quill.cli._completion import completing
 from quill.cli.output import is_terminal
 from quill.errors import InputError, NotFoundError, ResourceError
 
 _STDIN = "-"
 _MOST_BYTES = 1 << 26
+
+Text = Annotated[
+    str | None,
+    Option("--prompt", "-p", metavar="TEXT", help="Prompt text (same as PROMPT, but '-' is literal)."),
+]
+File = Annotated[Path | None, Option("--prompt-file", metavar="FILE", help="Read the prompt from a file.")]
+Unknown = Annotated[
+    Literal["error", "skip"],
+    Option(
+        metavar="error|skip",
+        help="Refuse or drop prompt characters that are not in the vocabulary.",
+        autocompletion=completing("error", "skip"),
+    ),
+]
 
 
 def find(words: list[str], flag: str | None, file: Path | None) -> str:

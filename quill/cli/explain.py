@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from typer import Argument, Option
 
 from quill import fsio
 from quill.cli import _prompt, options
-from quill.cli._completion import completing, models
+from quill.cli._completion import models
 from quill.cli.options import Session
 from quill.config.settings import SampleConfig
 
@@ -42,13 +42,8 @@ def command(
         list[str] | None,
         Argument(metavar="PROMPT", help="Text that the model reads; '-' reads it from stdin."),
     ] = None,
-    prompt: Annotated[
-        str | None,
-        Option("--prompt", "-p", metavar="TEXT", help="Prompt text (same as PROMPT, but '-' is literal)."),
-    ] = None,
-    prompt_file: Annotated[
-        Path | None, Option("--prompt-file", metavar="FILE", help="Read the prompt from a file.")
-    ] = None,
+    prompt: _prompt.Text = None,
+    prompt_file: _prompt.File = None,
     html: Annotated[
         Path | None,
         Option(
@@ -64,14 +59,7 @@ def command(
             help="Explain only the last tokens of the prompt, at most 256 (default: 64).",
         ),
     ] = None,
-    unknown: Annotated[
-        Literal["error", "skip"],
-        Option(
-            metavar="error|skip",
-            help="Refuse or drop prompt characters that are not in the vocabulary.",
-            autocompletion=completing("error", "skip"),
-        ),
-    ] = "error",
+    unknown: _prompt.Unknown = "error",
     device: options.Device = None,
 ) -> None:
     """Show what happens inside a model, from a prompt to the next token.

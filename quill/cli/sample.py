@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from quill.cli import _prompt, options
-from quill.cli._completion import completing, models
+from quill.cli._completion import models
 from quill.cli.options import Session
 from quill.config.settings import SampleConfig
 
@@ -59,27 +58,15 @@ def command(
         list[str] | None,
         Argument(metavar="PROMPT", help="Text to continue; '-' reads it from stdin."),
     ] = None,
-    prompt: Annotated[
-        str | None,
-        Option("--prompt", "-p", metavar="TEXT", help="Prompt text (same as PROMPT, but '-' is literal)."),
-    ] = None,
-    prompt_file: Annotated[
-        Path | None, Option("--prompt-file", metavar="FILE", help="Read the prompt from a file.")
-    ] = None,
+    prompt: _prompt.Text = None,
+    prompt_file: _prompt.File = None,
     stream: Annotated[
         bool, Option("--stream/--no-stream", help="Print each token as it is generated, for a single sample.")
     ] = True,
     no_echo: Annotated[
         bool, Option("--no-echo", help="Print the new text only, without the prompt.")
     ] = False,
-    unknown: Annotated[
-        Literal["error", "skip"],
-        Option(
-            metavar="error|skip",
-            help="Refuse or drop prompt characters that are not in the vocabulary.",
-            autocompletion=completing("error", "skip"),
-        ),
-    ] = "error",
+    unknown: _prompt.Unknown = "error",
     device: options.Device = None,
 ) -> None:
     """Generate text with a model, starting from a prompt.
