@@ -66,37 +66,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _command_first(list(sys.argv[1:] if argv is None else argv))
     _speak_utf8()
     try:
-        return _answer(arguments)
+        try:
+            code = _dispatch(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
+        except (Exception, KeyboardInterrupt) as e:
+            return _report(e, arguments)
     except KeyboardInterrupt as e:
         # A second signal, while the first or a failure was being reported.
-        return 128 + int(getattr(e, "signum", 2))
+        return _code_of(e)
 
 
-def _answer(arguments: list[str]) -> int:
-    """Run one command and report its failure; return the exit code."""
-    try:
-        code = _dispatch(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
-    except BrokenPipeError:
+def _report(failure: Exception | KeyboardInterrupt, arguments: list[str]) -> int:
+    """Say in a few lines on stderr why the command ended; return its exit code."""
+    if isinstance(failure, BrokenPipeError):
         return 141
-    except KeyboardInterrupt as e:
+    if isinstance(failure, KeyboardInterrupt):
         Output().say("interrupted")
-        return 128 + int(getattr(e, "signum", 2))
-    except Exception as e:
-        from quill.cli import _errors
+        return _code_of(failure)
+    from quill.cli import _errors
 
-        error = _errors.explain(e, arguments, _params(arguments), _every_command)
-        if isinstance(error, InterruptedRun):
-            Output().note(error.what, shlex.join([PROGRAM, *arguments]))
-        else:
-            Output().fail(error)
-        if error.exit_code == 1 and "--debug" in arguments:
-            import traceback
+    error = _errors.explain(failure, arguments, _params(arguments), _every_command)
+    if isinstance(error, InterruptedRun):
+        Output().note(error.what, shlex.join([PROGRAM, *arguments]))
+    else:
+        Output().fail(error)
+    if error.exit_code == 1 and "--debug" in arguments:
+        import traceback
 
-            traceback.print_exc()
-        return error.exit_code
+        traceback.print_exception(failure)
+    return error.exit_code
+
+
+def _code_of(interrupt: KeyboardInterrupt) -> int:
+    return 128 + int(getattr(interrupt, "signum", 2))
 
 
 def commands() -> dict[str, str]:
