@@ -22,7 +22,8 @@ from quill import __version__
 from quill.config.settings import SampleConfig, ServeConfig
 from quill.errors import InputError, QuillError
 from quill.generation.generator import Generator
-from quill.serving import bodies, openapi, replies, requests, streams
+from quill.serving import bodies, inside, openapi, playground, replies, requests, streams
+from quill.serving.cards import describe_card
 from quill.serving.catalog import Catalog
 from quill.serving.engine import Engine
 from quill.serving.errors import ApiError, dump, explain, invalid
@@ -90,12 +91,15 @@ class Api:
         own = [
             get("/", self.home),
             get("/docs", self.docs),
+            get("/static/{name}", self.static),
             get("/health", self.health),
             get("/ready", self.ready),
             get("/metrics", self.show_metrics),
             get("/openapi.json", self.document),
             get("/v1/models", self.models),
             get("/v1/models/{name:path}", self.model),
+            get("/v1/quill/card/{name:path}", self.card),
+            post("/v1/quill/explain", self.explain),
             post("/generate", self.generate),
             post("/generate_stream", self.generate_stream),
         ]
@@ -125,7 +129,8 @@ class Api:
                 [p.ids for p in prompts],
                 config,
                 n=body.n,
-                logprobs=body.logprobs,
+                # Tokens are reported only with their log probabilities.
+                logprobs=0 if body.logprobs is None and body.return_token_ids else body.logprobs,
                 score=score,
                 ends=not body.ignore_eos,
             )
@@ -135,6 +140,7 @@ class Api:
                 logprobs=body.logprobs,
                 echoed=[p.text for p in prompts for _ in range(body.n)] if body.echo else (),
                 by_id=body.return_tokens_as_token_ids,
+                prompts=[p.ids for p in prompts for _ in range(body.n)] if body.return_token_ids else None,
             )
             return await self._answer(request, lease, job, reply, body, prompts)
 
@@ -295,6 +301,25 @@ class Api:
         loaded = any(r.version == version for r in self.engine.residents.loaded())
         return _json(await asyncio.to_thread(self.catalog.describe, version, name, loaded=loaded))
 
+    async def card(self, request: Request) -> Response:
+        """How one of them was made, with its loss curve."""
+        version = await asyncio.to_thread(self.catalog.find, request.path_params["name"])
+        return _json(await asyncio.to_thread(describe_card, version))
+
+    async def explain(self, request: Request) -> Response:
+        """What `quill explain --json` prints."""
+        body = requests.validate(requests.ExplainRequest, await self._json(request))
+        async with self._leased(request, body.model) as lease:
+            generator = lease.generator
+            await self._encode(generator, [body.prompt])
+            call = self.engine.call(lambda: inside.explain(generator, body))
+            try:
+                async with streams.watching(request.receive, call):
+                    document = await call.result()
+            except Gone as e:
+                raise streams.gone(e) from None
+        return Response(await asyncio.to_thread(dump, document), media_type="application/json")
+
     async def health(self, request: Request) -> Response:
         """Whether the server lives."""
         return _json({"status": "ok"})
@@ -316,7 +341,11 @@ class Api:
 
     async def docs(self, request: Request) -> Response:
         """The same document for people."""
-        return Response(openapi.page(), media_type="text/html", headers=openapi.PAGE_HEADERS)
+        return Response(openapi.page(), media_type="text/html", headers=playground.HEADERS)
+
+    async def static(self, request: Request) -> Response:
+        """A file of the page."""
+        return playground.respond(request.path_params["name"], request.headers)
 
     async def home(self, request: Request) -> Response:
         """For browsers a page, for QuillGPT's clients its greeting."""

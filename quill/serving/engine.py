@@ -11,14 +11,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from quill.config.settings import ServeConfig
 from quill.registry.folder import Folder
 from quill.serving.errors import ApiError
-from quill.serving.jobs import Job, Piece
+from quill.serving.jobs import Call, Job, Piece
 from quill.serving.residents import Resident, Residents
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # A thread that gave no sign of life for so many seconds is not ready; loading a model may take longer.
 _SILENT_FOR = 5.0
@@ -42,6 +45,8 @@ class Engine:
         self._inbox: deque[tuple[Resident, Job]] = deque()
         self._outbox: list[tuple[Job, list[Piece], Exception | None]] = []
         self._jobs: set[Job] = set()
+        # Those that wait, and the one in progress.
+        self._calls: deque[Call[Any]] = deque()
         self._queued = 0
         self._wake = threading.Event()
         self._stopping = False
@@ -74,12 +79,12 @@ class Engine:
     @property
     def queued(self) -> int:
         """Requests that wait for a slot or for their model."""
-        return self._queued + sum(not job.started for job in self._jobs)
+        return self._queued + len(self._calls) + sum(not job.started for job in self._jobs)
 
     @property
     def unfinished(self) -> int:
         """Requests that have not ended."""
-        return self._queued + len(self._jobs)
+        return self._queued + len(self._calls) + len(self._jobs)
 
     async def acquire(self, version: Folder) -> Resident:
         """Take a lease on a model, and wait until it is loaded.
@@ -117,11 +122,22 @@ class Engine:
         Raises:
             ApiError: The engine is not running.
         """
-        if trouble := self.trouble:
-            raise ApiError(503, trouble, "engine_down", headers={"retry-after": "5"})
+        self._require()
         self._jobs.add(job)
         self._inbox.append((resident, job))
         self._wake.set()
+
+    def call(self, work: Callable[[], T]) -> Call[T]:
+        """Have something done between two tokens of the samples; called on the loop, under a lease.
+
+        Raises:
+            ApiError: The engine is not running.
+        """
+        self._require()
+        call = Call(work)
+        self._calls.append(call)
+        self._wake.set()
+        return call
 
     def finish(self, resident: Resident, job: Job) -> None:
         """Return the lease of a job that ended or was cancelled; called on the loop."""
@@ -135,6 +151,8 @@ class Engine:
         """Cancel every job; called on the loop."""
         for job in self._jobs:
             job.cancel(why)
+        for call in self._calls:
+            call.cancel(why)
         self._wake.set()
 
     def retry_after(self) -> int:
@@ -145,6 +163,10 @@ class Engine:
         """Slots that no request has taken, so that requests start even where none may wait."""
         started = sum(job.started for job in self._jobs)
         return max(0, self.config.slots - started)
+
+    def _require(self) -> None:
+        if trouble := self.trouble:
+            raise ApiError(503, trouble, "engine_down", headers={"retry-after": "5"})
 
     def _run(self) -> None:
         failure: BaseException | None = None
@@ -158,10 +180,14 @@ class Engine:
             failure = e
             _log.exception("the engine ended")
         self._stopping = True
-        error = ApiError(500, "the engine ended", "engine_down") if failure else None
+        error = ApiError(503, "the server is stopping", "server_shutdown")
+        if failure:
+            error = ApiError(500, "the engine ended", "engine_down")
         for job in [*(j for _, j in self._inbox), *self._jobs]:
-            self._collect(job, [], error or ApiError(503, "the server is stopping", "server_shutdown"))
+            self._collect(job, [], error)
         self._send()
+        while self._calls:
+            self._on_loop(self._calls.popleft().fail, error)
 
     def _turn(self) -> bool:
         """Do a little of everything; return whether there may be more to do at once."""
@@ -174,7 +200,7 @@ class Engine:
         self._loading = False
         if loaded is not None:
             self._on_load(loaded)
-        busy = loaded is not None
+        busy = loaded is not None or self._do_call()
         for lane in self.residents.lanes():
             if lane.is_busy:
                 busy = True
@@ -188,19 +214,34 @@ class Engine:
             self.residents.evict_idle()
         return busy or bool(self._inbox)
 
+    def _do_call(self) -> bool:
+        """Do what waits longest, if anything does."""
+        if not self._calls:
+            return False
+        call = self._calls[0]
+        try:
+            if not call.cancelled:
+                self._on_loop(call.deliver, call.work())
+        except Exception as e:
+            self._on_loop(call.fail, e)
+        self._calls.popleft()
+        return True
+
     def _collect(self, job: Job, pieces: list[Piece], error: Exception | None) -> None:
         self._outbox.append((job, pieces, error))
 
     def _send(self) -> None:
         """Hand over what is new, once for all jobs."""
-        if not self._outbox or self._loop is None:
+        if self._outbox:
+            news, self._outbox = self._outbox, []
+            self._on_loop(_deliver, news)
+
+    def _on_loop(self, function: Callable[[Any], None], argument: object) -> None:
+        if self._loop is None:
             return
-        news, self._outbox = self._outbox, []
-        try:
-            self._loop.call_soon_threadsafe(_deliver, news)
-        except RuntimeError:
-            # The loop is closed; nobody waits any more.
-            return
+        # If the loop is closed, nobody waits any more.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, argument)
 
 
 def _deliver(news: list[tuple[Job, list[Piece], Exception | None]]) -> None:

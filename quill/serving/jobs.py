@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from quill.config.settings import SampleConfig
 
 Finish = Literal["stop", "length"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +147,47 @@ class Job:
         """Everything until the last sample has ended."""
         while not self.is_over:
             yield await self.news()
+
+
+class Call(Generic[T]):
+    """Work for the engine's thread other than samples. Made, cancelled and awaited on the loop.
+
+    Args:
+        work: What to do there.
+
+    Attributes:
+        cancelled: Why nobody waits for it; empty if someone does.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.work, self.cancelled = work, ""
+        self._result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def cancel(self, why: str) -> None:
+        """Give up waiting; the work is not begun any more."""
+        self.cancelled = self.cancelled or why
+        self._result.cancel()
+
+    def deliver(self, result: T) -> None:
+        """Hand over what came of it."""
+        if not self._result.done():
+            self._result.set_result(result)
+
+    def fail(self, error: Exception) -> None:
+        """Hand over what went wrong."""
+        if not self._result.done():
+            self._result.set_exception(error)
+
+    async def result(self) -> T:
+        """Wait for what comes of it.
+
+        Raises:
+            Gone: It was cancelled.
+            Exception: What went wrong.
+        """
+        try:
+            return await self._result
+        except asyncio.CancelledError:
+            if self.cancelled:
+                raise Gone(self.cancelled) from None
+            raise

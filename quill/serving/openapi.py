@@ -25,6 +25,13 @@ ROUTES: dict[str, tuple[str, str, type[BaseModel] | None, str]] = {
     ),
     "/v1/models": ("get", "List the models.", None, _JSON),
     "/v1/models/{name}": ("get", "Describe a model.", None, _JSON),
+    "/v1/quill/card/{name}": ("get", "Show how a model was made, with its loss curve.", None, _JSON),
+    "/v1/quill/explain": (
+        "post",
+        "Show what happens between a prompt and the next token, as `quill explain --json` does.",
+        requests.ExplainRequest,
+        _JSON,
+    ),
     "/tokenize": ("post", "Turn text into tokens.", requests.TokenizeRequest, _JSON),
     "/detokenize": ("post", "Turn tokens into text.", requests.DetokenizeRequest, _JSON),
     "/tokenizer_info": ("get", "Describe a model's tokenizer.", None, _JSON),
@@ -35,15 +42,10 @@ ROUTES: dict[str, tuple[str, str, type[BaseModel] | None, str]] = {
     "/metrics": ("get", "Show counts for Prometheus.", None, _TEXT),
     "/openapi.json": ("get", "Show this document.", None, _JSON),
     "/docs": ("get", "Show this document to people.", None, _HTML),
-    "/": ("get", "Greet programs, and show the page to people.", None, _JSON),
+    "/": ("get", "Greet programs, and show the playground to people.", None, _JSON),
+    "/static/{name}": ("get", "Send a file of the playground.", None, "*/*"),
 }
 PER_MODEL = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/tokenizer_info")
-PAGE_HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
-}
 _REF = "#/components/schemas/{model}"
 _ERROR = {
     "type": "object",
@@ -136,12 +138,7 @@ def _table(body: type[BaseModel]) -> str:
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>quill's HTTP API</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; }}
-th, td {{ border-bottom: 1px solid #8888; padding: .25rem .75rem .25rem 0; text-align: left; }}
-</style>
+<link rel="icon" href="static/icon.svg"><link rel="stylesheet" href="static/docs.css">
 <main><h1>quill {version}: HTTP API</h1>
 <p>The same as an OpenAPI document: <a href="openapi.json">openapi.json</a>.</p>
 {body}

@@ -60,7 +60,7 @@ class Completion:
         logprobs: Whether log probabilities were asked for.
         echoed: For each sample, the prompt before its text.
         by_id: Whether tokens are written as `token_id:N`.
-        scored: Whether the prompt's own tokens are among those of a sample.
+        prompts: For each sample, the tokens of its prompt, if the ids of all tokens were asked for.
     """
 
     def __init__(
@@ -71,10 +71,12 @@ class Completion:
         logprobs: int | None = None,
         echoed: Sequence[str] = (),
         by_id: bool = False,
+        prompts: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self._head = _head("cmpl", "text_completion", version)
         self._tokenizer, self._logprobs, self._by_id = tokenizer, logprobs, by_id
         self._echoed = dict(enumerate(echoed))
+        self._prompts = None if prompts is None else dict(enumerate(prompts))
 
     def whole(self, choices: Sequence[Choice], usage: dict[str, int]) -> dict[str, Any]:
         """The answer."""
@@ -85,9 +87,11 @@ class Completion:
         """There is none: a chunk has the shape of the whole."""
 
     def chunk(self, index: int, choice: Choice) -> dict[str, Any]:
-        """One chunk of a stream; the first one has the prompt, if it is echoed."""
+        """One chunk of a stream; the first one has the prompt, if it is echoed, and its ids."""
         made = self._choice(index, choice)
         self._echoed[index] = ""
+        if self._prompts is not None:
+            self._prompts.pop(index, None)
         return {**self._head, "choices": [made]}
 
     def last(self, usage: dict[str, int]) -> dict[str, Any]:
@@ -97,15 +101,23 @@ class Completion:
     def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
         found = None if self._logprobs is None else self._table(choice.tokens)
         text = self._echoed.get(index, "") + choice.text
-        return {"index": index, "text": text, "logprobs": found, "finish_reason": choice.finish}
+        made = {"index": index, "text": text, "logprobs": found, "finish_reason": choice.finish}
+        if self._prompts is not None:
+            made["token_ids"] = [t.id for t in choice.tokens]
+            if index in self._prompts:
+                made["prompt_token_ids"] = self._prompts[index]
+        return made
 
     def _table(self, tokens: Sequence[TokenInfo]) -> dict[str, Any]:
-        return {
+        table: dict[str, Any] = {
             "tokens": [self._name(t.id) for t in tokens],
             "token_logprobs": [t.logprob for t in tokens],
             "top_logprobs": [t.top and {self._name(i): p for i, p in t.top} for t in tokens],
             "text_offset": [t.offset for t in tokens],
         }
+        if self._prompts is not None:
+            table["top_token_ids"] = [t.top and {self._name(i): i for i, _ in t.top} for t in tokens]
+        return table
 
     def _name(self, token: int) -> str:
         return f"token_id:{token}" if self._by_id else self._tokenizer.spelled(token)

@@ -67,18 +67,33 @@ class StreamOptions(Request):
     continuous_usage_stats: bool = Field(False, description="Send the usage in every chunk.")
 
 
-class Sampling(Request):
-    """What completions and chats have in common."""
-
-    default_tokens: ClassVar[int] = 16
+class Drawing(Request):
+    """A model, and how its next token is drawn."""
 
     model: str | None = Field(None, max_length=300, description="Name, name:vN or name:ALIAS of a model.")
-    n: Annotated[_Whole, Field(ge=1, le=_MOST_N)] = Field(1, description="Samples for each prompt.")
     temperature: float = Field(1.0, ge=0, le=1000, description="0 always picks the likeliest token.")
     top_p: float = Field(1.0, ge=0, le=1, description="As in `quill sample`; 0 is greedy.")
     top_k: _Whole | None = Field(None, ge=-1, le=2**31 - 1, description="0 and -1 keep every token.")
     min_p: float | None = Field(None, ge=0, le=1, description="As in `quill sample`.")
     repetition_penalty: float = Field(1.0, gt=0, le=1000, description="As in `quill sample`.")
+
+    def drawing(self) -> dict[str, Any]:
+        """These as settings of `quill sample`."""
+        return {
+            "temperature": 0.0 if self.top_p == 0 else float(self.temperature),
+            "top_k": self.top_k if self.top_k and self.top_k > 0 else None,
+            "top_p": float(self.top_p) if 0 < self.top_p < 1 else None,
+            "min_p": self.min_p,
+            "repetition_penalty": float(self.repetition_penalty),
+        }
+
+
+class Sampling(Drawing):
+    """What completions and chats have in common."""
+
+    default_tokens: ClassVar[int] = 16
+
+    n: Annotated[_Whole, Field(ge=1, le=_MOST_N)] = Field(1, description="Samples for each prompt.")
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="Only 0 is supported.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Only 0 is supported.")
     logit_bias: dict[str, float] = Field({}, max_length=300, description="Only {} is supported.")
@@ -102,12 +117,8 @@ class Sampling(Request):
     def config(self, max_tokens: int) -> SampleConfig:
         """The settings of the samples."""
         return SampleConfig(
+            **self.drawing(),
             max_new_tokens=max_tokens,
-            temperature=0.0 if self.top_p == 0 else float(self.temperature),
-            top_k=self.top_k if self.top_k and self.top_k > 0 else None,
-            top_p=float(self.top_p) if 0 < self.top_p < 1 else None,
-            min_p=self.min_p,
-            repetition_penalty=float(self.repetition_penalty),
             # OpenAI has negative seeds too.
             seed=None if self.seed is None else self.seed % 2**63,
             stop=list(self.stop),
@@ -130,6 +141,9 @@ class CompletionRequest(Sampling):
     )
     suffix: str | None = Field(None, max_length=2**20, description="Not supported.")
     return_tokens_as_token_ids: bool = Field(False, description="Write tokens as `token_id:N`.")
+    return_token_ids: bool = Field(
+        False, description="Add the ids of the prompt, of the tokens and, with logprobs, of the likeliest."
+    )
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -224,6 +238,15 @@ class DetokenizeRequest(Request):
 
     model: str | None = Field(None, max_length=300)
     tokens: _Ids
+
+
+class ExplainRequest(Drawing):
+    """The body of /v1/quill/explain."""
+
+    prompt: _Text = Field("", description="The text, of which the last tokens are explained.")
+    last: Annotated[_Whole, Field(ge=1, le=128)] = Field(
+        64, description="Most tokens to explain; fewer of a large model."
+    )
 
 
 class GenerateRequest(Request):

@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from quill.serving.errors import ApiError, dump, explain
-from quill.serving.jobs import Gone, Job, Piece
+from quill.serving.jobs import Call, Gone, Job, Piece
 from quill.serving.replies import Choice, Reply, usage
 
 # A stream that has to wait longer than this for its first token begins without one.
@@ -24,7 +25,7 @@ _EVENTS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 @asynccontextmanager
-async def watching(receive: Receive, job: Job) -> AsyncIterator[None]:
+async def watching(receive: Receive, job: Job | Call[Any]) -> AsyncIterator[None]:
     """Cancel a job as soon as its client leaves. The request's body must have been read."""
 
     async def watch() -> None:

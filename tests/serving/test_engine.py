@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -138,6 +139,50 @@ def test_h6_a_job_that_is_cancelled_frees_its_slots(tiny):
         await wait_for(lambda: resident.lane is not None and resident.lane.running <= 1)
         assert sum(p.drawn for p in await streams.collect(other, 30)) == 300
         await wait_for(lambda: resident.lane is not None and resident.lane.running == 0)
+
+    in_engine(work)
+
+
+def test_h6_calls_are_done_in_turn_between_the_tokens_of_samples(tiny):
+    done: list[int] = []
+    hold = threading.Event()
+
+    def broken() -> None:
+        raise DivergedError("broken")
+
+    async def work(engine: Engine) -> None:
+        resident = await engine.acquire(tiny)
+        running = job(4000)
+        engine.submit(resident, running)
+        held = engine.call(hold.wait)
+        left = engine.call(lambda: done.append(1))
+        wrong = engine.call(broken)
+        last = engine.call(lambda: done.append(2))
+        assert engine.queued >= 4
+        left.cancel("disconnect")
+        hold.set()
+        assert await held.result() is True
+        with pytest.raises(Gone):
+            await left.result()
+        with pytest.raises(DivergedError):
+            await wrong.result()
+        await last.result()
+        assert done == [2]
+        # The samples went on.
+        await running.news()
+        assert await running.news(10)
+        engine.finish(resident, running)
+        hold.clear()
+        waiting = [engine.call(hold.wait), engine.call(lambda: done.append(3))]
+        engine.cancel_all("shutdown")
+        hold.set()
+        for call in waiting:
+            with pytest.raises(Gone, match="shutdown"):
+                await call.result()
+        await wait_for(lambda: not engine.unfinished)
+        engine.stop()
+        with pytest.raises(ApiError):
+            engine.call(broken)
 
     in_engine(work)
 

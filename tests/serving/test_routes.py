@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -145,6 +146,34 @@ def test_h12_a_stream_joins_to_the_whole(server):
         assert joined == whole["choices"][0]["logprobs"][name]
 
 
+def test_token_ids_name_the_text_and_continue_it(server, generator):
+    fields = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "logprobs": 3, "return_token_ids": True}
+    [whole] = server.complete(**fields).json["choices"]
+    ids = generator.tokenizer.encode(PROMPT)
+    assert whole["prompt_token_ids"] == ids
+    assert generator.tokenizer.decode(whole["token_ids"]) == whole["text"]
+    table = whole["logprobs"]
+    for names, numbers in zip(table["top_logprobs"], table["top_token_ids"], strict=True):
+        assert {name: generator.tokenizer.encode(name) for name in names} == {
+            n: [i] for n, i in numbers.items()
+        }
+    rest = server.complete(prompt=[[*ids, *whole["token_ids"][:5]]], max_tokens=7, temperature=0)
+    assert rest.json["choices"][0]["text"] == whole["text"][5:]
+
+
+def test_token_ids_come_without_log_probabilities_and_in_streams(server):
+    fields = {"prompt": PROMPT, "max_tokens": 8, "seed": 3, "n": 2, "return_token_ids": True}
+    whole = server.complete(**fields).json["choices"]
+    assert [c["logprobs"] for c in whole] == [None, None]
+    chunks = [c["choices"][0] for c in server.complete(**fields, stream=True).chunks]
+    for i, choice in enumerate(whole):
+        mine = [c for c in chunks if c["index"] == i]
+        assert [t for c in mine for t in c["token_ids"]] == choice["token_ids"]
+        assert ["prompt_token_ids" in c for c in mine] == [True] + [False] * (len(mine) - 1)
+        assert mine[0]["prompt_token_ids"] == choice["prompt_token_ids"]
+    assert "token_ids" not in server.complete(prompt=PROMPT).json["choices"][0]
+
+
 def test_h12_a_stream_without_options_has_no_usage(server):
     chunks = server.complete(prompt=PROMPT, max_tokens=4, stream=True, n=3).chunks
     assert all("usage" not in c and len(c["choices"]) == 1 for c in chunks)
@@ -249,9 +278,92 @@ def test_the_document_describes_every_route(server, registry):
     described = {(path, method) for path, methods in document["paths"].items() for method in methods}
     assert {r for r in routes if r[1] != "head"} == described
     page = server.get("/docs")
-    assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert b"<script" not in page.body
+    assert b"<script" not in page.body and b"<style" not in page.body
     assert b"http:" not in page.body and b"https:" not in page.body
+
+
+def test_pages_may_load_what_the_server_sends_and_no_more(server):
+    for path in ("/docs", "/"):
+        page = server.get(path, accept="text/html")
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        loaded = re.findall(r'(?:src|href)="([^"#]+)"', page.body.decode())
+        assert "static/icon.svg" in loaded
+        for name in loaded:
+            assert server.get(f"/{name}").status == 200, name
+    assert server.get("/", accept="*/*").json["message"]
+
+
+def test_a_file_of_the_page_is_sent_once(server):
+    first = server.get("/static/explain.js")
+    assert first.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert first.headers["cache-control"] == "no-cache"
+    again = server.get("/static/explain.js", **{"if-none-match": first.headers["etag"]})
+    assert (again.status, again.body) == (304, b"")
+
+
+def test_an_explanation_is_that_of_the_library(server, generator):
+    from quill.config.settings import SampleConfig
+    from quill.explanation.explanation import Explanation
+
+    fields = {"prompt": PROMPT, "temperature": 0.5, "top_k": 3, "last": 5}
+    found = server.post("/v1/quill/explain", {"model": "tiny", **fields})
+    assert found.status == 200
+    config = SampleConfig(temperature=0.5, top_k=3)
+    wanted = Explanation(generator, PROMPT, config, last=5).to_dict()
+    assert found.json["reference"] == "tiny:v1"
+    assert found.json["left_out"] == 2
+    assert [row["sampled"] for row in found.json["next"]["likeliest"]] == pytest.approx(
+        [row["sampled"] for row in wanted["next"]["likeliest"]]
+    )
+    assert found.json["layers"][0]["heads"] == wanted["layers"][0]["heads"]
+    for wrong, param in (({"last": 129}, "last"), ({"prompt": "€"}, "prompt"), ({"model": "none"}, "model")):
+        answer = server.post("/v1/quill/explain", {"model": "tiny", **fields, **wrong})
+        assert answer.status in (400, 404)
+        assert answer.json["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("shape", "most"),
+    [
+        ({"n_layer": 6, "n_head": 4, "n_embd": 256, "vocab_size": 65}, 209),
+        ({"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257}, 85),
+        ({"n_layer": 48, "n_head": 25, "n_embd": 1600, "vocab_size": 50257}, 12),
+        ({"n_layer": 0, "n_head": 1, "n_embd": 65, "vocab_size": 65}, 1024),
+        ({"n_layer": 1000, "n_head": 1000, "n_embd": 1000, "vocab_size": 10**6}, 1),
+    ],
+)
+def test_an_explanation_of_a_large_model_is_short(shape, most):
+    from types import SimpleNamespace
+
+    from quill.serving.inside import most_tokens
+
+    assert most_tokens(SimpleNamespace(**shape)) == most
+
+
+def test_a_card_tells_how_a_model_was_made(server, tiny):
+    found = server.get("/v1/quill/card/tiny").json
+    assert found["reference"] == "tiny:v1"
+    assert found["parameters"] == tiny.facts["parameters"]
+    assert found["data"]["name"] == "tiny"
+    assert found["model"]["n_embd"] == 8
+    assert found["curves"]["val"][-1] == found["curves"]["best"] == [5, tiny.facts["best_val_loss"]]
+    assert found["card"].startswith("# tiny:v1")
+    assert str(tiny.path.parent.parent) not in json.dumps(found)
+    assert server.get("/v1/quill/card/none").code == "model_not_found"
+
+
+def test_long_curves_are_thinned():
+    from quill.evaluation.curves import Point
+    from quill.serving.cards import thinned
+
+    points = [Point(i, float(i)) for i in range(12_345)]
+    found = thinned(points)
+    assert 300 < len(found) <= 401
+    assert (found[0], found[-1]) == (points[0], points[-1])
+    assert thinned(points[:3]) == points[:3]
+    assert thinned([]) == []
 
 
 def test_elsewhere_is_nothing(server):
