@@ -51,8 +51,9 @@ class LayerCache:
 
     def repeat(self, rows: int) -> LayerCache:
         """Copy a single sequence's cache to each of several rows."""
-        twin = LayerCache(self.keys.repeat(rows, 1, 1, 1), self.values.repeat(rows, 1, 1, 1))
-        twin.length = self.length
+        size = (rows, *self.keys.shape[1:])
+        twin = LayerCache(self.keys.new_empty(size), self.values.new_empty(size))
+        twin.extend(self.keys.narrow(2, 0, self.length), self.values.narrow(2, 0, self.length))
         return twin
 
 
