@@ -468,7 +468,8 @@ def _encoded(generator: Generator, prompt: str | list[int], whole: bool) -> Prom
         except InputError as e:
             raise explain(e, "prompt") from None
     if len(ids) > size:
-        if whole or not isinstance(prompt, str):
+        # The last token of a prompt to score is predicted, and needs no room in the context.
+        if (whole and len(ids) > size + 1) or not (whole or isinstance(prompt, str)):
             message = f"the prompt has {len(ids):,} tokens, and the model's context length is {size:,}"
             raise invalid(message, "prompt", "context_length_exceeded")
         notice = f"using the last {size:,} of the prompt's {len(ids):,} tokens: the context length"

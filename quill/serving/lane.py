@@ -280,7 +280,9 @@ class Lane:
         ids, tokenizer, model = job.prompts[index // job.n], self.generator.tokenizer, self.generator.model
         idx = torch.tensor([ids], device=self.generator.device)
         found: list[Logprob | None] = [None]
-        hidden, near = model.hidden(idx), model.near(idx)
+        # Nothing follows the last token, so it may be one more than the context has room for.
+        read = idx[:, : max(1, len(ids) - 1)]
+        hidden, near = model.hidden(read), model.near(read)
         for start in range(0, len(ids) - 1, _SCORED_AT_ONCE):
             end = min(start + _SCORED_AT_ONCE, len(ids) - 1)
             part = slice(start, end)

@@ -98,13 +98,16 @@ def test_scores_are_those_of_the_model(server, generator):
         assert 2 <= len(top) <= 3
 
 
-def test_a_prompt_of_the_whole_context_is_scored_and_continued_by_one(server, generator):
+def test_a_prompt_of_the_whole_context_and_its_next_token_is_scored_and_continued(server, generator):
     size = generator.model.shape.block_size
-    ids = (generator.tokenizer.encode("12 bells, 12 bells, and"))[:size]
+    ids = (generator.tokenizer.encode("12 bells, 12 bells, and"))[: size + 1]
     fields = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
     scores = server.complete(prompt=[ids], **fields).json["choices"][0]["logprobs"]
-    assert len(scores["tokens"]) == size + 1
-    assert scores["text_offset"] == list(range(size + 1))
+    assert len(scores["tokens"]) == size + 2
+    assert scores["text_offset"] == list(range(size + 2))
+    table = generator.model.predict(torch.tensor([ids[:-1]])).log_softmax(-1)[0]
+    wanted = [table[i, token].item() for i, token in enumerate(ids[1:])]
+    assert scores["token_logprobs"][1:-1] == pytest.approx(wanted, abs=1e-4)
     # The likeliest token is the one that temperature 0 draws.
     assert scores["token_logprobs"][-1] == max(scores["top_logprobs"][-1].values())
     longer = server.complete(prompt=[[*ids, ids[0]]], **fields)
