@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ from typer import Argument, Option
 
 from quill.cli import _prompt, options
 from quill.cli._completion import models
+from quill.cli._generator import KeyFile, Opener, Server
 from quill.cli.options import Session
 from quill.config.settings import SampleConfig
 
@@ -68,6 +68,8 @@ def command(
     ] = False,
     unknown: _prompt.Unknown = "error",
     device: options.Device = None,
+    server: Server = None,
+    api_key_file: KeyFile = None,
 ) -> None:
     """Generate text with a model, starting from a prompt.
 
@@ -76,25 +78,17 @@ def command(
     from quill.config import reading
 
     output = session.output
-    version = session.registry().find_weights(reference, session.output.say)
+    registry = session.registry()
+    version = registry.find_weights(reference, output.say)
     config = reading.check(SampleConfig, dict(session.overrides), origin="the arguments")
     text = _prompt.find(words or [], prompt, prompt_file)
-
-    from quill.checkpoint.load import load_checkpoint
-    from quill.generation import cpu
-    from quill.generation.generator import Generator
-
-    loaded = load_checkpoint(version, session.device(device))
-    generator = Generator(loaded.model, loaded.tokenizer, notice=output.warn)
+    opener = Opener(session, registry.root, server, api_key_file, device, unknown, output.warn)
+    generator = opener.open(version)
     echoed = "" if no_echo else text
-    alone = config.num_samples == 1
-    on_cpu = generator.device.type == "cpu"
-    if output.form != "json" and stream and alone:
-        chunks = generator.stream(text, config, unknown)
-        _print(output, echoed, cpu.at_best_threads(chunks) if on_cpu else chunks)
+    if output.form != "json" and stream and config.num_samples == 1:
+        _print(output, echoed, generator.stream(text, config, unknown))
         return
-    with cpu.one_thread() if alone and on_cpu else nullcontext():
-        samples = generator.generate(text, config, unknown)
+    samples = generator.generate(text, config, unknown)
     if output.form == "json":
         document = {"reference": version.reference, "prompt": text, "samples": samples}
         output.show("quill.sample/1", document, key="reference")

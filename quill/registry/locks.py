@@ -65,7 +65,7 @@ def hold(root: Path, name: str, wait: float | None = None) -> Iterator[None]:
     pause = 0.02
     while True:
         fd = _take(path)
-        if fd is not None and not _is_held(note := _read(fd)):
+        if fd is not None and not is_alive(note := _read(fd)):
             break
         if fd is not None:
             # flock succeeded although the holder is alive: it does nothing on this filesystem.
@@ -124,7 +124,7 @@ def holder(root: Path, name: str) -> dict[str, Any] | None:
     if not note:
         return None
     if note.get("host") == socket.gethostname():
-        return note if _is_held(note) else None
+        return note if is_alive(note) else None
     try:
         fd = _open(path, create=False)
     except (OSError, CorruptError):
@@ -164,8 +164,8 @@ def me() -> dict[str, Any]:
     }
 
 
-def _is_held(note: dict[str, Any]) -> bool:
-    """Whether a note names a live process of this computer, and not another one with the same pid."""
+def is_alive(note: dict[str, Any]) -> bool:
+    """Whether a note made by `me` names a live process of this computer, not a later one with its pid."""
     pid, host, process = note.get("pid"), note.get("host"), note.get("process")
     if type(pid) is not int or pid <= 0 or host != socket.gethostname():
         return False

@@ -6,24 +6,22 @@ import asyncio
 import errno
 import os
 import socket
-import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import uvicorn
 
-from quill import fsio
 from quill.config.settings import ServeConfig
-from quill.errors import InputError, NotFoundError, ResourceError
+from quill.errors import InputError, ResourceError
 from quill.registry.store import Registry
 from quill.serving.app import Api, build
 from quill.serving.catalog import Catalog
-from quill.serving.guard import MOST_HEADER_BYTES, Guard, Keys, is_local
+from quill.serving.guard import MOST_HEADER_BYTES, Guard, Keys, is_any, is_local
+from quill.serving.keys import read_keys
+from quill.serving.presence import announced
 from quill.serving.protocol import Protocol
 
-_KEY = "QUILL_API_KEY"
-_MOST_KEYS = 1 << 16
 _BACKLOG = 512
 # Longer than the clients of Python keep a connection, so that they never use one that was just closed.
 _IDLE_CONNECTION = 30
@@ -72,34 +70,6 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def read_keys(path: str | None, env: Mapping[str, str] = os.environ) -> list[str]:
-    """Read the keys that clients send, from a file and from QUILL_API_KEY.
-
-    Raises:
-        InputError: Others may read the file, or there is no key in it.
-        NotFoundError: There is no such file.
-        ResourceError: It cannot be read.
-    """
-    keys = [env[_KEY]] if env.get(_KEY) else []
-    if path is None:
-        return keys
-    place = fsio.expanded(path)
-    try:
-        with open(place, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            lines = file.read(_MOST_KEYS).split()
-    except FileNotFoundError:
-        raise NotFoundError(f"no file '{place}'", hint="check the path") from None
-    except OSError as e:
-        raise ResourceError(f"cannot read '{place}'", why=e.strerror or str(e)) from e
-    if os.name == "posix" and mode & stat.S_IROTH:
-        raise InputError(f"everyone can read '{place}'", why="it contains keys", hint=f"chmod 600 {place}")
-    found = [line.decode("utf-8", "replace") for line in lines]
-    if not found:
-        raise InputError(f"'{place}' contains no key", why="one key is on each line")
-    return [*keys, *found]
-
-
 def serve(
     config: ServeConfig,
     registry: Registry,
@@ -130,7 +100,7 @@ def serve(
     for reference in references:
         registry.resolve(reference)
     listening = bind(config.host, config.port)
-    with listening:
+    with listening, announced(registry.root, _address(_near(config.host), listening)):
         api, server = _assemble(config, registry, references, device, Keys(keys))
         announce(_address(config.host, listening))
         asyncio.run(server.serve(sockets=[listening]))
@@ -166,6 +136,13 @@ def bind(host: str, port: int) -> socket.socket:
 def _address(host: str, listening: socket.socket) -> str:
     port = listening.getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _near(host: str) -> str:
+    """The address by which this computer itself reaches what listens on another."""
+    if not is_any(host):
+        return host
+    return "::1" if ":" in host else "127.0.0.1"
 
 
 def _assemble(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from quill.registry.store import Registry
@@ -93,10 +94,16 @@ class Running:
         return self.post("/v1/completions", {"model": "tiny", **fields})
 
 
+def cache_of(registry: Registry) -> Path:
+    """The cache folder of the servers of a registry, where they leave their notes."""
+    return registry.root.parent / "cache"
+
+
 @contextmanager
 def running(registry: Registry, *arguments: str) -> Iterator[Running]:
     """Start a server, and end it."""
     environment = {**os.environ, "QUILL_REGISTRY": str(registry.root), "QUILL_DEVICE": "cpu"}
+    environment["XDG_CACHE_HOME"] = str(cache_of(registry))
     process = subprocess.Popen(
         [*RUN, "serve", "--port", "0", *arguments],
         env=environment,
