@@ -35,8 +35,10 @@ def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     Args:
         logits: (B, V).
         seen: Whether each token is in the text, (B, V).
-        penalty: Above 1 lowers, below 1 raises.
+        penalty: Above 1 lowers, below 1 raises; above 0, however small.
     """
+    # Dividing any float32 by this, and then by the least temperature, fits in float64.
+    penalty = max(penalty, 1e-60)
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 

@@ -112,6 +112,12 @@ def test_f24_the_smallest_temperatures_leave_only_the_largest(temperature: float
     assert probabilities.tolist() == [[0.5, 0.0, 0.5, 0.0]]
 
 
+def test_the_smallest_penalty_repeats_the_likeliest_of_what_was_seen() -> None:
+    config = SampleConfig(repetition_penalty=5e-324, temperature=5e-324, seed=1)
+    sampler = sampling.Sampler(config, [0], torch.tensor([[0, 2]]), 4)
+    assert sampler(torch.tensor([[1e4, 3e38, 2e4, 3e38]])).tolist() == [[2]]
+
+
 def test_filters_apply_in_order() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
     # Of the two that top-k leaves the first has 0.57 of what is left: top-p counts what is left.
