@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from quill import __version__
-from quill.serving import requests
+from quill.serving import answers, requests
 
 # By path: method, summary, the model of its body, and the type of its answer.
 _JSON, _TEXT, _HTML = "application/json", "text/plain", "text/html"
@@ -47,29 +47,29 @@ ROUTES: dict[str, tuple[str, str, type[BaseModel] | None, str]] = {
 }
 PER_MODEL = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/tokenizer_info")
 _REF = "#/components/schemas/{model}"
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
+# What those that answer with a fixed form answer.
+ANSWERS: dict[str, type[BaseModel]] = {
+    "/v1/completions": answers.Completion,
+    "/v1/chat/completions": answers.ChatCompletion,
+    "/v1/models": answers.Models,
+    "/v1/models/{name}": answers.Model,
+    "/tokenize": answers.Tokens,
+    "/detokenize": answers.Text,
+    "/tokenizer_info": answers.TokenizerInfo,
+    "/generate": answers.Generated,
+    "/health": answers.State,
+    "/ready": answers.State,
+    "/": answers.Greeting,
 }
 
 
 @lru_cache
 def document() -> dict[str, Any]:
     """The document."""
-    bodies = list(dict.fromkeys(body for _, _, body, _ in ROUTES.values() if body))
-    _, schemas = models_json_schema([(b, "validation") for b in bodies], ref_template=_REF)
+    models: set[type[BaseModel]] = {*ANSWERS.values(), answers.Error}
+    models |= {body for _, _, body, _ in ROUTES.values() if body}
+    named = sorted(models, key=lambda m: m.__name__)
+    _, schemas = models_json_schema([(m, "validation") for m in named], ref_template=_REF)
     paths = {path: _operation(path) for path in ROUTES}
     for path in PER_MODEL:
         paths["/m/{name}" + path] = _operation(path, per_model=True)
@@ -78,7 +78,7 @@ def document() -> dict[str, Any]:
         "info": {"title": "quill", "version": __version__, "description": "Text from small GPTs."},
         "paths": paths,
         "components": {
-            "schemas": {**schemas["$defs"], "Error": _ERROR},
+            "schemas": schemas["$defs"],
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -97,13 +97,14 @@ def page() -> str:
 
 def _operation(path: str, *, per_model: bool = False) -> dict[str, Any]:
     method, summary, body, answer = ROUTES[path]
+    form = {"schema": _ref(ANSWERS[path].__name__)} if path in ANSWERS else {}
     error = {"description": "The request is refused.", "content": {_JSON: {"schema": _ref("Error")}}}
     made: dict[str, Any] = {
         "summary": summary,
         "operationId": ("model_" if per_model else "") + (path.strip("/").replace("/", "_") or "home"),
         "security": [{"key": []}, {}],
         "responses": {
-            "200": {"description": "The answer.", "content": {answer: {}}},
+            "200": {"description": "The answer.", "content": {answer: form}},
             "4XX": error,
             "5XX": error,
         },

@@ -14,10 +14,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationError,
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema
 
 from quill.config.settings import SampleConfig
 from quill.errors import shorten
@@ -27,6 +29,8 @@ from quill.serving.errors import ApiError, invalid
 MOST_ROWS = 128
 _MOST_N = 16
 _MOST_LOGPROBS = 20
+_MOST_BIASES = 300
+_NULL = {"type": "null"}
 
 
 def _whole(value: Any) -> Any:
@@ -42,17 +46,38 @@ def _flag(value: Any) -> Any:
     return {True: 1, False: None}[value] if isinstance(value, bool) else _whole(value)
 
 
-_Whole = Annotated[int, BeforeValidator(_whole)]
+_WHOLE = BeforeValidator(_whole)
+# Bounds come first: behind a validator they would not be in the schema.
+_Size = Annotated[int, Field(ge=0, le=2**31 - 1), _WHOLE]
+_Likeliest = Annotated[int, Field(ge=0, le=_MOST_LOGPROBS)]
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
-_Id = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_whole)]
-_Ids = Annotated[list[_Id], Field(max_length=2**20)]
+_Stops = Annotated[list[_Stop], Field(max_length=16, fail_fast=True)]
+_Id = Annotated[int, Field(ge=0, lt=2**31), _WHOLE]
+# A list of errors that is as long as the body would take seconds to write.
+_Ids = Annotated[list[_Id], Field(max_length=2**20, fail_fast=True)]
+_Prompts = Annotated[list[_Ids], Field(fail_fast=True)]
 _Text = Annotated[str, Field(max_length=2**24)]
+_Texts = Annotated[list[_Text], Field(fail_fast=True)]
 
 
 class Request(BaseModel):
     """The body of a request."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Every field that may be left out may be null."""
+        made = handler(core_schema)
+        schema = handler.resolve_ref_schema(made)
+        for name in schema["properties"].keys() - set(schema.get("required", ())):
+            field = schema["properties"][name]
+            kept = {k: field.pop(k) for k in ("title", "description", "default") if k in field}
+            forms = field.pop("anyOf", None) or [field]
+            schema["properties"][name] = {"anyOf": [f for f in forms if f != _NULL] + [_NULL], **kept}
+        return made
 
     @model_validator(mode="before")
     @classmethod
@@ -73,7 +98,9 @@ class Drawing(Request):
     model: str | None = Field(None, max_length=300, description="Name, name:vN or name:ALIAS of a model.")
     temperature: float = Field(1.0, ge=0, le=1000, description="0 always picks the likeliest token.")
     top_p: float = Field(1.0, ge=0, le=1, description="As in `quill sample`; 0 is greedy.")
-    top_k: _Whole | None = Field(None, ge=-1, le=2**31 - 1, description="0 and -1 keep every token.")
+    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1), _WHOLE] | None = Field(
+        None, description="0 and -1 keep every token."
+    )
     min_p: float | None = Field(None, ge=0, le=1, description="As in `quill sample`.")
     repetition_penalty: float = Field(1.0, gt=0, le=1000, description="As in `quill sample`.")
 
@@ -93,19 +120,26 @@ class Sampling(Drawing):
 
     default_tokens: ClassVar[int] = 16
 
-    n: Annotated[_Whole, Field(ge=1, le=_MOST_N)] = Field(1, description="Samples for each prompt.")
+    n: Annotated[int, Field(ge=1, le=_MOST_N), _WHOLE] = Field(1, description="Samples for each prompt.")
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="Only 0 is supported.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Only 0 is supported.")
-    logit_bias: dict[str, float] = Field({}, max_length=300, description="Only {} is supported.")
-    seed: Annotated[_Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
+    logit_bias: dict[str, float] = Field({}, max_length=_MOST_BIASES, description="Only {} is supported.")
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1), _WHOLE] | None = Field(
         None, description="The same seed gives the same samples, up to rounding."
     )
-    stop: Annotated[list[_Stop], Field(max_length=16), BeforeValidator(_listed)] = Field(
+    stop: Annotated[_Stops, BeforeValidator(_listed, _Stop | _Stops)] = Field(
         [], description="Text or texts that end a sample, and are not part of it."
     )
     stream: bool = Field(False, description="Send chunks as they are generated.")
     stream_options: StreamOptions = StreamOptions.model_validate({})
     ignore_eos: bool = Field(False, description="Continue after an end-of-text token.")
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _few(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > _MOST_BIASES:
+            raise invalid(f"logit_bias has more than {_MOST_BIASES} entries", "logit_bias")
+        return value
 
     @model_validator(mode="after")
     def _supported(self) -> Self:
@@ -128,15 +162,17 @@ class Sampling(Drawing):
 class CompletionRequest(Sampling):
     """The body of /v1/completions."""
 
-    prompt: _Text | list[_Text] | list[_Id] | list[_Ids] = Field(
+    prompt: _Text | _Texts | _Ids | _Prompts = Field(
         "", description="Text, texts, token ids, or lists of token ids."
     )
-    max_tokens: Annotated[_Whole, Field(ge=0, le=2**31 - 1)] = Field(
+    max_tokens: _Size = Field(
         16, description="Most tokens to generate; 0 with echo and logprobs scores the prompt."
     )
-    best_of: Annotated[_Whole, Field(ge=0, le=20)] | None = Field(None, description="Only n is supported.")
+    best_of: Annotated[int, Field(ge=0, le=20), _WHOLE] | None = Field(
+        None, description="Only n is supported."
+    )
     echo: bool = Field(False, description="Put the prompt before the completion.")
-    logprobs: Annotated[int, Field(ge=0, le=_MOST_LOGPROBS), BeforeValidator(_flag)] | None = Field(
+    logprobs: Annotated[_Likeliest | None, BeforeValidator(_flag, bool | _Likeliest)] = Field(
         None, description="Log probabilities of the tokens, and of so many of the likeliest."
     )
     suffix: str | None = Field(None, max_length=2**20, description="Not supported.")
@@ -199,10 +235,10 @@ class ChatRequest(Sampling):
     """
 
     messages: list[Message] = Field(min_length=1, max_length=1000)
-    max_tokens: Annotated[_Whole, Field(ge=0, le=2**31 - 1)] | None = None
-    max_completion_tokens: Annotated[_Whole, Field(ge=0, le=2**31 - 1)] | None = None
+    max_tokens: _Size | None = None
+    max_completion_tokens: _Size | None = None
     logprobs: bool = False
-    top_logprobs: Annotated[_Whole, Field(ge=0, le=_MOST_LOGPROBS)] = 0
+    top_logprobs: Annotated[int, Field(ge=0, le=_MOST_LOGPROBS), _WHOLE] = 0
     tools: list[Any] = Field([], max_length=0, description="Not supported.")
     response_format: dict[str, Any] = Field({}, description='Only {"type": "text"} is supported.')
 
@@ -244,7 +280,7 @@ class ExplainRequest(Drawing):
     """The body of /v1/quill/explain."""
 
     prompt: _Text = Field("", description="The text, of which the last tokens are explained.")
-    last: Annotated[_Whole, Field(ge=1, le=128)] = Field(
+    last: Annotated[int, Field(ge=1, le=128), _WHOLE] = Field(
         64, description="Most tokens to explain; fewer of a large model."
     )
 
@@ -254,12 +290,10 @@ class GenerateRequest(Request):
 
     model: str | None = Field(None, max_length=300)
     prompt: _Text
-    max_length: Annotated[_Whole, Field(ge=0, le=2**31 - 1)] = Field(
-        500, description="Most tokens to generate."
-    )
+    max_length: _Size = Field(500, description="Most tokens to generate.")
     temperature: float = Field(0.7, ge=0, le=1000)
-    top_k: Annotated[_Whole, Field(ge=1, le=2**31 - 1)] | None = None
-    seed: Annotated[_Whole, Field(ge=0, le=2**63 - 1)] | None = None
+    top_k: Annotated[int, Field(ge=1, le=2**31 - 1), _WHOLE] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1), _WHOLE] | None = None
 
 
 R = TypeVar("R", bound=Request)
@@ -277,7 +311,8 @@ def validate(kind: type[R], document: Any) -> R:
         return kind.model_validate(document)
     except ValidationError as e:
         # A union reports each of its arms; the one that came furthest says the most.
-        first = max(e.errors(include_url=False, include_context=False), key=lambda x: len(x["loc"]))
+        errors = e.errors(include_url=False, include_context=False)
+        first = max(errors, key=lambda x: (len(x["loc"]), not x["type"].endswith("_type")))
         name = str(first["loc"][0]) if first["loc"] else None
         given = first["input"]
         shown = f", not {shorten(given, 60)!a}" if isinstance(given, bool | int | float | str) else ""

@@ -46,6 +46,7 @@ BROKEN = {
     "nan": b'{"prompt": "3", "x": NaN}',
     "infinity": b'{"prompt": "3", "x": [-Infinity]}',
     "too large": b'{"prompt": "3", "x": 1e400}',
+    "too large a whole number": b'{"prompt": "3", "seed": 1' + b"0" * 400 + b"}",
     "lone surrogate": rb'{"prompt": "\ud800"}',
     "lone surrogate in a key": rb'{"\uDC00": 1}',
     "not UTF-8": b'{"prompt": "\xff"}',
