@@ -166,21 +166,38 @@ class Generator:
     def _read(
         self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]
     ) -> tuple[Decoder, Tensor, Tensor]:
-        """Feed the prompt; return the decoder, the logits of the next token, and the prompt's tokens.
-
-        Of a prompt longer than the context these are only the last, unless every token counts as repeated.
-        """
+        """Feed the prompt; return the decoder, the logits of the next token, and `prompt_ids`."""
         size = self.model.shape.block_size
-        if config.repetition_penalty == 1:
-            ids = self.tokenizer.encode_tail(prompt, size + 1, unknown=unknown)
-        else:
-            ids = self.tokenizer.encode(prompt, unknown=unknown)
-        ids = ids or [self.first_token()]
+        ids = self.prompt_ids(prompt, config, unknown)
         if len(ids) > size and self._notice is not None:
             self._notice(f"using only the last {size:,} tokens of the prompt: the context length")
         idx = torch.tensor([ids], device=self.device)
         decoder = Decoder(self.ready(config.max_new_tokens))
         return decoder, decoder.feed(idx[:, -size:]), idx
+
+    def prompt_ids(
+        self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"] = "error", *, more: int = 0
+    ) -> list[int]:
+        """Encode a prompt, or the end of a long one, unless a repetition penalty counts all of its tokens.
+
+        Args:
+            prompt: Any text; an empty one has the model's first token.
+            config: How to sample.
+            unknown: What to do with characters that have no token.
+            more: Tokens that are needed besides those that fit into the context.
+
+        Returns:
+            All tokens, or the last: more than block_size and `more` together.
+
+        Raises:
+            InputError: A character of the prompt has no token.
+        """
+        if config.repetition_penalty == 1:
+            most = self.model.shape.block_size + more
+            ids = self.tokenizer.encode_tail(prompt, most + 1, unknown=unknown)
+        else:
+            ids = self.tokenizer.encode(prompt, unknown=unknown)
+        return ids or [self.first_token()]
 
     def ready(self, max_new_tokens: int) -> GPT:
         """The twin of the model that generates so many tokens fastest; made once."""

@@ -50,7 +50,7 @@ class Prompt:
 
     Attributes:
         text: Its text, to be echoed.
-        ids: Its tokens; the model's first token where there are none.
+        ids: The tokens that count: the model's first token where there are none, and the last of a long text.
         notice: What the client should know of it.
     """
 
@@ -122,7 +122,7 @@ class Api:
         config = self._sampling(body, body.max_tokens)
         score = body.echo and body.logprobs is not None
         async with self._leased(request, body.model) as lease:
-            prompts = await self._encode(lease.generator, body.prompts, whole=score)
+            prompts = await self._encode(lease.generator, body.prompts, config, whole=score)
             if score and any(not p.text for p in prompts):
                 raise invalid("an empty prompt has no tokens to score", "prompt")
             job = Job(
@@ -150,7 +150,7 @@ class Api:
         config = self._sampling(body, body.limit)
         logprobs = body.top_logprobs if body.logprobs else None
         async with self._leased(request, body.model) as lease:
-            prompts = await self._encode(lease.generator, [body.text])
+            prompts = await self._encode(lease.generator, [body.text], config)
             job = Job([prompts[0].ids], config, n=body.n, logprobs=logprobs, ends=not body.ignore_eos)
             reply = replies.Chat(lease.resident.version, lease.generator.tokenizer, logprobs=logprobs)
             return await self._answer(request, lease, job, reply, body, prompts)
@@ -180,7 +180,7 @@ class Api:
             max_new_tokens=body.max_length, temperature=body.temperature, top_k=body.top_k, seed=body.seed
         )
         async with self._leased(request, body.model) as lease:
-            [prompt] = await self._encode(lease.generator, [body.prompt])
+            [prompt] = await self._encode(lease.generator, [body.prompt], config)
             yield body, lease, Job([prompt.ids], config)
 
     async def _answer(
@@ -311,7 +311,7 @@ class Api:
         body = requests.validate(requests.ExplainRequest, await self._json(request))
         async with self._leased(request, body.model) as lease:
             generator = lease.generator
-            await self._encode(generator, [body.prompt])
+            await self._encode(generator, [body.prompt], SampleConfig())
             call = self.engine.call(lambda: inside.explain(generator, body))
             try:
                 async with streams.watching(request.receive, call):
@@ -378,17 +378,23 @@ class Api:
             lease.close()
 
     async def _encode(
-        self, generator: Generator, prompts: list[str | list[int]], *, whole: bool = False
+        self,
+        generator: Generator,
+        prompts: list[str | list[int]],
+        config: SampleConfig,
+        *,
+        whole: bool = False,
     ) -> list[Prompt]:
         """Encode prompts.
 
         Args:
             generator: The model.
             prompts: Texts or token ids.
+            config: How to sample.
             whole: Refuse prompts that are longer than the context, of which only the end would be read.
         """
         total = sum(map(len, prompts))
-        return await _off_loop(total, lambda: [_encoded(generator, p, whole) for p in prompts])
+        return await _off_loop(total, lambda: [_encoded(generator, p, config, whole) for p in prompts])
 
 
 class Lease:
@@ -454,27 +460,27 @@ def build(api: Api) -> Starlette:
     return Starlette(routes=api.routes(), lifespan=lifespan, exception_handlers=handlers)
 
 
-def _encoded(generator: Generator, prompt: str | list[int], whole: bool) -> Prompt:
-    tokenizer, size = generator.tokenizer, generator.model.shape.block_size
+def _encoded(generator: Generator, prompt: str | list[int], config: SampleConfig, whole: bool) -> Prompt:
+    size = generator.model.shape.block_size
     if isinstance(prompt, str):
         try:
-            ids, text = tokenizer.encode(prompt), prompt
+            ids, text = generator.prompt_ids(prompt, config, more=1 if whole else 0), prompt
         except InputError as e:
             code = "unknown_character"
             raise ApiError(400, f"{e.what}: {e.why}", code, param="prompt") from None
     else:
         try:
-            ids, text = prompt, tokenizer.decode(prompt)
+            ids, text = prompt or [generator.first_token()], generator.tokenizer.decode(prompt)
         except InputError as e:
             raise explain(e, "prompt") from None
-    if len(ids) > size:
-        # The last token of a prompt to score is predicted, and needs no room in the context.
-        if (whole and len(ids) > size + 1) or not (whole or isinstance(prompt, str)):
-            message = f"the prompt has {len(ids):,} tokens, and the model's context length is {size:,}"
-            raise invalid(message, "prompt", "context_length_exceeded")
-        notice = f"using the last {size:,} of the prompt's {len(ids):,} tokens: the context length"
-        return Prompt(text, ids, notice)
-    return Prompt(text, ids or [generator.first_token()])
+    # The last token of a prompt to score is predicted, and needs no room in the context.
+    if len(ids) <= size + (1 if whole else 0):
+        return Prompt(text, ids)
+    if whole or not isinstance(prompt, str):
+        message = f"the prompt has more than {size:,} tokens, the model's context length"
+        raise invalid(message, "prompt", "context_length_exceeded")
+    notice = f"using only the last {size:,} tokens of the prompt: the context length"
+    return Prompt(text, ids if config.repetition_penalty != 1 else ids[-size:], notice)
 
 
 async def _off_loop(size: int, work: Callable[[], T]) -> T:

@@ -114,10 +114,25 @@ def test_a_prompt_of_the_whole_context_and_its_next_token_is_scored_and_continue
     assert (longer.status, longer.code) == (400, "context_length_exceeded")
 
 
-def test_a_long_text_is_cut_and_the_answer_says_so(server):
-    answer = server.complete(prompt="12 bells, 12 bells, and", max_tokens=2)
+def test_f69_a_long_text_is_cut_and_the_answer_says_so(server, generator, monkeypatch):
+    encode, encoded = type(generator.tokenizer).encode, []
+
+    def counted(self, text, **options):
+        encoded.append(len(text))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(type(generator.tokenizer), "encode", counted)
+    text = "12 bells, 12 bells, and " * 2000
+    answer = server.complete(prompt=text, max_tokens=2, seed=1)
     assert answer.status == 200
     assert "the last 16" in answer.headers["x-quill-notice"]
+    assert answer.json["usage"] == {"prompt_tokens": 16, "completion_tokens": 2, "total_tokens": 18}
+    assert sum(encoded) < 1000
+    short = server.complete(prompt=text[-16:], max_tokens=2, seed=1)
+    assert "x-quill-notice" not in short.headers
+    assert answer.json["choices"] == short.json["choices"]
+    every = server.complete(prompt=text, max_tokens=2, repetition_penalty=1.1)
+    assert every.json["usage"]["prompt_tokens"] == len(text)
 
 
 def test_stop_strings_end_a_sample_and_cut_its_tokens(server):
