@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import iterdecode
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import Literal
@@ -12,6 +13,7 @@ from quill.cli.output import Output
 from quill.errors import InputError, NotFoundError
 from quill.evaluation import chart, curves
 from quill.registry.folder import Folder
+from quill.registry.manifest import METRICS
 
 # A wider chart shows nothing more.
 _WIDEST = 100
@@ -24,21 +26,27 @@ def show(output: Output, found: Folder) -> None:
     Raises:
         NotFoundError: There are no losses.
     """
-    raw = found.metrics()
-    points = _points(found, raw)
+    points = _points(found)
     if output.form == "human":
         output.draw(draw(output, points, get_terminal_size().columns))
         return
-    lines, best = curves.parse(raw), points.best
+    if output.form == "quiet":
+        for text in iterdecode(found.metrics(), "utf-8", "replace"):
+            output.write(text)
+        return
+    lines, stride = curves.lines_by_kind(found.metrics())
+    if stride > 1:
+        every = f"quill show {found.reference} --metrics -q"
+        output.say(f"the metrics are long, and one line in {stride} is shown; all of them: {every}")
+    best = points.best
     document = {
         "reference": found.reference,
-        "train": [line for line in lines if "loss" in line],
-        "val": [line for line in lines if "val_loss" in line],
-        "samples": [line for line in lines if "sample" in line],
+        "train": lines["loss"],
+        "val": lines["val_loss"],
+        "samples": lines["sample"],
         "best": {"step": best.step, "val_loss": best.loss} if best else None,
     }
-    stored = raw.decode(errors="replace").splitlines()
-    output.show("quill.metrics/1", document, key="reference", quiet=stored)
+    output.show("quill.metrics/1", document, key="reference")
 
 
 def draw(
@@ -93,19 +101,19 @@ def save(output: Output, found: Folder, path: Path) -> None:
         InputError: matplotlib is not installed.
         ResourceError: It cannot be written.
     """
-    drawn = _picture.draw(_points(found, found.metrics()), found.reference, form_of(path))
+    drawn = _picture.draw(_points(found), found.reference, form_of(path))
     fsio.write_bytes(path, drawn)
     document = {"reference": found.reference, "path": str(path)}
     output.show("quill.plot/1", document, key="path")
 
 
-def _points(found: Folder, raw: bytes) -> curves.Curves:
-    points = curves.curves(curves.parse(raw))
+def _points(found: Folder) -> curves.Curves:
+    points = curves.read(found.metrics())
     if not points:
         unfinished = not found.is_published
         raise NotFoundError(
             f"{found.reference} has no metrics" + (" yet" if unfinished else ""),
-            why=f"its folder contains no losses in {curves.METRICS}",
+            why=f"its folder contains no losses in {METRICS}",
             hint=f"quill {'logs' if unfinished else 'eval'} {found.reference}",
         )
     return points

@@ -194,7 +194,7 @@ def _figures(found: Folder) -> dict[str, Any]:
     if not found.is_published:
         from quill.evaluation import curves
 
-        best = curves.read(found.path / curves.METRICS).best
+        best = curves.read(found.metrics()).best
         figures |= {"val_loss": best.loss, "best_step": best.step} if best else {}
     return figures
 

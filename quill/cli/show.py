@@ -233,7 +233,7 @@ def _run(run: Folder) -> dict[str, Any]:
     from quill.evaluation import curves
 
     holder = run.holder()
-    best = curves.read(run.path / curves.METRICS).best
+    best = curves.read(run.metrics()).best
     try:
         settings = run.config()
     except QuillError:

@@ -240,7 +240,7 @@ def _watched(output: Output, registry: Registry) -> Iterator[dict[str, Any]]:
     def history(reference: str) -> Curves:
         from quill.evaluation import curves
 
-        return curves.read(registry.find(reference, in_progress=True).path / curves.METRICS)
+        return curves.read(registry.find(reference, in_progress=True).metrics())
 
     with (
         Signals() as signals,

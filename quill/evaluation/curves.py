@@ -5,16 +5,12 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from quill import fsio
-
-METRICS = "metrics.jsonl"
+T = TypeVar("T")
 
 # If losses above this quantile would take more than half of the axis, they are not drawn: a first step or
 # a spike would flatten everything else.
@@ -22,12 +18,11 @@ _SHOWN = 0.97
 _LARGEST = 1e30
 _LAST_STEP = 2**53
 
-# The metrics of a hundred million steps.
-_MOST_BYTES = 1 << 34
 _LONGEST_LINE = 1 << 24
-_BUFFER = 1 << 20
-# More training losses than this show nothing more.
+# More losses than this show nothing more.
 _MOST_POINTS = 200_000
+# Lines of each kind that are returned whole.
+_MOST_LINE_BYTES = 16 << 20
 
 
 class Point(NamedTuple):
@@ -99,64 +94,100 @@ def span(*series: Sequence[Point]) -> tuple[float, float]:
     return low, high
 
 
-def parse(raw: bytes) -> list[dict[str, Any]]:
-    """Read the lines of a metrics.jsonl, without a last one that a crash cut off."""
-    return [line for text in raw.splitlines() if (line := _line(text)) is not None]
+def stream(stored: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Read the lines of a metrics.jsonl, without a last one that a crash cut off.
 
-
-def stream(path: Path) -> Iterator[dict[str, Any]]:
-    """Read a metrics.jsonl line by line, as `parse` does; a missing file has no lines.
-
-    Raises:
-        CorruptError: It is a link, not a regular file, or larger than any metrics.
-        ResourceError: It cannot be read.
+    Args:
+        stored: Its content, in chunks of any size, as `Folder.metrics` returns it.
     """
-    return (line for text in _texts(path) if (line := _line(text)) is not None)
+    return (line for text in _texts(stored) if (line := _line(text)) is not None)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a whole metrics.jsonl; raises as `stream` does."""
-    return list(stream(path))
+class _Thin(Generic[T]):
+    """A long sequence in little memory: only every n-th item where all would take too much.
 
-
-def read(path: Path) -> Curves:
-    """Read the curves of a metrics.jsonl in little memory: of very many training losses only every n-th.
-
-    Raises:
-        QuillError: As for `stream`.
+    Args:
+        most: The size at which every second item is dropped.
+        size: The size of an item.
     """
-    train: dict[int, float] = {}
-    val: dict[int, float] = {}
-    stride = 1
-    for number, text in enumerate(_texts(path)):
+
+    def __init__(self, most: int, size: Callable[[T], int] = lambda item: 1) -> None:
+        self.items: list[T] = []
+        self.stride = 1
+        self._most, self._size_of = most, size
+        self._size = self._seen = 0
+
+    def takes(self) -> bool:
+        """Whether the next item is one of those that stay; ask once for each."""
+        self._seen += 1
+        return (self._seen - 1) % self.stride == 0
+
+    def add(self, item: T) -> None:
+        """Add an item that it takes."""
+        self.items.append(item)
+        self._size += self._size_of(item)
+        while self._size > self._most and len(self.items) > 1:
+            del self.items[1::2]
+            self.stride *= 2
+            self._size = sum(map(self._size_of, self.items))
+
+
+def read(stored: Iterable[bytes]) -> Curves:
+    """Read curves in little memory: of very many losses only every n-th, and the best.
+
+    Args:
+        stored: As for `stream`.
+    """
+    train, val = _Thin[Point](_MOST_POINTS), _Thin[Point](_MOST_POINTS)
+    best: Point | None = None
+    for text in _texts(stored):
         # Most lines are training losses; those left out are not even parsed.
-        if (number % stride and b"val_loss" not in text) or (line := _line(text)) is None:
+        is_val = b"val_loss" in text
+        if (not is_val and not train.takes()) or (line := _line(text)) is None:
             continue
-        _add(line, train, val)
-        if len(train) > _MOST_POINTS:
-            train, stride = dict(list(train.items())[::2]), 2 * stride
-    return _curves(train, val)
+        if (point := _point(line, "loss")) and (not is_val or train.takes()):
+            train.add(point)
+        if point := _point(line, "val_loss"):
+            best = point if best is None or point.loss < best.loss else best
+            if val.takes():
+                val.add(point)
+    if best and val.stride > 1:
+        val.items.append(best)
+    return Curves(_by_step(train.items), _by_step(val.items))
 
 
-def curves(lines: Iterable[dict[str, Any]]) -> Curves:
-    """Collect the points from the lines of a metrics.jsonl; the later of two lines for a step counts."""
-    train: dict[int, float] = {}
-    val: dict[int, float] = {}
-    for line in lines:
-        _add(line, train, val)
-    return _curves(train, val)
+def lines_by_kind(stored: Iterable[bytes]) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    """Read the lines that have a loss, a val_loss or a sample, in bounded memory.
+
+    Args:
+        stored: As for `stream`.
+
+    Returns:
+        The lines by that key, and n if only every n-th of a kind is there; 1 if all are.
+    """
+    kinds = {key: _Thin[bytes](_MOST_LINE_BYTES, len) for key in ("loss", "val_loss", "sample")}
+    for text in _texts(stored):
+        for key, kept in kinds.items():
+            # Lines that are left out are not parsed.
+            if f'"{key}"'.encode() in text and kept.takes():
+                kept.add(text)
+    found = {key: [line for line in stream(kept.items) if key in line] for key, kept in kinds.items()}
+    return found, max(kept.stride for kept in kinds.values())
 
 
-def _texts(path: Path) -> Iterator[bytes]:
-    """The lines of a file, not parsed; one that is far too long comes in pieces."""
-    try:
-        with fsio.open_plain(path) as raw, fsio.guard(path, "read"):
-            fsio.check_size(path, os.fstat(raw.fileno()).st_size, _MOST_BYTES)
-            file = io.BufferedReader(raw, _BUFFER)
-            while text := file.readline(_LONGEST_LINE):
+def _texts(stored: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines, not parsed; one that is far too long comes in pieces."""
+    rest = b""
+    for chunk in stored:
+        lines = io.BytesIO(rest + chunk)
+        rest = b""
+        for text in lines:
+            if text.endswith(b"\n") or len(text) > _LONGEST_LINE:
                 yield text
-    except FileNotFoundError:
-        return
+            else:
+                rest = text
+    if rest:
+        yield rest
 
 
 def _line(text: bytes) -> dict[str, Any] | None:
@@ -169,15 +200,17 @@ def _line(text: bytes) -> dict[str, Any] | None:
     return line if valid else None
 
 
-def _add(line: dict[str, Any], train: dict[int, float], val: dict[int, float]) -> None:
-    for key, points in (("loss", train), ("val_loss", val)):
-        value = line.get(key)
-        if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < _LARGEST:
-            points[line["step"]] = float(value)
+def _point(line: dict[str, Any], key: str) -> Point | None:
+    """A finite loss of a line."""
+    value = line.get(key)
+    if isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < _LARGEST:
+        return Point(line["step"], float(value))
+    return None
 
 
-def _curves(train: dict[int, float], val: dict[int, float]) -> Curves:
-    return Curves(*(tuple(Point(*p) for p in sorted(points.items())) for points in (train, val)))
+def _by_step(points: Iterable[Point]) -> tuple[Point, ...]:
+    """Points in order; the later of two for a step counts."""
+    return tuple(Point(*p) for p in sorted(dict(points).items()))
 
 
 def _quantile(values: Sequence[float]) -> float:

@@ -12,6 +12,8 @@ from quill.errors import CorruptError, ResourceError
 from quill.units import size
 
 if TYPE_CHECKING:
+    import hashlib
+
     from quill.registry.manifest import FileEntry
 
 OnBytes = Callable[[int], None]
@@ -88,11 +90,24 @@ class OpenFile:
         """
         import hashlib
 
-        sha256, head = hashlib.sha256(), b""
+        sha256 = hashlib.sha256()
+        for _ in self._verified(sha256, on_bytes):
+            pass
+        return sha256.hexdigest()
+
+    def verified(self) -> Iterator[bytes]:
+        """Read it chunk by chunk; raises as `sha256` does, after the last chunk."""
+        import hashlib
+
+        return self._verified(hashlib.sha256(), ignore)
+
+    def _verified(self, sha256: hashlib._Hash, on_bytes: OnBytes) -> Iterator[bytes]:
+        head = b""
         for chunk in self.chunks(on_bytes):
             head = head or chunk[:512]
             sha256.update(chunk)
-        return self.check_sha256(sha256.hexdigest(), head)
+            yield chunk
+        self.check_sha256(sha256.hexdigest(), head)
 
     def chunks(self, on_bytes: OnBytes = ignore) -> Iterator[bytes]:
         """Read it from its start, chunk by chunk.

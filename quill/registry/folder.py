@@ -206,16 +206,22 @@ class Folder:
         """Read its config as it is stored; raises as `read_file` does."""
         return self.read_object(manifest.CONFIG)
 
-    def metrics(self) -> bytes:
-        """Read its metrics as they are stored, one JSON object a line; empty if there are none.
+    def metrics(self) -> Iterator[bytes]:
+        """Read its metrics in chunks, as they are stored: one JSON object a line; nothing if there are none.
 
         Raises:
-            CorruptError: They are damaged, or not a plain file.
+            CorruptError: They are not a plain file, too large, or, which is raised at their end, damaged.
+            ResourceError: They cannot be read.
         """
+        if not self.has(manifest.METRICS):
+            return
         try:
-            return self.read_file(manifest.METRICS) if self.has(manifest.METRICS) else b""
+            file = self.open_file(manifest.METRICS)
         except NotFoundError:
-            return b""
+            return
+        with file:
+            fsio.check_size(file.path, file.size, manifest.most_bytes(manifest.METRICS))
+            yield from file.verified()
 
     def open_run_log(self) -> FileIO:
         """Open the log of the run that made it.

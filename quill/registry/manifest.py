@@ -25,9 +25,9 @@ CONFIG, WEIGHTS, TOKENIZER = REQUIRED = ("config.json", "model.safetensors", "to
 METRICS, CARD = "metrics.jsonl", "README.md"
 # What a run keeps next to them until it is published; the log stays.
 STATE, STATUS, LOG = "state", "status.json", "run.log"
-# What the files that are read whole have at most; weights are checked against their header.
+# The most bytes of a file; weights are checked against their header. Metrics have those of 100 million steps.
 _MOST_BYTES = 16 << 20
-_MOST_BYTES_OF = {TOKENIZER: strictjson.MOST_BYTES, METRICS: 1 << 28, LOG: 1 << 30}
+_MOST_BYTES_OF = {TOKENIZER: strictjson.MOST_BYTES, METRICS: 1 << 34, LOG: 1 << 30}
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 

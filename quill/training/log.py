@@ -6,9 +6,9 @@ import json
 import textwrap
 from typing import Any
 
-from quill.evaluation.curves import METRICS, stream
+from quill.evaluation.curves import stream
 from quill.registry.draft import Draft
-from quill.registry.manifest import LOG
+from quill.registry.manifest import LOG, METRICS
 from quill.training.events import Evaluated, Event, Finished, Notice, Sampled, Saved, Stage, Started, Stepped
 from quill.units import duration
 
@@ -27,7 +27,7 @@ class RunLog:
 
     def __init__(self, draft: Draft, log_interval: int, step: int) -> None:
         self._interval = log_interval
-        kept = (line for line in stream(draft.path / METRICS) if line["step"] <= step)
+        kept = (line for line in stream(draft.metrics()) if line["step"] <= step)
         raw = (f"{json.dumps(line)}\n".encode() for line in kept)
         self._log, self._metrics = draft.open_log(LOG), draft.open_log(METRICS, raw)
 

@@ -163,7 +163,7 @@ def publish_run(
 
 def _recorded(draft: Draft, best: Checkpoint) -> dict[str, Any]:
     """What an unfinished run has recorded for its manifest."""
-    status, losses = draft.status(), curves.read(draft.path / manifest.METRICS)
+    status, losses = draft.status(), curves.read(draft.metrics())
     facts = {k: v for k, v in draft.facts.items() if v is not None and k not in ("schema", "files")}
     if not facts and losses.best:
         # A run of an earlier quill, which recorded less.
@@ -182,7 +182,7 @@ def _recorded(draft: Draft, best: Checkpoint) -> dict[str, Any]:
 def _publish(draft: Draft, best: Checkpoint, facts: dict[str, Any], poll: Callable[[], None]) -> Version:
     """Write the model card and publish."""
     sample = _sample(Generator(best.model, best.tokenizer), best.config.train.seed, poll)
-    losses = curves.read(draft.path / manifest.METRICS)
+    losses = curves.read(draft.metrics())
     # Browsers draw the finer block characters at a different width from letters.
     curve = chart.draw(losses, plain=True)
     text = card(draft.reference, best.config, facts | {"versions": manifest.versions()}, sample, curve)

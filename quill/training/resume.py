@@ -149,7 +149,7 @@ def begin(
     facts: dict[str, Any] = {"parent": _origin(parent)}
     if longer is not None:
         facts = {"parent": longer.facts["parent"], "extends": _origin(longer)}
-        draft.write_bytes(METRICS, longer.metrics())
+        draft.write_chunks(METRICS, longer.metrics())
     if teachers:
         facts["teachers"] = [_origin(t) for t in teachers]
     draft.update_status(**progress(0), data_key=inputs.dataset.key, **facts)

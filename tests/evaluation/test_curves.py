@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from quill.errors import CorruptError
 from quill.evaluation import chart, curves
 from quill.evaluation.curves import Curves, Point
+from quill.registry.folder import Folder
 
 BRAILLE = range(0x2801, 0x2900)
 points = st.lists(
@@ -26,8 +27,9 @@ points = st.lists(
 ).map(lambda ps: tuple(Point(*p) for p in sorted(ps)))
 
 
-def lines(**series: list[tuple[int, float]]) -> list[dict[str, float]]:
-    return [{"step": step, key: loss} for key, found in series.items() for step, loss in found]
+def stored(**series: list[tuple[int, float]]) -> list[bytes]:
+    found = [{"step": step, key: loss} for key, points in series.items() for step, loss in points]
+    return [f"{json.dumps(line)}\n".encode() for line in found]
 
 
 def noisy(n: int = 1000, sigma: float = 0.2) -> tuple[Point, ...]:
@@ -56,13 +58,13 @@ def test_torn_lines_and_values_that_are_not_losses_are_skipped():
         b"\xff",
         b'{"step": 8, "lo',
     )
-    found = curves.curves(curves.parse(b"\n".join(raw)))
+    found = curves.read([b"\n".join(raw)])
     assert found == Curves((Point(1, 3.0), Point(2, 2.5)), (Point(5, 2.75),))
-    assert not curves.curves(curves.parse(b"" + b"[" * 100_000))
+    assert not curves.read([b"[" * 100_000])
 
 
 def test_the_later_of_two_lines_for_a_step_counts():
-    found = curves.curves(lines(loss=[(1, 3.0), (2, 2.0), (1, 4.0)]))
+    found = curves.read(stored(loss=[(1, 3.0), (2, 2.0), (1, 4.0)]))
     assert found.train == (Point(1, 4.0), Point(2, 2.0))
 
 
@@ -70,14 +72,15 @@ def test_f14_metrics_are_not_read_through_a_link(tmp_path):
     (tmp_path / "secret").write_text('{"step": 1, "loss": 2}')
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "secret")
     with pytest.raises(CorruptError):
-        curves.read_metrics(tmp_path / "metrics.jsonl")
-    assert curves.read_metrics(tmp_path / "none.jsonl") == []
+        curves.read(Folder("a", 1, tmp_path).metrics())
+    (tmp_path / "metrics.jsonl").unlink()
+    assert not curves.read(Folder("a", 1, tmp_path).metrics())
 
 
 def test_the_best_is_the_first_of_the_lowest():
-    found = curves.curves(lines(val_loss=[(10, 2.0), (20, 1.5), (30, 1.5)], loss=[(1, 0.5)]))
+    found = curves.read(stored(val_loss=[(10, 2.0), (20, 1.5), (30, 1.5)], loss=[(1, 0.5)]))
     assert found.best == Point(20, 1.5)
-    assert curves.curves(lines(loss=[(1, 0.5)])).best is None
+    assert curves.read(stored(loss=[(1, 0.5)])).best is None
 
 
 def test_smoothing_removes_noise_and_keeps_the_trend_and_the_ends():
@@ -147,7 +150,7 @@ def test_a_curve_has_no_gaps(width, plain):
 
 def test_the_best_step_is_marked_in_its_place():
     val = [(step, 1.5 + abs(step - 600) / 1000) for step in range(100, 1100, 100)]
-    text = chart.draw(curves.curves(lines(loss=[(1, 3.0), (1000, 1.0)], val_loss=val)), 72)
+    text = chart.draw(curves.read(stored(loss=[(1, 3.0), (1000, 1.0)], val_loss=val)), 72)
     rows = plot_of(text)
     (place,) = [(y, row.index("*")) for y, row in enumerate(rows) if "*" in row]
     columns = 72 - 4
@@ -187,14 +190,14 @@ def test_paint_colours_the_curves_without_changing_a_character():
 def test_a_hundred_thousand_lines_are_drawn_in_seconds():
     raw = b"".join(b'{"step": %d, "loss": 2.5}\n' % i for i in range(100_000))
     start = time.perf_counter()
-    chart.draw(curves.curves(curves.parse(raw)))
+    chart.draw(curves.read([raw]))
     assert time.perf_counter() - start < 5
 
 
 def test_reading_and_drawing_load_no_torch_and_no_matplotlib():
     code = (
         "import sys\nfrom quill.evaluation import chart, curves\n"
-        f"chart.draw(curves.curves({json.dumps(lines(loss=[(1, 2.0), (2, 1.0)]))}))\n"
+        f"chart.draw(curves.read({stored(loss=[(1, 2.0), (2, 1.0)])}))\n"
         "print(*{'torch', 'numpy', 'matplotlib', 'pydantic', 'rich'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

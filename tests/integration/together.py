@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from trainings import finish, start, start_together
 
+from quill.evaluation import curves
 from quill.registry.store import Registry
 
 SETTINGS = (
@@ -52,8 +52,7 @@ class Here(NamedTuple):
 
     def curve(self, name: str) -> list[tuple[int, float]]:
         """The losses by step, of training and of validation."""
-        lines = Registry(self.weights).find(name, in_progress=True).metrics().decode().splitlines()
-        parsed = [json.loads(line) for line in lines]
+        parsed = curves.stream(Registry(self.weights).find(name, in_progress=True).metrics())
         return [(p["step"], p.get("loss", p.get("val_loss"))) for p in parsed if "sample" not in p]
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:

@@ -141,7 +141,7 @@ def test_f54_a_state_of_an_earlier_quill_tells_its_step(registry):
 
 def test_a_draft_is_read_like_a_version(draft, fill):
     assert draft.config() == {"train": {"eval_interval": 250, "max_iters": 1000}}
-    assert draft.metrics() == b""
+    assert not list(draft.metrics())
     with pytest.raises(NotFoundError, match=r"'a:v1' has no tokenizer\.json yet"):
         draft.read_object("tokenizer.json")
     with pytest.raises(NotFoundError, match="'a:v1' has no log"):

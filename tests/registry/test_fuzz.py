@@ -30,9 +30,10 @@ from quill.checkpoint.resume_state import load_state, save_state
 from quill.cli.app import main
 from quill.config import reading
 from quill.errors import CorruptError, InputError, QuillError
-from quill.evaluation.curves import read_metrics
+from quill.evaluation.curves import stream
 from quill.registry import aliases, names
 from quill.registry.draft import Draft
+from quill.registry.folder import Folder
 from quill.registry.store import Registry
 from quill.tokenizers import base
 
@@ -471,7 +472,8 @@ def test_f13_whatever_is_taken_for_a_name_is_one_folder_of_the_registry(name, we
 def test_no_metrics_are_a_traceback(content, weights):
     path = weights / "tiny" / "v2" / "metrics.jsonl"
     replace(path, content)
-    assert all(isinstance(line["step"], int) for line in attempt(lambda: read_metrics(path)) or [])
+    metrics = Folder("tiny", 2, path.parent).metrics
+    assert all(isinstance(line["step"], int) for line in attempt(lambda: list(stream(metrics()))) or [])
 
 
 def test_f13_f14_what_a_manifest_lists_is_read_inside_its_folder_alone(weights):

@@ -49,12 +49,13 @@ def long_run(registry, fill, monkeypatch) -> Path:
     return draft.path
 
 
-def test_f67_curves_of_any_length_take_little_memory(long_run: Path, monkeypatch) -> None:
-    whole = curves.read(long_run / "metrics.jsonl")
+def test_f67_curves_of_any_length_take_little_memory(long_run: Path, registry, monkeypatch) -> None:
+    draft = registry.unfinished("a")
+    whole = curves.read(draft.metrics())
     assert (len(whole.train), len(whole.val)) == (100_000, 100)
     monkeypatch.setattr(curves, "_MOST_POINTS", 1000)
     with at_most(4):
-        thin = curves.read(long_run / "metrics.jsonl")
+        thin = curves.read(draft.metrics())
     assert 500 <= len(thin.train) <= 1000
     assert set(thin.train) < set(whole.train)
     assert thin.val == whole.val
@@ -75,19 +76,45 @@ def test_f67_a_long_run_is_shown_listed_and_resumed_in_little_memory(
         assert main(["gc", "--dry-run"]) == 0
         RunLog(registry.unfinished("a"), 1, 50_000).close()
     assert "val loss 1.2500 at step 61,000" in capsys.readouterr().out
-    lines = curves.read_metrics(long_run / "metrics.jsonl")
+    lines = list(curves.stream(registry.unfinished("a").metrics()))
     assert len(lines) == 50_050
     assert lines[-1] == {"step": 50_000, "val_loss": 2.0}
 
 
-def test_f67_a_line_without_an_end_is_read_in_pieces(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    with path.open("wb") as file:
+def test_f67_published_metrics_of_any_length_are_shown_in_little_memory(
+    long_run: Path, registry, fill, finish, monkeypatch, capsys, tmp_path
+) -> None:
+    finish(registry.unfinished("a"))
+    assert main(["list"]) == 0
+    capsys.readouterr()
+    stored = (long_run / "metrics.jsonl").read_text()
+    assert main(["show", "a", "--metrics", "-q"]) == 0
+    assert capsys.readouterr().out == stored
+    monkeypatch.setattr(curves, "_MOST_POINTS", 1000)
+    monkeypatch.setattr(curves, "_MOST_LINE_BYTES", 100_000)
+    plot = tmp_path / "loss.svg"
+    with at_most(8):
+        for more in (["--metrics"], ["--metrics", "--json"], ["--plot", str(plot)]):
+            assert main(["show", "a", *more]) == 0
+        assert main(["compare", "a", "a"]) == 0
+    out, err = capsys.readouterr()
+    assert "one line in 128 is shown" in err
+    document, _ = json.JSONDecoder().raw_decode(out[out.index("{\n") :])
+    assert document["best"] == {"step": 61_000, "val_loss": 1.25}
+    assert len(document["val"]) == 100
+    steps = [line["step"] for line in document["train"]]
+    assert steps == list(range(1, 100_001, 128))
+    assert "points=" in plot.read_text()
+
+
+def test_f67_a_line_without_an_end_is_read_in_pieces(registry) -> None:
+    draft = registry.begin("a")
+    with (draft.path / "metrics.jsonl").open("wb") as file:
         file.truncate(200 << 20)
         file.seek(0, 2)
         file.write(b'\n{"step": 7, "val_loss": 1.5}\n')
     with at_most(100):
-        assert curves.read(path).best == curves.Point(7, 1.5)
+        assert curves.read(draft.metrics()).best == curves.Point(7, 1.5)
 
 
 def test_f67_a_manifest_of_100_megabytes_is_refused_unread(registry, publish, monkeypatch, capsys) -> None:
@@ -138,4 +165,4 @@ def test_f67_metrics_are_cut_off_at_the_step_that_a_run_resumes_from(registry) -
     lines = [{"step": s, "loss": s / 10} for s in (1, 2, 3)]
     (draft.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"st')
     RunLog(draft, 1, 2).close()
-    assert curves.read_metrics(draft.path / "metrics.jsonl") == lines[:2]
+    assert list(curves.stream(draft.metrics())) == lines[:2]

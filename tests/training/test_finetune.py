@@ -15,7 +15,7 @@ from quill.config.settings import DataConfig, ModelConfig, RunConfig, TrainConfi
 from quill.data import store
 from quill.data.prepare import prepare
 from quill.errors import InputError
-from quill.evaluation.curves import read_metrics
+from quill.evaluation.curves import stream
 from quill.model.gpt import GPT
 from quill.registry.store import Registry
 from quill.registry.version import Version
@@ -181,7 +181,7 @@ def test_a_worse_result_publishes_the_parents_weights_and_warns(
     before, after = (load_checkpoint(v).model.state_dict() for v in (parent, version))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert any("did not improve tide:v1" in e.message for e in events if isinstance(e, Notice))
-    assert read_metrics(version.path / "metrics.jsonl")[0]["step"] == 0
+    assert next(iter(stream(version.metrics())))["step"] == 0
 
 
 def test_a_parents_vocabulary_does_not_take_the_name_of_the_text(

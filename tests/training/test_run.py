@@ -37,7 +37,7 @@ from quill.errors import (
     RefusedError,
 )
 from quill.evaluation import measure
-from quill.evaluation.curves import read_metrics
+from quill.evaluation.curves import stream
 from quill.formats.exporting import export
 from quill.formats.importing import import_model
 from quill.generation.generator import Generator
@@ -138,7 +138,7 @@ def test_a_run_publishes_a_version_that_loads(config: RunConfig, registry: Regis
 
 
 def test_metrics_have_a_line_for_every_step_and_evaluation(config: RunConfig, registry: Registry) -> None:
-    lines = read_metrics(run(config, registry).version.path / "metrics.jsonl")  # type: ignore[union-attr]
+    lines = list(stream(run(config, registry).version.metrics()))  # type: ignore[union-attr]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
     assert [line["step"] for line in lines if "val_loss" in line] == [4, 8, 12]
 
@@ -186,7 +186,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     a, b = (digests(r.resolve("tide").path) for r in (whole, broken))
     for file in ("model.safetensors", "tokenizer.json", "config.json"):
         assert a[file] == b[file], file
-    first, second = (read_metrics(r.resolve("tide").path / "metrics.jsonl") for r in (whole, broken))
+    first, second = (stream(r.resolve("tide").metrics()) for r in (whole, broken))
     assert [untimed(line) for line in first] == [untimed(line) for line in second]
 
 
@@ -291,7 +291,7 @@ def test_a_resumed_run_with_another_objective_equals_an_uninterrupted_one(
     assert run(config, broken, resume="must").reason == "trained"
     a, b = (r.resolve("tide") for r in (whole, broken))
     assert digests(a.path)["model.safetensors"] == digests(b.path)["model.safetensors"]
-    lines = [[untimed(x) for x in read_metrics(v.path / "metrics.jsonl")] for v in (a, b)]
+    lines = [[untimed(x) for x in stream(v.metrics())] for v in (a, b)]
     assert lines[0] == lines[1]
     assert a.facts["averaged"] == b.facts["averaged"]
 
@@ -314,7 +314,7 @@ def test_the_better_of_the_weights_and_their_average_is_published(text: Path, re
     loaded, tokens = load_checkpoint(version), opened(text, registry)
     measured = measure.evaluate(loaded.model, tokens.val, n_bytes=tokens.count("val", "bytes")).loss
     assert measured == pytest.approx(best.averaged_val_loss, abs=1e-6)
-    lines = [x for x in read_metrics(version.path / "metrics.jsonl") if "val_loss" in x]
+    lines = [x for x in stream(version.metrics()) if "val_loss" in x]
     assert [x["averaged"] for x in lines] == [e.averaged for e in evaluated]
     assert [x["averaged_val_loss"] for x in lines] == [e.averaged_val_loss for e in evaluated]
     assert "a moving average of the weights" in (version.path / "README.md").read_text(encoding="utf-8")
@@ -334,11 +334,11 @@ def test_the_objective_is_logged_beside_the_loss(text: Path, registry: Registry)
     assert version is not None
     steps = [e for e in events if isinstance(e, Stepped)]
     assert all(e.objective is not None and e.objective > 1.3 * e.loss for e in steps)
-    lines = [x for x in read_metrics(version.path / "metrics.jsonl") if "loss" in x]
+    lines = [x for x in stream(version.metrics()) if "loss" in x]
     assert [x["objective"] for x in lines] == [pytest.approx(e.objective, abs=1e-6) for e in steps]
     plain = run(make(text), registry, new_version=True).version
     assert plain is not None
-    assert not any("objective" in x for x in read_metrics(plain.path / "metrics.jsonl"))
+    assert not any("objective" in x for x in stream(plain.metrics()))
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_f34_a_signal_at_any_moment_saves_a_state_that_resumes_exactly(text: Pat
         assert run(config, registry, resume="must").reason == "trained"
         first, second = (r.resolve("tide") for r in (whole, registry))
         assert digests(first.path)["model.safetensors"] == digests(second.path)["model.safetensors"], nth
-        lines = [[untimed(x) for x in read_metrics(v.path / "metrics.jsonl")] for v in (first, second)]
+        lines = [[untimed(x) for x in stream(v.metrics())] for v in (first, second)]
         assert lines[0] == lines[1], nth
 
 
@@ -803,7 +803,7 @@ def test_a_run_interrupted_under_version_0_1_0_resumes(
     for name, value in a.items():
         # Equal bit for bit where the processor is the one that wrote the fixture.
         torch.testing.assert_close(value, b[name], rtol=1e-5, atol=1e-5, msg=name)
-    lines = [[untimed(x) for x in read_metrics(v.path / "metrics.jsonl")] for v in (resumed, whole)]
+    lines = [[untimed(x) for x in stream(v.metrics())] for v in (resumed, whole)]
     assert [x["step"] for x in lines[0]] == [x["step"] for x in lines[1]]
 
 
@@ -874,7 +874,7 @@ def test_samples_change_no_bit_of_a_run(text: Path, tmp_path: Path) -> None:
         torch.manual_seed(5)
         version = run(make(text, train__sample_every=every), registry, observer=events.append).version
         assert version is not None
-        lines = [untimed(line) for line in read_metrics(version.path / "metrics.jsonl")]
+        lines = [untimed(line) for line in stream(version.metrics())]
         others = [line for line in lines if "sample" not in line]
         weights = digests(version.path)["model.safetensors"]
         runs[every] = weights, others, torch.rand(1).item()
@@ -900,7 +900,7 @@ def test_a_resumed_run_has_each_sample_once(text: Path, tmp_path: Path, stop_aft
     with pytest.raises(InterruptedRun):
         run(config, broken, stop_after=stop_after)
     run(config, broken)
-    lines = [read_metrics(r.resolve("tide").path / "metrics.jsonl") for r in (whole, broken)]
+    lines = [stream(r.resolve("tide").metrics()) for r in (whole, broken)]
     assert [untimed(x) for x in lines[0]] == [untimed(x) for x in lines[1]]
 
 
@@ -950,7 +950,7 @@ def test_a_finished_run_can_be_lengthened(text: Path, registry: Registry, stop_a
     assert version.manifest["best_val_loss"] <= first.manifest["best_val_loss"]
     assert [e.step for e in events if isinstance(e, Stepped)] == list(range(13, 25))
     assert [e.step for e in events if isinstance(e, Evaluated)] == [12, 16, 20, 24]
-    steps = [line["step"] for line in read_metrics(version.path / "metrics.jsonl") if "loss" in line]
+    steps = [line["step"] for line in stream(version.metrics()) if "loss" in line]
     assert steps == list(range(1, 25)), "the course of the run is whole"
     assert run(long, registry).reason == "already trained"
     assert run(make(text, train__max_iters=24), registry).reference == "tide:v2"

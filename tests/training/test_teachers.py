@@ -17,7 +17,7 @@ from quill.config import reading
 from quill.config.settings import ModelConfig, RunConfig, TrainConfig
 from quill.data.batches import batch
 from quill.errors import InputError, InterruptedRun, NotFoundError, RefusedError
-from quill.evaluation.curves import read_metrics
+from quill.evaluation.curves import stream
 from quill.model.gpt import GPT, loss, n_params
 from quill.registry import lineage
 from quill.registry.store import Registry
@@ -153,7 +153,7 @@ def test_the_versions_that_taught_are_recorded(taught: RunConfig, text: Path, re
     assert lineage.trace(registry, version)[0]["teachers"] == recorded
     card = (version.path / "README.md").read_text(encoding="utf-8")
     assert f"| Taught by | ann:v1, sha256 {ann.digest} |" in card
-    lines = [x for x in read_metrics(version.path / "metrics.jsonl") if "loss" in x]
+    lines = [x for x in stream(version.metrics()) if "loss" in x]
     assert all(x["objective"] != x["loss"] for x in lines)
     assert "learns from ann:v1, bea:v1" in (version.path / "run.log").read_text(encoding="utf-8")
     alone = run(make(text, "alone"), registry)
