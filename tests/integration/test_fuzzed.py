@@ -15,19 +15,28 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import typer
+from safetensors.torch import load_file, save_file
 
-from quill import discovery
+from quill.checkpoint.weights import save_weights
 from quill.cli import app
 from quill.cli.app import main
-from quill.config.settings import DataConfig
+from quill.config import reading
+from quill.config.settings import DataConfig, RunConfig
 from quill.data.prepare import prepare
+from quill.formats import base as base_formats
+from quill.model.gpt import GPT
 from quill.registry.store import Registry
+from quill.tokenizers import base
 
 LONGER = int(os.environ.get("FUZZ", "1"))
 LINES, ARTIFACTS = 40 * LONGER, 100 * LONGER
@@ -94,6 +103,22 @@ SMALL = ["--max-iters=1", "--n-layer=1", "--n-head=1", "--n-embd=8", "--block-si
 BOUNDED = {
     "train": [*SMALL, "--eval-iters=1", "--device=cpu", "--compile=off", "--nproc=1"],
     "sample": ["--max-new-tokens=4"],
+}
+# What formats can represent, by a model's name: the kind of its vocabulary, and how it differs from GPT-2's.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ng": ("char", {"block": "gpt2", "bias": False, "activation": "gelu"}),
+    "qg": (
+        "char",
+        {
+            "block": "gpt2",
+            "qkv_bias": False,
+            "activation": "relu",
+            "tie_embeddings": False,
+            "head_bias": True,
+        },
+    ),
+    "bp": ("bpe", {"block": "gpt2", "activation": "gelu_tanh"}),
+    "wo": ("word", {"block": "modern"}),
 }
 
 
@@ -233,18 +258,65 @@ class Artifact(NamedTuple):
     weight: int
 
 
-def exported(place: Path) -> Iterator[Artifact]:
-    """The model in every format that can be imported again, file by file."""
-    for kind in discovery.names("formats"):
-        target = place / f"export-{kind}"
-        again = ["import", str(target), "--name", "again", "-q"]
-        # Some are written alone, and some need a package that may be missing.
-        if run("export", "a", "--format", kind, "--out", str(target)).code or run(*again).code:
+def published(place: Path) -> None:
+    """Models that between them can be written in every format, with vocabularies of several kinds."""
+    for name, (kind, model) in OTHERS.items():
+        if kind == "bpe" and not find_spec("rustbpe"):
             continue
-        # A torch file is read by a process of its own, which takes a second.
-        files = sorted(p for p in (target.rglob("*") if target.is_dir() else [target]) if p.is_file())
-        for file in files:
-            yield Artifact(file, [again], 1 if file.suffix in (".pt", ".bin", ".pt2") else 8)
+        size = 260 if kind == "bpe" else None
+        tokenizer = base.load(kind).train(["seven bells, and the tide is low.\n"] * 9, vocab_size=size)
+        shape = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 16, "vocab_size": tokenizer.vocab_size}
+        config = reading.check(RunConfig, {"name": name, "model": {**shape, **model}}, origin="the tests")
+        draft = Registry(place / "weights").begin(name)
+        draft.write_json("config.json", config.to_dict())
+        draft.write_json("tokenizer.json", tokenizer.to_dict())
+        network = GPT(config.model.shape(), seed=1)
+        draft.write_file("model.safetensors", partial(save_weights, model=network))
+        draft.publish(parameters=1)
+
+
+def in_shards(folder: Path) -> None:
+    """Split the weights of a Hugging Face folder in two, with an index."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    parts = {f"model-{i}.safetensors": dict(list(weights.items())[i::2]) for i in (0, 1)}
+    for name, part in parts.items():
+        save_file(part, folder / name)
+    index = {"metadata": {}, "weight_map": {tensor: name for name, part in parts.items() for tensor in part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def in_older_files(folder: Path) -> None:
+    """Replace the tokenizer.json of a Hugging Face folder by GPT-2's two files."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+
+
+def exported(place: Path) -> Iterator[Artifact]:
+    """The models in every format that can be imported again, file by file."""
+    published(place)
+    changes: list[Callable[[Path], None]] = [in_shards, in_older_files]
+    formats = [name for name in base_formats.names() if base_formats.load(name).reads]
+    for model, kind in product(["a", *OTHERS], formats):
+        for change in [None, *(changes if kind == "hf" and model == "bp" else [])]:
+            target = place / "exports" / f"{model}-{kind}{change.__name__ if change else ''}"
+            again = ["import", str(target), "--name", "again", "-q"]
+            # A format may not have such a model, or need a package that is missing.
+            refused = run("export", model, "--format", kind, "--out", str(target)).code
+            if not refused and change:
+                change(target)
+            refused = refused or run(*again).code
+            shutil.rmtree(place / "weights" / "again", ignore_errors=True)
+            if refused:
+                continue
+            files = sorted(target.iterdir()) if target.is_dir() else [target]
+            for file in files:
+                # A torch file or a pickle is read by a process of its own, which takes a second.
+                slow = any(p.suffix in (".pt", ".pth", ".pkl", ".bin", ".pt2") for p in files)
+                yield Artifact(file, [again], 1 if slow else 2)
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +350,12 @@ def mutated(draw: random.Random, raw: bytes) -> bytes:
     if raw.lstrip()[:1] in (b"{", b"[") and draw.random() < 0.7:
         with contextlib.suppress(ValueError):
             return json_mutated(draw, json.loads(raw))
+    if raw[8:9] == b"{" and draw.random() < 0.5:
+        size = int.from_bytes(raw[:8], "little")
+        header = json_mutated(draw, json.loads(raw[8 : 8 + size]))
+        return len(header).to_bytes(8, "little") + header + raw[8 + size :]
+    if raw[:4] == b"PK\3\4" and draw.random() < 0.8:
+        return zip_mutated(draw, raw)
     content = bytearray(raw)
     for _ in range(draw.choice([1, 1, 2, 8])):
         at = (
@@ -304,6 +382,19 @@ def mutated(draw: random.Random, raw: bytes) -> bytes:
         else:
             content[at : at + 8] = draw.choice([2**63, 2**32 - 1, 2**31, 0, 1 << 40]).to_bytes(8, "little")
     return bytes(content)
+
+
+def zip_mutated(draw: random.Random, raw: bytes) -> bytes:
+    """A torch file with one damaged entry, whose checksum fits; most often that of the names."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(made, "w") as new:
+        names = old.namelist()
+        [pickled] = [name for name in names if name.endswith("data.pkl")]
+        chosen = pickled if draw.random() < 0.7 else draw.choice(names)
+        for name in names:
+            content = old.read(name)
+            new.writestr(name, mutated(draw, content) if name == chosen else content)
+    return made.getvalue()
 
 
 def json_mutated(draw: random.Random, document: Any) -> bytes:
