@@ -50,7 +50,7 @@ def _text(version: Version) -> str | None:
 def _curves(version: Version) -> dict[str, Any] | None:
     """The losses of its run as [step, loss]; None if there are none, or they cannot be read."""
     try:
-        found = curves.read(version.path / curves.METRICS)
+        found = curves.read(version.metrics())
     except QuillError:
         return None
     if not found:
