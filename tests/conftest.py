@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from quill.registry.store import Registry
     from quill.registry.version import Version
 
-# The table of faults, and the report of which tests hold quill to each.
-pytest_plugins = ["faults"]
+# The table of faults, with the report of which tests hold quill to each; a browser.
+pytest_plugins = ["faults", "browsing"]
 
 ROOT = Path(__file__).resolve().parent.parent
 

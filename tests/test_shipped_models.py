@@ -227,3 +227,10 @@ def test_a_wheel_contains_no_models_but_the_shipped_ones(wheel):
     assert sorted(os.listdir(packed)) == ["configs", "weights"]
     assert sorted(os.listdir(packed / "weights")) == [".quill.json", "shakespeare"]
     assert set(shipped.configs()) == {p.stem for p in (packed / "configs").glob("*.json")} - {"schema"}
+
+
+@pytest.mark.parametrize("room", ["explanation", "serving"])
+def test_a_wheel_contains_the_files_of_the_pages(wheel, root, room):
+    packed, source = (folder / "quill" / room / "assets" for folder in (wheel, root))
+    assert snapshot(packed) == snapshot(source)
+    assert snapshot(source)

@@ -350,7 +350,7 @@ class Api:
     async def home(self, request: Request) -> Response:
         """For browsers a page, for QuillGPT's clients its greeting."""
         if "text/html" in request.headers.get("accept", ""):
-            return await self.docs(request)
+            return playground.respond("index.html", request.headers)
         return _json({"message": "GPT FastAPI Service is running.", "version": __version__})
 
     async def _json(self, request: Request) -> Any:

@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import PHONE, WIDE, Axe, new_context
 
 from quill.config.settings import SampleConfig
 from quill.explanation import page
 from quill.explanation.explanation import Explanation
 
-# Longest wait for a browser on a busy computer.
-_PATIENCE = 120_000
 PROMPT = "</script><b>a tide</b>\n"
-WIDE, PHONE = {"width": 1200, "height": 900}, {"width": 320, "height": 700}
 
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with playwright.sync_playwright() as running:
-        if found is None and not Path(running.chromium.executable_path).exists():
-            pytest.skip("no Chromium is installed")
-        # Its sandbox cannot start in most containers; the only page it opens is quill's.
-        flags = ["--no-sandbox", "--disable-dev-shm-usage"]
-        launched = running.chromium.launch(executable_path=found, args=flags, timeout=_PATIENCE)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
@@ -46,8 +28,7 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Open]:
     def open_page(explained: Explanation, *, viewport: dict[str, int] = WIDE, **options: Any) -> Any:
         path = tmp_path / "page.html"
         path.write_text(explained.html(), encoding="utf-8")
-        context = browser.new_context(viewport=viewport, **options)
-        context.set_default_timeout(_PATIENCE)
+        context = new_context(browser, viewport=viewport, **options)
         contexts.append(context)
         window = context.new_page()
         window.on("console", lambda message: wrong.append(message.text))
@@ -151,14 +132,9 @@ def test_it_fits_a_phone(make_generator, opened: Open) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(make_generator, opened: Open, root: Path, scheme: str) -> None:
-    axe = Path(os.environ.get("AXE_CORE", root / "node_modules/axe-core/axe.min.js"))
-    if not axe.is_file():
-        pytest.skip("axe-core is not installed: npm install --no-save axe-core")
+def test_axe_finds_nothing(make_generator, opened: Open, axe: Axe, scheme: str) -> None:
     window = opened(Explanation(make_generator(block_size=32), PROMPT), color_scheme=scheme, bypass_csp=True)
-    window.evaluate(axe.read_text(encoding="utf-8"))
-    found = window.evaluate("axe.run()")["violations"]
-    assert [(v["id"], [n["html"] for n in v["nodes"]]) for v in found] == []
+    assert axe(window) == []
 
 
 def test_text_cannot_leave_the_data(make_generator) -> None:
@@ -177,5 +153,11 @@ def test_the_script_makes_no_markup_and_requests_nothing() -> None:
     )
     assert re.findall(forbidden, script) == []
     assert set(re.findall(r"https?://[^\s\"']+", script)) == {"http://www.w3.org/2000/svg"}
-    assert re.findall(r"^export function (\w+)", script, re.MULTILINE) == ["distribution", "mount"]
+    assert re.findall(r"^export function (\w+)", script, re.MULTILINE) == [
+        "h",
+        "svg",
+        "visible",
+        "distribution",
+        "mount",
+    ]
     assert "url(" not in page.asset("explain.css")

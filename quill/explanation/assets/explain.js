@@ -1,4 +1,4 @@
-// Shows what `quill explain` computes. The only entrance is mount(element, document).
+// Shows what `quill explain` computes: mount(element, document). The playground shares its small parts.
 // Text of models and prompts enters the page as text nodes only, and nothing is requested.
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -11,7 +11,7 @@ const LABELS = {
 };
 
 /** Build an element: attributes, listeners under `on`, custom properties under `vars`, then children. */
-function h(tag, { on = {}, vars = {}, ...attributes } = {}, ...children) {
+export function h(tag, { on = {}, vars = {}, ...attributes } = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (value === true) made.setAttribute(name, "");
@@ -25,21 +25,21 @@ function h(tag, { on = {}, vars = {}, ...attributes } = {}, ...children) {
 
 const present = (children) => children.flat(Infinity).filter((child) => child != null);
 
-function svg(tag, attributes = {}, ...children) {
+export function svg(tag, attributes = {}, ...children) {
   const made = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.append(...children);
   return made;
 }
 
-const count = (n) => n.toLocaleString("en-US");
-const percent = (p) => (p >= 0.9995 || p === 0 ? `${Math.round(p * 100)}%` : p < 0.001 ? "<0.1%" : `${(p * 100).toFixed(1)}%`);
+export const count = (n) => n.toLocaleString("en-US");
+export const percent = (p) => (p >= 0.9995 || p === 0 ? `${Math.round(p * 100)}%` : p < 0.001 ? "<0.1%" : `${(p * 100).toFixed(1)}%`);
 const fixed = (x, digits = 2) => x.toFixed(digits).replace("-", "−");
 const signed = (x) => (x > 0 ? "+" : "") + fixed(x);
 const times = (...sizes) => sizes.map(count).join(" × ");
 
 /** A token with its spaces and control characters made visible. */
-function visible(text) {
+export function visible(text) {
   return text.replace(/[\s\p{C}]/gu, (c) => VISIBLE[c] ?? (c.trim() ? `\\u${c.codePointAt(0).toString(16)}` : "␣"));
 }
 const token = (text) => h("bdi", { class: "qx-token" }, visible(text));
