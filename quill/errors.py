@@ -17,6 +17,8 @@ _QUOTED = re.compile(r"(?<!\w)'([^'\n]{81,})'(?!\w)")
 _LONGEST_PATH = 800
 # A command of this length still has its place on a screen.
 _LONGEST_HINT = 1000
+# What a person still reads.
+_LONGEST_SENTENCE = 1000
 # A value without quotes; nothing that a person writes has as many characters without a space.
 _ENDLESS = re.compile(r"\S{801,}")
 
@@ -24,7 +26,7 @@ _ENDLESS = re.compile(r"\S{801,}")
 class QuillError(Exception):
     """A failure that quill understands and can explain.
 
-    Quoted values longer than 80 characters are cut, except for paths; see `cut`.
+    Quoted values longer than 80 characters are cut, except for paths; see `cut`. So is what exceeds 1,000.
 
     Args:
         what: What went wrong, with the offending value quoted.
@@ -35,7 +37,7 @@ class QuillError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, why: str = "", hint: str = "") -> None:
-        self.what, self.why = cut(what), cut(why)
+        self.what, self.why = (_end(cut(text)) for text in (what, why))
         # A command with a value cut out would not run.
         self.hint = hint if len(hint) <= _LONGEST_HINT else ""
         super().__init__(self.what)
@@ -153,6 +155,10 @@ def newer(what: str, schema: int, newest: int, written_by: str | None = None) ->
         why=f"a newer quill wrote it; this one reads up to schema {newest}",
         hint="pip install --upgrade quill-gpt",
     )
+
+
+def _end(message: str) -> str:
+    return message if len(message) <= _LONGEST_SENTENCE else f"{message[: _LONGEST_SENTENCE - 3]}..."
 
 
 def _cut(found: re.Match[str]) -> str:

@@ -101,6 +101,7 @@ ROWS = {
     "F67": Row("10,000 models, metrics of a gigabyte, a manifest of 100 megabytes"),
     "F68": Row("command lines and artifacts of every kind that are fuzzed"),
     "F69": Row("a prompt of half a million characters, of which a model reads the end"),
+    "F70": Row("a server that answers quill sample with anything"),
     "H1": Row("a request that is no JSON, or holds NaN or lone surrogates"),
     "H2": Row("an oversized request"),
     "H3": Row("a wrong or missing key"),

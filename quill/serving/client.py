@@ -30,6 +30,9 @@ from quill.registry.folder import Folder
 _CONNECT = 5.0
 _READ = 600.0
 _MOST_BYTES = 1 << 24
+_PORTS = {"http": 80, "https": 443}
+# Of what a server says, so much is repeated.
+_LONGEST_REMARK = 200
 # What is over after a while, by its code.
 _LATER = {"draining", "engine_down", "loading", "not_ready", "queue_full", "queue_timeout", "server_shutdown"}
 # The API's names of settings that quill calls otherwise.
@@ -51,7 +54,10 @@ class Client:
         self.address = address if "://" in address else f"http://{address}"
         try:
             parts = urlsplit(self.address)
-            self._host, self._port = parts.hostname or "", parts.port
+            # Without a port HTTPConnection takes the end of an IPv6 address for one.
+            self._host, self._port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
+            self._host.encode("idna")
+            parts.path.encode("ascii")
         except ValueError:
             parts, self._host = urlsplit(""), ""
         if parts.scheme not in ("http", "https") or not self._host or parts.query or parts.username:
@@ -99,7 +105,7 @@ class Client:
         """
         with self._ask("POST", "/v1/completions", json.dumps(body).encode()) as answer:
             if remark := answer.getheader("x-quill-notice"):
-                notice(remark)
+                notice(remark[:_LONGEST_REMARK])
             while line := answer.readline(_MOST_BYTES):
                 kind, _, data = line.partition(b":")
                 if kind != b"data":
@@ -167,7 +173,8 @@ class Client:
         error = answer.get("error")
         if not isinstance(error, dict):
             return self._stranger()
-        message, code, param = str(error.get("message")), error.get("code"), error.get("param")
+        code, param = str(error.get("code")), str(error.get("param"))
+        message = str(error.get("message"))[:_LONGEST_REMARK]
         server = f"the server at {self.address}"
         if status == 401:
             hint = "give the key in QUILL_API_KEY, or set api_key_file=keys.txt"
@@ -181,7 +188,7 @@ class Client:
         if status == 429 or code in _LATER:
             return LockedError(f"{server} is not ready", why=message, hint="try again later")
         if status in (400, 413):
-            name = _SETTINGS.get(str(param), str(param))
+            name = _SETTINGS.get(param, param)
             setting = f"sample.{name}" if name in SampleConfig.model_fields else "the request"
             return InputError(f"{server} refuses {setting}", why=message)
         return ResourceError(f"{server} failed", why=message)
