@@ -33,6 +33,8 @@ from quill.serving.residents import Resident
 
 T = TypeVar("T")
 
+# Log probabilities in an answer, of prompts and samples; more would take hundreds of megabytes.
+_MOST_REPORTED = 1 << 19
 # Longer prompts are tokenized off the event loop.
 _LONG_PROMPT = 1 << 13
 _ROUTES_ELSEWHERE = {
@@ -134,6 +136,7 @@ class Api:
                 score=score,
                 ends=not body.ignore_eos,
             )
+            _bound_report(job, "logprobs")
             reply = replies.Completion(
                 lease.resident.version,
                 lease.generator.tokenizer,
@@ -152,6 +155,7 @@ class Api:
         async with self._leased(request, body.model) as lease:
             prompts = await self._encode(lease.generator, [body.text], config)
             job = Job([prompts[0].ids], config, n=body.n, logprobs=logprobs, ends=not body.ignore_eos)
+            _bound_report(job, "top_logprobs")
             reply = replies.Chat(lease.resident.version, lease.generator.tokenizer, logprobs=logprobs)
             return await self._answer(request, lease, job, reply, body, prompts)
 
@@ -211,10 +215,10 @@ class Api:
                 usage_always=body.stream_options.continuous_usage_stats,
             )
         pieces = await self._whole(request, lease, job)
-        choices = [replies.Choice() for _ in range(len(prompts) * body.n)]
+        choices = [Piece(i) for i in range(len(prompts) * body.n)]
         for piece in pieces:
             choices[piece.index].add(piece)
-        used = replies.usage(read, sum(p.drawn for p in pieces))
+        used = replies.usage(read, job.drawn)
         return _json(reply.whole(choices, used), headers)
 
     async def _whole(self, request: Request, lease: Lease, job: Job) -> list[Piece]:
@@ -222,9 +226,9 @@ class Api:
             async with streams.watching(request.receive, job):
                 pieces = await streams.collect(job, self.config.queue_timeout)
         except BaseException as e:
-            lease.finish(job, [], e)
+            lease.finish(job, e)
             raise streams.gone(e) if isinstance(e, Gone) else e from None
-        lease.finish(job, pieces, None)
+        lease.finish(job, None)
         return pieces
 
     async def _first(self, request: Request, lease: Lease, job: Job) -> list[Piece]:
@@ -233,7 +237,7 @@ class Api:
             async with streams.watching(request.receive, job):
                 return await streams.begin(job, self.config.queue_timeout, patience=1.0)
         except BaseException as e:
-            lease.finish(job, [], e)
+            lease.finish(job, e)
             raise streams.gone(e) if isinstance(e, Gone) else e from None
 
     # Tokens
@@ -370,7 +374,10 @@ class Api:
         if self.draining:
             headers = {"retry-after": "5", "connection": "close"}
             raise ApiError(503, "the server is stopping", "draining", headers=headers)
-        version = await asyncio.to_thread(self.catalog.find, request.path_params.get("name") or model)
+        name = request.path_params.get("name") or model
+        version = self.catalog.known(name)
+        if version is None:
+            version = await asyncio.to_thread(self.catalog.find, name)
         lease = Lease(self, await self.engine.acquire(version))
         try:
             yield lease
@@ -422,20 +429,20 @@ class Lease:
             self._held = False
             self._api.engine.residents.release(self.resident)
 
-    def finish(self, job: Job, pieces: list[Piece], error: BaseException | None) -> None:
+    def finish(self, job: Job, error: BaseException | None) -> None:
         """End a job, count it, and give the model back."""
         self._held = False
         name, metrics = self.resident.version.reference, self._api.metrics
         if error is None:
-            metrics.finished(name, job, pieces)
+            metrics.finished(name, job)
         else:
             metrics.aborted(name, job.cancelled or "error")
         self._api.engine.finish(self.resident, job)
 
-    def keep(self, job: Job) -> Callable[[list[Piece], Exception | None], None]:
+    def keep(self, job: Job) -> Callable[[Exception | None], None]:
         """Hand the hold over to a stream, which calls the result at its end."""
         self._held = False
-        return lambda pieces, error: self.finish(job, pieces, error)
+        return lambda error: self.finish(job, error)
 
 
 def build(api: Api) -> Starlette:
@@ -458,6 +465,14 @@ def build(api: Api) -> Starlette:
 
     handlers = dict.fromkeys((ApiError, QuillError, HTTPException, Exception), refuse)
     return Starlette(routes=api.routes(), lifespan=lifespan, exception_handlers=handlers)
+
+
+def _bound_report(job: Job, param: str) -> None:
+    if job.logprobs is None:
+        return
+    tokens = len(job.prompts) * job.config.max_new_tokens + job.score * sum(map(len, job.prompts))
+    if (reported := job.n * tokens * (job.logprobs + 1)) > _MOST_REPORTED:
+        raise invalid(f"{reported:,} log probabilities; at most {_MOST_REPORTED:,} are reported", param)
 
 
 def _encoded(generator: Generator, prompt: str | list[int], config: SampleConfig, whole: bool) -> Prompt:

@@ -39,6 +39,11 @@ class Catalog:
         self._found: dict[str, tuple[float, Version]] = {}
         self._listed: tuple[float, list[Version]] | None = None
 
+    def known(self, reference: str | None) -> Version | None:
+        """The version that a request means, if it was just found; reads no file."""
+        found = self._found.get(reference or "")
+        return found[1] if found is not None and self._clock() - found[0] < _FRESH_FOR else None
+
     def find(self, reference: str | None) -> Version:
         """The version that a request means.
 
@@ -46,14 +51,12 @@ class Catalog:
             ApiError: There is no such model, or none is named and there are several.
             QuillError: It is damaged.
         """
-        reference = reference or self._default()
-        known = self._found.get(reference)
-        if known is not None and self._clock() - known[0] < _FRESH_FOR:
-            return known[1]
-        found = self._resolve(reference)
+        if known := self.known(reference):
+            return known
+        found = self._resolve(reference or self._default())
         if len(self._found) >= _MOST_CACHED:
             self._found.clear()
-        self._found[reference] = self._clock(), found
+        self._found[reference or ""] = self._clock(), found
         return found
 
     def list(self, *, all_versions: bool = False) -> list[Version]:
