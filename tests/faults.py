@@ -114,7 +114,7 @@ ROWS = {
     "H10": Row("SIGTERM with streams open"),
     "H11": Row("a port in use"),
     "H12": Row("streaming to the end, errors in band"),
-    "H13": Row("200 clients for minutes", uncovered="no test yet"),
+    "H13": Row("200 clients for minutes, an engine that dies"),
     "H14": Row("markup from a model or a name in a page"),
 }
 

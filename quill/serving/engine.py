@@ -35,6 +35,10 @@ class Engine:
         config: The limits.
         device: The device to compute on.
         on_load: Called on the engine's thread with each model that was loaded or failed to load.
+
+    Attributes:
+        failure: The bug that ended the thread.
+        on_failure: Called on the loop with it.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class Engine:
         self._calls: deque[Call[Any]] = deque()
         self._queued = 0
         self._wake = threading.Event()
+        self.failure: BaseException | None = None
+        self.on_failure: Callable[[BaseException], None] = lambda failure: None
         self._stopping = False
         self._loading = False
         self._beat = time.monotonic()
@@ -169,7 +175,6 @@ class Engine:
             raise ApiError(503, trouble, "engine_down", headers={"retry-after": "5"})
 
     def _run(self) -> None:
-        failure: BaseException | None = None
         try:
             while not self._stopping:
                 self._beat = time.monotonic()
@@ -177,17 +182,19 @@ class Engine:
                     self._wake.wait(_IDLE)
                     self._wake.clear()
         except BaseException as e:
-            failure = e
+            self.failure = e
             _log.exception("the engine ended")
         self._stopping = True
         error = ApiError(503, "the server is stopping", "server_shutdown")
-        if failure:
+        if self.failure is not None:
             error = ApiError(500, "the engine ended", "engine_down")
         for job in [*(j for _, j in self._inbox), *self._jobs]:
             self._collect(job, [], error)
         self._send()
         while self._calls:
             self._on_loop(self._calls.popleft().fail, error)
+        if self.failure is not None:
+            self._on_loop(self.on_failure, self.failure)
 
     def _turn(self) -> bool:
         """Do a little of everything; return whether there may be more to do at once."""

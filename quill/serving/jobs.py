@@ -45,7 +45,6 @@ class Piece:
         tokens: The tokens of that text, if log probabilities were asked for.
         finish: Why the sample ended; None if it goes on.
         drawn: How many tokens were drawn for it.
-        scored: Whether this is the prompt's own tokens.
     """
 
     index: int
@@ -53,7 +52,13 @@ class Piece:
     tokens: list[TokenInfo] = field(default_factory=list)
     finish: Finish | None = None
     drawn: int = 0
-    scored: bool = False
+
+    def add(self, more: Piece) -> None:
+        """Add what came later in the same sample."""
+        self.text += more.text
+        self.tokens += more.tokens
+        self.finish = more.finish or self.finish
+        self.drawn += more.drawn
 
 
 class Gone(Exception):
@@ -74,6 +79,9 @@ class Job:
     Attributes:
         cancelled: Why the job ended early; empty if it did not.
         started: Whether a sample has begun.
+        open: Samples that have not ended.
+        ended: Why the others ended.
+        drawn: Tokens drawn for all of them.
     """
 
     def __init__(
@@ -92,10 +100,12 @@ class Job:
         self.started = False
         self.submitted = time.monotonic()
         self.first_token: float | None = None
-        self.open = len(prompts) * n
+        self.open, self.drawn = len(prompts) * n, 0
+        self.ended: list[Finish] = []
         # Characters of each scored prompt, after which the text of its samples begins; the engine's.
         self.offsets: dict[int, int] = {}
-        self._pieces: list[Piece] = []
+        # One for each sample, however late they are taken.
+        self._pieces: dict[int, Piece] = {}
         self._error: Exception | None = None
         self._news = asyncio.Event()
 
@@ -108,9 +118,16 @@ class Job:
         """Hand over what is new; called on the loop."""
         if self.first_token is None and pieces:
             self.first_token = time.monotonic()
-        self._pieces += pieces
+        for piece in pieces:
+            if piece.index in self._pieces:
+                self._pieces[piece.index].add(piece)
+            else:
+                self._pieces[piece.index] = piece
+            self.drawn += piece.drawn
+            if piece.finish is not None:
+                self.open -= 1
+                self.ended.append(piece.finish)
         self._error = self._error or error
-        self.open -= sum(p.finish is not None for p in pieces)
         self._news.set()
 
     def cancel(self, why: str) -> None:
@@ -136,7 +153,7 @@ class Job:
         self._news.clear()
         if self.cancelled:
             raise Gone(self.cancelled)
-        pieces, self._pieces = self._pieces, []
+        pieces, self._pieces = list(self._pieces.values()), {}
         if not pieces and self._error is not None:
             raise self._error
         if self._error is not None:

@@ -294,7 +294,7 @@ class Lane:
             tokens.append(TokenInfo(token, offset, *(one or (None, None))))
             offset += len(decoder.feed(token))
         job.offsets[index // job.n] = offset + len(decoder.flush())
-        self._deliver(job, [Piece(index + i, tokens=tokens, scored=True) for i in range(job.n)], None)
+        self._deliver(job, [Piece(index + i, tokens=list(tokens)) for i in range(job.n)], None)
 
     def _end_job(self, job: Job, error: Exception) -> None:
         for sample in [s for s in self._samples if s.job is job]:

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from quill import __version__
 from quill.serving.engine import Engine
-from quill.serving.jobs import Job, Piece
+from quill.serving.jobs import Job
 from quill.serving.residents import Resident
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -74,14 +74,13 @@ class Metrics:
         self._loads.labels(name, "failed" if resident.error else "ok").inc()
         self._load_seconds.labels(name).observe(resident.seconds)
 
-    def finished(self, name: str, job: Job, pieces: list[Piece]) -> None:
+    def finished(self, name: str, job: Job) -> None:
         """Count a job that was answered whole."""
         now = time.monotonic()
         self._prompt.labels(name).inc(sum(map(len, job.prompts)))
-        self._generated.labels(name).inc(sum(p.drawn for p in pieces))
-        for piece in pieces:
-            if piece.finish:
-                self._success.labels(name, piece.finish).inc()
+        self._generated.labels(name).inc(job.drawn)
+        for reason in job.ended:
+            self._success.labels(name, reason).inc()
         if job.first_token is not None:
             self._first.labels(name).observe(job.first_token - job.submitted)
         self._whole.labels(name).observe(now - job.submitted)

@@ -14,37 +14,16 @@ from quill.serving.jobs import Finish, Piece, TokenInfo
 from quill.tokenizers.base import Tokenizer
 
 
-class Choice:
-    """One sample as it is answered.
-
-    Attributes:
-        text: Its text so far.
-        tokens: Its tokens, if log probabilities were asked for.
-        finish: Why it ended.
-    """
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.tokens: list[TokenInfo] = []
-        self.finish: Finish | None = None
-
-    def add(self, piece: Piece) -> None:
-        """Add what is new."""
-        self.text += piece.text
-        self.tokens += piece.tokens
-        self.finish = piece.finish or self.finish
-
-
 class Reply(Protocol):
     """How one kind of request is answered."""
 
-    def whole(self, choices: Sequence[Choice], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Piece], usage: dict[str, int]) -> dict[str, Any]:
         """The answer."""
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """The chunk before a sample's first text; None: there is none."""
 
-    def chunk(self, index: int, choice: Choice) -> dict[str, Any]:
+    def chunk(self, index: int, choice: Piece) -> dict[str, Any]:
         """One chunk of a stream."""
 
     def last(self, usage: dict[str, int]) -> dict[str, Any]:
@@ -78,7 +57,7 @@ class Completion:
         self._echoed = dict(enumerate(echoed))
         self._prompts = None if prompts is None else dict(enumerate(prompts))
 
-    def whole(self, choices: Sequence[Choice], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Piece], usage: dict[str, int]) -> dict[str, Any]:
         """The answer."""
         made = [self._choice(i, c) for i, c in enumerate(choices)]
         return {**self._head, "choices": made, "usage": usage}
@@ -86,7 +65,7 @@ class Completion:
     def opening(self, index: int) -> None:
         """There is none: a chunk has the shape of the whole."""
 
-    def chunk(self, index: int, choice: Choice) -> dict[str, Any]:
+    def chunk(self, index: int, choice: Piece) -> dict[str, Any]:
         """One chunk of a stream; the first one has the prompt, if it is echoed, and its ids."""
         made = self._choice(index, choice)
         self._echoed[index] = ""
@@ -98,7 +77,7 @@ class Completion:
         """The chunk with the usage."""
         return {**self._head, "choices": [], "usage": usage}
 
-    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+    def _choice(self, index: int, choice: Piece) -> dict[str, Any]:
         found = None if self._logprobs is None else self._table(choice.tokens)
         text = self._echoed.get(index, "") + choice.text
         made = {"index": index, "text": text, "logprobs": found, "finish_reason": choice.finish}
@@ -136,7 +115,7 @@ class Chat:
         self._head = _head("chatcmpl", "chat.completion", version)
         self._tokenizer, self._logprobs = tokenizer, logprobs
 
-    def whole(self, choices: Sequence[Choice], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Piece], usage: dict[str, int]) -> dict[str, Any]:
         """The answer."""
         made = [
             {
@@ -153,7 +132,7 @@ class Chat:
         """The chunk that says who speaks."""
         return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
 
-    def chunk(self, index: int, choice: Choice) -> dict[str, Any]:
+    def chunk(self, index: int, choice: Piece) -> dict[str, Any]:
         """One chunk of a stream."""
         delta = {"content": choice.text} if choice.text else {}
         return self._chunk(index, delta, self._table(choice), choice.finish)
@@ -166,7 +145,7 @@ class Chat:
         choice = {"index": index, "delta": delta, "logprobs": table, "finish_reason": finish}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
 
-    def _table(self, choice: Choice) -> dict[str, Any] | None:
+    def _table(self, choice: Piece) -> dict[str, Any] | None:
         if self._logprobs is None:
             return None
         content = []

@@ -31,7 +31,8 @@ class Server(uvicorn.Server):
     """A server that lets running requests end before it does.
 
     The first signal stops new work. When nothing runs any more, or the time is over, the server ends; the
-    second signal ends it at once.
+    second signal ends it at once. It ends too when the engine has: a process that starts afresh is in a state
+    that is known, and whoever supervises it starts one.
 
     Args:
         config: uvicorn's settings.
@@ -45,9 +46,17 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until a signal comes."""
+        """Serve until a signal comes.
+
+        Raises:
+            BaseException: The bug that ended the engine.
+        """
         self._loop = asyncio.get_running_loop()
+        engine = self._api.engine
+        engine.on_failure = self._end_with
         await super().serve(sockets)
+        if engine.failure is not None:
+            raise engine.failure
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to end."""
@@ -57,6 +66,10 @@ class Server(uvicorn.Server):
             return
         self._api.draining = True
         self._loop.call_soon_threadsafe(self._begin_to_drain)
+
+    def _end_with(self, failure: BaseException) -> None:
+        # Requests that run were answered with errors, which are sent before the server ends.
+        self._api.draining = self.should_exit = True
 
     def _begin_to_drain(self) -> None:
         self._drain = asyncio.create_task(self._end_in_order())
@@ -101,7 +114,7 @@ def serve(
         registry.resolve(reference)
     listening = bind(config.host, config.port)
     with listening, announced(registry.root, _address(_near(config.host), listening)):
-        api, server = _assemble(config, registry, references, device, Keys(keys))
+        api, server = assemble(config, registry, references, device, Keys(keys))
         announce(_address(config.host, listening))
         asyncio.run(server.serve(sockets=[listening]))
         api.engine.stop()
@@ -145,7 +158,7 @@ def _near(host: str) -> str:
     return "::1" if ":" in host else "127.0.0.1"
 
 
-def _assemble(
+def assemble(
     config: ServeConfig, registry: Registry, references: Sequence[str], device: str, keys: Keys
 ) -> tuple[Api, Server]:
     api = Api(config, Catalog(registry, references), device)

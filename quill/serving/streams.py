@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from quill.serving.errors import ApiError, dump, explain
 from quill.serving.jobs import Call, Gone, Job, Piece
-from quill.serving.replies import Choice, Reply, usage
+from quill.serving.replies import Reply, usage
 
 # A stream that has to wait longer than this for its first token begins without one.
 _PATIENCE = 1.0
@@ -87,7 +87,7 @@ class Stream(Response):
         job: The job.
         first: What is there already.
         queue_timeout: Seconds that it may wait for a slot.
-        done: Called with all pieces at the end, and with the error that ended it or None.
+        done: Called at the end, with the error that ended it or None.
         headers: Further headers.
     """
 
@@ -98,7 +98,7 @@ class Stream(Response):
         job: Job,
         first: list[Piece],
         queue_timeout: float,
-        done: Callable[[list[Piece], Exception | None], None],
+        done: Callable[[Exception | None], None],
         headers: dict[str, str] | None = None,
     ) -> None:
         self._job, self._first, self._queue_timeout, self._done = job, first, queue_timeout, done
@@ -106,7 +106,7 @@ class Stream(Response):
         # Starlette counted an empty body.
         del self.headers["content-length"]
 
-    def encode(self, pieces: Iterable[Piece]) -> bytes:
+    def encode(self, pieces: list[Piece]) -> bytes:
         """What is written for some pieces."""
         return "".join(p.text for p in pieces).encode()
 
@@ -118,19 +118,18 @@ class Stream(Response):
         """What is written when the answer cannot be completed."""
         return b""
 
-    def end(self, pieces: list[Piece]) -> bytes:
+    def end(self) -> bytes:
         """What is written last."""
         return b""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the answer."""
-        pieces: list[Piece] = []
         failure: Exception | None = None
         try:
             start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
             async with watching(receive, self._job):
                 await send(start)
-                async for chunk in self._chunks(pieces):
+                async for chunk in self._chunks():
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         except asyncio.CancelledError as e:
             failure = Gone(str(e) or "shutdown")
@@ -138,21 +137,20 @@ class Stream(Response):
         except Exception as e:
             failure = e
         finally:
-            self._done(pieces, failure)
+            self._done(failure)
         if failure is not None:
             error = gone(failure) if isinstance(failure, Gone) else explain(failure)
             last = self.fail(error)
         else:
-            last = self.end(pieces)
+            last = self.end()
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _chunks(self, pieces: list[Piece]) -> AsyncIterator[bytes]:
+    async def _chunks(self) -> AsyncIterator[bytes]:
         new = self._first
         if not new:
             yield self.beat()
             new = await begin(self._job, self._queue_timeout)
         while True:
-            pieces += new
             if chunk := self.encode(new):
                 yield chunk
             if self._job.is_over:
@@ -179,7 +177,7 @@ class EventStream(Stream):
         job: Job,
         first: list[Piece],
         queue_timeout: float,
-        done: Callable[[list[Piece], Exception | None], None],
+        done: Callable[[Exception | None], None],
         headers: dict[str, str],
         *,
         reply: Reply,
@@ -193,20 +191,17 @@ class EventStream(Stream):
         self._drawn = 0
         self._opened: set[int] = set()
 
-    def encode(self, pieces: Iterable[Piece]) -> bytes:
+    def encode(self, pieces: list[Piece]) -> bytes:
         """One event for each sample with something new."""
-        news: dict[int, Choice] = {}
-        for piece in pieces:
-            news.setdefault(piece.index, Choice()).add(piece)
-            self._drawn += piece.drawn
+        self._drawn += sum(piece.drawn for piece in pieces)
         events = []
-        for index, choice in news.items():
-            if index not in self._opened:
-                self._opened.add(index)
-                if opening := self._reply.opening(index):
+        for piece in pieces:
+            if piece.index not in self._opened:
+                self._opened.add(piece.index)
+                if opening := self._reply.opening(piece.index):
                     events.append(self._event(opening))
-            if choice.text or choice.tokens or choice.finish:
-                events.append(self._event(self._reply.chunk(index, choice)))
+            if piece.text or piece.tokens or piece.finish:
+                events.append(self._event(self._reply.chunk(piece.index, piece)))
         return b"".join(events)
 
     def beat(self) -> bytes:
@@ -217,7 +212,7 @@ class EventStream(Stream):
         """The error as an event."""
         return b"data: " + error.body() + b"\n\ndata: [DONE]\n\n"
 
-    def end(self, pieces: list[Piece]) -> bytes:
+    def end(self) -> bytes:
         """The usage, if it was asked for, and the mark of the end."""
         last = b""
         if self._last:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quill.config.settings import ServeConfig
 from quill.registry.store import Registry
+from quill.serving import server
+from quill.serving.guard import Keys
 
 RUN = [sys.executable, "-c", "from quill.cli.app import run; run()"]
 
@@ -60,6 +66,14 @@ def rest(s: socket.socket) -> bytes:
     return found
 
 
+def wait_for(what: str, condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
 class Running:
     """A server."""
 
@@ -97,6 +111,45 @@ class Running:
 def cache_of(registry: Registry) -> Path:
     """The cache folder of the servers of a registry, where they leave their notes."""
     return registry.root.parent / "cache"
+
+
+class Inside:
+    """A server on a thread of this process.
+
+    Attributes:
+        failure: What ended it, other than its end.
+    """
+
+    def __init__(self, registry: Registry, send_buffer: int | None, **settings: Any) -> None:
+        self._socket = server.bind("127.0.0.1", 0)
+        if send_buffer is not None:
+            # Connections inherit it.
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        self.port = self._socket.getsockname()[1]
+        self.api, self.server = server.assemble(ServeConfig(**settings), registry, (), "cpu", Keys())
+        self.failure: BaseException | None = None
+        self.thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        try:
+            asyncio.run(self.server.serve(sockets=[self._socket]))
+        except BaseException as e:
+            self.failure = e
+        finally:
+            self._socket.close()
+
+
+@contextmanager
+def inside(registry: Registry, send_buffer: int | None = None, **settings: Any) -> Iterator[Inside]:
+    """Start a server on a thread of this process, and end it."""
+    made = Inside(registry, send_buffer, **settings)
+    made.thread.start()
+    try:
+        yield made
+    finally:
+        made.server.should_exit = True
+        made.thread.join(30)
+        assert not made.thread.is_alive()
 
 
 @contextmanager

@@ -439,6 +439,13 @@ def test_h2_rows_are_counted_before_they_are_made(server):
     assert server.complete(prompt=["3"] * 20, n=6, max_tokens=1).status == 200
 
 
+def test_h2_the_log_probabilities_of_an_answer_are_counted_before_they_are_made(server):
+    for more in ({"logprobs": 20}, {"logprobs": 2, "echo": True, "prompt": [[1] * 17] * 8}):
+        answer = server.complete(**{"prompt": ["3"] * 8, "n": 16, "max_tokens": 4096, **more})
+        assert (answer.status, answer.json["error"]["param"]) == (400, "logprobs")
+        assert "524,288" in answer.json["error"]["message"]
+
+
 @pytest.mark.parametrize(
     "fields", [{"n": 2.0}, {"stop": ["a", "b"]}, {"top_p": 0}, {"top_k": -1}, {"logprobs": True}]
 )
