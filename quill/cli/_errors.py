@@ -28,7 +28,6 @@ _COMMANDS = {
     "run": "sample",
     "generate": "sample",
     "complete": "sample",
-    "chat": "sample",
     "predict": "sample",
     "infer": "sample",
     "info": "show",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from collections.abc import Generator as TypingGenerator
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
@@ -15,10 +17,15 @@ from quill.cli.options import Session
 from quill.errors import InputError, QuillError
 
 if TYPE_CHECKING:
+    from quill.cli.output import Output
     from quill.config.settings import SampleConfig
     from quill.generation.generator import Generator
     from quill.registry.folder import Folder
 
+    Generated = TypingGenerator[str, None, None]
+
+# Between one text and the next.
+BETWEEN = "-" * 20 + "\n"
 _ENVIRONMENT = "QUILL_SERVER"
 _AUTO, _OFF = "auto", "off"
 
@@ -41,8 +48,8 @@ KeyFile = Annotated[
 class TextGenerator(Protocol):
     """What continues a text."""
 
-    def stream(self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]) -> Iterator[str]:
-        """Generate one sample, chunk by chunk."""
+    def stream(self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]) -> Generated:
+        """Generate one sample, chunk by chunk; closing it ends the work."""
 
     def generate(self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]) -> list[str]:
         """Generate num_samples samples."""
@@ -127,11 +134,11 @@ class _Local:
         self._generator = generator
         self._on_cpu = generator.device.type == "cpu"
 
-    def stream(self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]) -> Iterator[str]:
+    def stream(self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]) -> Generated:
         from quill.generation import cpu
 
         chunks = self._generator.stream(prompt, config, unknown)
-        return cpu.at_best_threads(chunks) if self._on_cpu else chunks
+        yield from cpu.at_best_threads(chunks) if self._on_cpu else chunks
 
     def generate(self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]) -> list[str]:
         from quill.generation import cpu
@@ -139,3 +146,21 @@ class _Local:
         alone = config.num_samples == 1
         with cpu.one_thread() if alone and self._on_cpu else nullcontext():
             return self._generator.generate(prompt, config, unknown)
+
+
+def print_text(output: Output, echoed: str, chunks: Iterator[str]) -> None:
+    """Print a text as it comes, and end its last line.
+
+    What is echoed is printed with the first chunk, so that an error leaves stdout empty.
+    """
+    last = ""
+    try:
+        for chunk in chain([echoed + next(chunks, "")], chunks):
+            last = chunk or last
+            output.stream(chunk)
+    except KeyboardInterrupt:
+        if last and not last.endswith("\n"):
+            output.write("\n")
+        raise
+    if not last.endswith("\n"):
+        output.write("\n")

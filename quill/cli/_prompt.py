@@ -13,7 +13,7 @@ from quill.cli.output import is_terminal
 from quill.errors import InputError, NotFoundError, ResourceError
 
 _STDIN = "-"
-_MOST_BYTES = 1 << 26
+MOST_BYTES = 1 << 26
 
 Text = Annotated[
     str | None,
@@ -42,7 +42,7 @@ def find(words: list[str], flag: str | None, file: Path | None) -> str:
     if file is not None:
         try:
             with file.open("rb") as stream:
-                return _decode(stream.read(_MOST_BYTES + 1), str(file))
+                return decode(stream.read(MOST_BYTES + 1), str(file))
         except FileNotFoundError:
             raise NotFoundError(f"no file '{file}'", hint="check the path") from None
         except IsADirectoryError:
@@ -52,9 +52,9 @@ def find(words: list[str], flag: str | None, file: Path | None) -> str:
     if words == [_STDIN]:
         if sys.stdin is None:
             raise InputError("standard input is closed", why="'-' reads the prompt from it")
-        return _decode(sys.stdin.buffer.read(_MOST_BYTES + 1), "standard input")
+        return decode(sys.stdin.buffer.read(MOST_BYTES + 1), "standard input")
     if not given and sys.stdin is not None and _is_piped():
-        return _decode(sys.stdin.buffer.read(_MOST_BYTES + 1), "standard input")
+        return decode(sys.stdin.buffer.read(MOST_BYTES + 1), "standard input")
     return flag if flag is not None else " ".join(words)
 
 
@@ -70,9 +70,18 @@ def _is_piped() -> bool:
     return not is_terminal(sys.stdin) and (stat.S_ISFIFO(mode) or stat.S_ISREG(mode))
 
 
-def _decode(raw: bytes, origin: str) -> str:
-    if len(raw) > _MOST_BYTES:
-        raise InputError(f"'{origin}' is too long", why=f"a prompt has at most {_MOST_BYTES >> 20} MiB")
+def decode(raw: bytes, origin: str) -> str:
+    """Text from bytes that should be UTF-8.
+
+    Args:
+        raw: The bytes; too many are refused.
+        origin: Where they came from, for messages.
+
+    Raises:
+        InputError: They are not UTF-8, or too many.
+    """
+    if len(raw) > MOST_BYTES:
+        raise InputError(f"'{origin}' is too long", why=f"a prompt has at most {MOST_BYTES >> 20} MiB")
     try:
         # The "utf-8-sig" codec counts from behind the byte order mark. Line ends become newlines.
         return raw.decode().removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")

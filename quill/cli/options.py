@@ -210,29 +210,23 @@ def _flag(
 ) -> tuple[inspect.Parameter, Callable[[Any], Any]]:
     """The parameter that Typer makes a setting's flag from, and what turns its text into a raw value."""
     from quill.cli import _flags
-    from quill.config.reading import plain_type, union_arms
+    from quill.config.reading import plain_type
 
-    kind, optional = plain_type(info.annotation)
+    kind, _ = plain_type(info.annotation)
     flag = _flags.of_setting(name, info.json_schema_extra)
     annotation: Any = str | None
     metavar: str | None = "TEXT"
     declared = f"--{flag}"
-    convert: Callable[[Any], Any] = _text(optional)
     complete: Callable[..., list[str]] | None = None
     choices: Sequence[str] = ()
     if kind is bool:
         annotation, metavar, declared = bool | None, None, f"--{flag}/--no-{flag}"
-        convert = bool
     elif kind in (int, float):
         metavar = "INT" if kind is int else "NUMBER"
-        convert = _number(kind, optional)
     elif typing.get_origin(kind) is typing.Literal:
         choices = list(map(str, typing.get_args(kind)))
-        if {"on", "off"} <= set(choices):
-            convert = _switch
     elif typing.get_origin(kind) is list:
         annotation = list[str] | None
-        convert = _one_or_many if str in union_arms(info.annotation) else list
     else:
         choices = _choices(info)
     if name == "source":
@@ -254,7 +248,23 @@ def _flag(
     made = inspect.Parameter(
         parameter, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
     )
-    return made, convert
+    return made, converter(info)
+
+
+def converter(info: FieldInfo) -> Callable[[Any], Any]:
+    """What turns the words that were typed for a setting into its raw value: a text, or a list of texts."""
+    from quill.config.reading import plain_type, union_arms
+
+    kind, optional = plain_type(info.annotation)
+    if kind is bool:
+        return bool
+    if kind in (int, float):
+        return _number(kind, optional)
+    if typing.get_origin(kind) is typing.Literal and {"on", "off"} <= set(map(str, typing.get_args(kind))):
+        return _switch
+    if typing.get_origin(kind) is list:
+        return _one_or_many if str in union_arms(info.annotation) else list
+    return _text(optional)
 
 
 def _choices(info: FieldInfo) -> list[str]:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
 from quill.cli import _prompt, options
 from quill.cli._completion import models
-from quill.cli._generator import KeyFile, Opener, Server
+from quill.cli._generator import BETWEEN, KeyFile, Opener, Server, print_text
 from quill.cli.options import Session
 from quill.config.settings import SampleConfig
-
-if TYPE_CHECKING:
-    from quill.cli.output import Output
 
 # What people use.
 _FACE = (
@@ -30,7 +25,6 @@ _FACE = (
     "no_echo",
     "device",
 )
-_BETWEEN = "-" * 20 + "\n"
 
 
 @options.command(
@@ -86,7 +80,7 @@ def command(
     generator = opener.open(version)
     echoed = "" if no_echo else text
     if output.form != "json" and stream and config.num_samples == 1:
-        _print(output, echoed, generator.stream(text, config, unknown))
+        print_text(output, echoed, generator.stream(text, config, unknown))
         return
     samples = generator.generate(text, config, unknown)
     if output.form == "json":
@@ -95,23 +89,5 @@ def command(
         return
     for i, sample in enumerate(samples):
         if i:
-            output.write(_BETWEEN)
-        _print(output, echoed, iter([sample]))
-
-
-def _print(output: Output, echoed: str, chunks: Iterator[str]) -> None:
-    """Print a sample as it comes, and end its last line.
-
-    The prompt is printed with the first chunk, so that an error leaves stdout empty.
-    """
-    last = ""
-    try:
-        for chunk in chain([echoed + next(chunks, "")], chunks):
-            output.stream(chunk)
-            last = chunk or last
-    except KeyboardInterrupt:
-        if last and not last.endswith("\n"):
-            output.write("\n")
-        raise
-    if not last.endswith("\n"):
-        output.write("\n")
+            output.write(BETWEEN)
+        print_text(output, echoed, iter([sample]))

@@ -7,8 +7,8 @@ key reach the address that was given or none.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
@@ -90,7 +90,7 @@ class Client:
 
     def complete(
         self, body: Mapping[str, Any], notice: Callable[[str], object] = lambda message: None
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Generator[tuple[int, str], None, None]:
         """Generate samples; closing the iterator stops them on the server.
 
         Args:
@@ -226,11 +226,13 @@ class RemoteGenerator:
 
     def stream(
         self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"] = "error"
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Generate one sample, chunk by chunk; raises and yields as `Generator.stream` does."""
-        for _, text in self._client.complete(self._body(prompt, config, 1, unknown), self._notice):
-            if text:
-                yield text
+        body = self._body(prompt, config, 1, unknown)
+        with closing(self._client.complete(body, self._notice)) as samples:
+            for _, text in samples:
+                if text:
+                    yield text
 
     def generate(
         self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"] = "error"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -64,6 +65,18 @@ def test_the_text_is_that_of_this_process(arguments, address, capsys):
     assert there[1] == here[1]
     # A prompt that is cut is remarked on in both.
     assert there[2].startswith("warning: using") == here[2].startswith("warning: using")
+
+
+def test_a_chat_continues_the_same_text(address, capsys, monkeypatch):
+    def chat(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"3 bells\n\nbells\n")))
+        code = main(["chat", "tiny", "--seed=1", "--max-new-tokens=12", *arguments])
+        return code, *capsys.readouterr()
+
+    here, there = chat(), chat("--server", address)
+    assert here[0] == there[0] == 0
+    assert there[1] == here[1]
+    assert there[2].count("warning: using") == here[2].count("warning: using") == 1
 
 
 def test_no_torch_is_loaded_and_no_proxy_is_asked(address):
