@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quill.model.dropout import Rows, kept, rescale
+from quill.model.dropout import Rows, growth, kept, mask_
 
 # Scores at once; in 16 bits they take 2 MiB, the second-level cache of a core.
 _SCORES = 2**20
@@ -77,7 +77,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float) ->
     with masks:
         state = generator.get_state()
         for heads, p, mask in _probabilities(q, k, dropout, scale, generator):
-            torch.bmm(p if mask is None else rescale(p * mask, dropout), v[heads], out=mixed[heads])
+            _product(p if mask is None else mask_(p, mask), v[heads], mixed[heads], growth(dropout))
     return mixed, state
 
 
@@ -99,17 +99,21 @@ def _attention_backward(
     generator = torch.Generator()
     generator.set_state(state)
     for heads, p, mask in _probabilities(q, k, dropout, scale, generator):
-        rows = mean[heads].expand_as(p)
-        if mask is None:
-            torch.bmm(p.mT, grad[heads], out=dv[heads])
-            scores = torch.baddbmm(rows, grad[heads], v[heads].mT, beta=-1).mul_(p)
-        else:
-            torch.bmm(rescale(p * mask, dropout).mT, grad[heads], out=dv[heads])
-            dp = torch.bmm(grad[heads], v[heads].mT)
-            scores = rescale(dp.mul_(mask), dropout).sub_(rows).mul_(p)
+        dp = _product(grad[heads], v[heads].mT, torch.empty_like(p), growth(dropout))
+        if mask is not None:
+            mask_(dp, mask)
+        scores = dp.sub_(mean[heads]).mul_(p)
         torch.bmm(scores, k[heads], out=dq[heads])
         torch.bmm(scores.mT, q[heads], out=dk[heads])
+        if mask is not None:
+            mask_(p, mask)
+        _product(p.mT, grad[heads], dv[heads], growth(dropout))
     return dq.mul_(scale), dk.mul_(scale), dv
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor, factor: float) -> Tensor:
+    """The matrix products times a factor, which costs nothing here."""
+    return torch.baddbmm(out, a, b, beta=0, alpha=factor, out=out)
 
 
 def _probabilities(

@@ -16,6 +16,8 @@ from torch import Tensor
 
 # One 64-bit draw decides four elements, with 16 bits each.
 _LEVELS, _PER_DRAW = 2**16, 4
+# The bits of 1 in each type of 16 bits.
+_ONE = {torch.bfloat16: 0x3F80, torch.float16: 0x3C00}
 # Draws at once, 2 MiB, while a generator is moved forward.
 _SKIPPED = 2**18
 
@@ -104,26 +106,35 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    mask: Tensor = _kept(x, p)
-    return rescale(x * mask, p)
+    mask: Tensor = _kept(x.detach(), p)
+    return (x * mask).mul_(growth(p))
 
 
 def kept(x: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """A mask in the shape of x, on the CPU; each element is false with probability p."""
+    """A mask in the shape of x, of int16 on the CPU; each element is 0 with probability p, else 1."""
     draws = torch.empty(-(-x.numel() // _PER_DRAW), dtype=torch.int64)
     draws.random_(-(2**63), None, generator=generator)
-    return (draws.view(torch.int16)[: x.numel()] >= _dropped(p) - _LEVELS // 2).view(x.shape)
+    return draws.view(torch.int16)[: x.numel()].ge_(_dropped(p) - _LEVELS // 2).view(x.shape)
+
+
+def mask_(x: Tensor, mask: Tensor) -> Tensor:
+    """Zero in place what a mask from `kept` drops."""
+    if x.dtype in _ONE:
+        # A product with another type would first convert the mask, which takes four times as long.
+        x.view(torch.int16).mul_(mask)
+        return x
+    return x.mul_(mask)
+
+
+def growth(p: float) -> float:
+    """What the elements that are kept are multiplied by."""
+    return _LEVELS / (_LEVELS - _dropped(p))
 
 
 def _chunks(total: int) -> Iterator[int]:
     while total > 0:
         yield min(total, _SKIPPED)
         total -= _SKIPPED
-
-
-def rescale(x: Tensor, p: float) -> Tensor:
-    """Scale in place what a mask has kept."""
-    return x.mul_(_LEVELS / (_LEVELS - _dropped(p)))
 
 
 def _dropped(p: float) -> int:
@@ -133,12 +144,15 @@ def _dropped(p: float) -> int:
 # Opaque to torch.compile, which would draw each element by itself; the tag keeps it from merging draws.
 @torch.library.custom_op("quill::kept", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _kept(x: Tensor, p: float) -> Tensor:
+    """`kept` as a factor of x: in its own type if that has 16 bits, else bool."""
     if (rows := Rows.current()) is None:
-        return kept(x, p)
-    with rows.drawing(torch.default_generator, x.numel() // len(x), shared=True):
-        return kept(x, p)
+        mask = kept(x, p)
+    else:
+        with rows.drawing(torch.default_generator, x.numel() // len(x), shared=True):
+            mask = kept(x, p)
+    return mask.mul_(_ONE[x.dtype]).view(x.dtype) if x.dtype in _ONE else mask.bool()
 
 
 @_kept.register_fake
 def _(x: Tensor, p: float) -> Tensor:
-    return torch.empty(x.shape, dtype=torch.bool, device=x.device)
+    return torch.empty(x.shape, dtype=x.dtype if x.dtype in _ONE else torch.bool, device=x.device)
