@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -168,21 +167,10 @@ def test_a_config_is_found_by_name_unless_there_is_a_file(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(wheel_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as it is installed from its wheel, in a folder of its own."""
-    pytest.importorskip("hatchling")
-    root = Path(__file__).resolve().parent.parent
-    source = tmp_path_factory.mktemp("source")
-    for name in ("quill", "configs", "weights"):
-        ignored = shutil.ignore_patterns("__pycache__", ".*-*", ".locks", ".trash", ".staging")
-        shutil.copytree(root / name, source / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(root / name, source)
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(source / "dist")]
-    subprocess.run(command, cwd=source, check=True, capture_output=True)
-    (built,) = (source / "dist").glob("*.whl")
     installed = tmp_path_factory.mktemp("installed")
-    with zipfile.ZipFile(built) as archive:
+    with zipfile.ZipFile(wheel_file) as archive:
         archive.extractall(installed)
     return installed
 

@@ -106,8 +106,8 @@ def serve(
     keys = read_keys(config.api_key_file)
     if not keys and not is_local(config.host):
         raise InputError(
-            f"host={config.host} needs api_key_file",
-            why="other machines reach this address, and without a key anyone may use the models",
+            f"host={config.host} needs a key",
+            why="others reach this address; the key is in QUILL_API_KEY, or in api_key_file=keys.txt",
             hint=f"quill serve --host {config.host} --api-key-file keys.txt",
         )
     for reference in references:
