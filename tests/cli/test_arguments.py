@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from quill.cli import app
 from quill.cli.app import main
 
 ARGUMENTS = {
@@ -21,6 +22,11 @@ COMMANDS = """
     prepare {} | prepare {} --name x | prepare x.txt --name {} | prepare x.txt --encoding {} | import {}
     export {} | export a --out {} | export a --format {} | publish {} | eval {} | eval a --data {} | sample {}
     completion {} | push a {} | push {} hf:a/b
+    explain {} | explain m:{} x | explain a {} | explain a x --html {} | explain a x --last {}
+    bench {} | bench m:{} | bench {}.json | bench --against {} | bench --rounds {} | bench --seconds {}
+    serve {} | serve m:{} | serve --port {} | serve a --api-key-file {} | serve a --slots {}
+    sample a x --server {} | sample a x --server http://{} | sample a x --api-key-file {} --server 127.0.0.1:1
+    doctor {} | ls {} | registry share {} | registry share --group {}
 """
 
 
@@ -28,6 +34,9 @@ COMMANDS = """
 def test_f61_no_argument_is_a_bug_or_echoed_whole(publish, tmp_path, monkeypatch, capsys, kind):
     monkeypatch.chdir(tmp_path)
     publish("a")
+    assert {line.split()[0] for line in COMMANDS.replace("\n", "|").split("|") if line.strip()} >= {
+        *app.commands()
+    }
     for line in COMMANDS.replace("\n", "|").split("|"):
         if words := line.split():
             code = main([w.replace("{}", ARGUMENTS[kind]) for w in words])

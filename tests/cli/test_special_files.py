@@ -32,7 +32,13 @@ FILES = [
 ]  # fmt: skip
 COMMANDS = [
     ["list", "--all-versions"], ["show", "a:v1", "--metrics"], ["show", "a:v2", "--metrics"],
-    ["logs", "a:v2", "-n", "3"], ["gc", "--dry-run"], ["cp", "a:v1", "b"],
+    ["logs", "a:v2", "-n", "3"], ["gc", "--dry-run"], ["cp", "a:v1", "b"], ["verify", "a"],
+    ["compare", "a:v1", "a:v1"], ["explain", "a:v1", "x"],
+]  # fmt: skip
+DATA_FILES = ["manifest.json", "tokenizer.json", "train.bin", "val.bin"]
+DATA_COMMANDS = [
+    ["list", "data:"], ["show", "data:d"], ["verify", "data:d"], ["gc", "--dry-run"],
+    ["train", "--data", "d", "--name", "z", "--dry-run"],
 ]  # fmt: skip
 
 
@@ -66,10 +72,23 @@ def hurried() -> Iterator[None]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FILES)
 def test_f56_a_special_or_endless_file_is_refused_at_once(place, name, kind, hurried, capsys):
-    path = place.root / name
+    refuses(place.root / name, kind, COMMANDS, capsys)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", DATA_FILES)
+def test_f56_a_special_or_endless_file_of_a_dataset_too(place, name, kind, hurried, tmp_path, capsys):
+    text = tmp_path / "d.txt"
+    text.write_text("the tide turns at dawn, and the boats go out.\n" * 50)
+    assert main(["prepare", str(text), "--name", "d"]) == 0
+    refuses(place.root.parent / "data" / "d" / name, kind, DATA_COMMANDS, capsys)
+
+
+def refuses(path: Path, kind: str, commands: list[list[str]], capsys) -> None:
+    """Put something else in the place of a file, and run commands that would read it."""
     path.unlink(missing_ok=True)
     KINDS[kind](path)
-    for arguments in COMMANDS:
+    for arguments in commands:
         code = main(arguments)
         err = capsys.readouterr().err
         assert code in (0, 3, 4, 5), (arguments, err)
