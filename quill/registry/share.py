@@ -7,6 +7,10 @@ from pathlib import Path
 from quill import fsio
 from quill.errors import InputError
 
+# POSIX's (gid_t)-1 leaves the group as it is.
+_NO_GROUP = 2**32 - 1
+_DIGITS = 10
+
 
 def share(folders: list[Path], group: str | None = None) -> fsio.Shared:
     """Open folders, and everything in them, to a group; what quill makes in them later is open to it too.
@@ -48,7 +52,7 @@ def _number(group: str) -> int:
         raise InputError("this system has no groups", why=why) from None
     try:
         return grp.getgrnam(group).gr_gid
-    except KeyError:
-        if group.isdecimal():
+    except (KeyError, ValueError):
+        if group.isdecimal() and len(group) <= _DIGITS and int(group) < _NO_GROUP:
             return int(group)
         raise InputError(f"no group named '{group}'", why="see the output of: getent group") from None

@@ -10,6 +10,7 @@ from quill.cli.app import main
 ARGUMENTS = {
     "a lone surrogate": "\udcff",
     "70,000 characters": "x" * 70_000,
+    "70,000 digits": "9" * 70_000,
     "a long path": "./" + "x/" * 30_000,
 }
 # Where the argument goes.
