@@ -191,10 +191,16 @@ class Chat:
             return None
 
     def _line(self, prompt: str) -> str:
-        if self._output.terminal:
-            return input(prompt)
-        self._output.ask(prompt.strip())
-        if not (line := sys.stdin.readline()):
+        try:
+            if self._output.terminal:
+                return input(prompt)
+            self._output.ask(prompt.strip())
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as e:
+            raise InputError(
+                "the line is not UTF-8", why=f"a byte of it is {e.object[e.start]:#04x}"
+            ) from None
+        if not line:
             raise EOFError
         return line.removesuffix("\n")
 

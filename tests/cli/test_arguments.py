@@ -27,6 +27,7 @@ COMMANDS = """
     bench {} | bench m:{} | bench {}.json | bench --against {} | bench --rounds {} | bench --seconds {}
     serve {} | serve m:{} | serve --port {} | serve a --api-key-file {} | serve a --slots {}
     sample a x --server {} | sample a x --server http://{} | sample a x --api-key-file {} --server 127.0.0.1:1
+    chat {} | chat m:{} | chat a --stop {} | chat a --seed {} | chat a --server {} | chat a --server http://{}
     doctor {} | ls {} | registry share {} | registry share --group {}
 """
 

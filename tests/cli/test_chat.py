@@ -33,7 +33,9 @@ def chat(capsys, monkeypatch) -> Chat:
     """Run a session whose standard input is a text; at a terminal, if that is asked for."""
 
     def run(typed: str, *arguments: str, terminal: bool = False) -> tuple[int, str, str]:
-        stdin = io.TextIOWrapper(io.BytesIO(typed.encode()), encoding="utf-8", newline="\n")
+        stdin = io.TextIOWrapper(
+            io.BytesIO(typed.encode(errors="surrogateescape")), encoding="utf-8", newline="\n"
+        )
         monkeypatch.setattr(stdin, "isatty", lambda: terminal, raising=False)
         monkeypatch.setattr(sys, "stdin", stdin)
         code = main(["chat", "tiny", "--seed=1", "--max-new-tokens=12", *arguments])
@@ -94,6 +96,13 @@ def test_a_piped_line_that_cannot_be_continued_ends_the_command(chat):
     assert "--unknown skip" in err
     code, out, _ = chat("3é\n", "--unknown=skip")
     assert (code, len(out)) == (0, 13)
+
+
+def test_f61_bytes_that_are_no_text_do_not_end_a_session(chat):
+    code, out, err = chat("3 bells\udcff\n", terminal=True)
+    assert (code, out) == (0, "")
+    assert "the line is not UTF-8" in err
+    assert "0xff" in err
 
 
 @pytest.mark.parametrize(
