@@ -494,7 +494,7 @@ class ServeConfig(Section):
         20.0, "Seconds that a request waits for its model to load."
     )
     slots: Annotated[int, Field(ge=1, le=256)] = setting(
-        16, "Most samples that a model generates side by side; fewer if memory is short."
+        32, "Most samples that a model generates side by side; fewer if memory is short."
     )
     max_queue: Annotated[int, Field(ge=0, le=100_000)] = setting(64, "Most requests that wait for a slot.")
     queue_timeout: Annotated[float, Field(gt=0, le=3600)] = setting(

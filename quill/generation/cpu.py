@@ -12,7 +12,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from statistics import median
 from time import perf_counter
@@ -35,6 +35,8 @@ _PARTS = 8
 # The most rows for which products in parts are about as fast as one product: single tokens, and positions.
 _FEW_ROWS = 12
 _FEW_POSITIONS = 32
+# The same for rows and a copy of the weights.
+_COPIED_ROWS = 64
 
 # Chunks that one trial of a number of threads takes, and between two trials at first and at most.
 _TRIAL = 5
@@ -53,8 +55,24 @@ def for_decoding(model: GPT, copy_weights: bool = True) -> GPT:
     Returns:
         The twin. It shares the weights; on some processors it has its own copy of small ones.
     """
+    return _twin(model, _product_for(model, copy_weights))
+
+
+def for_batches(model: GPT) -> GPT:
+    """A twin for several rows, each of which reads one token at a time; small weights are copied.
+
+    Its logits equal the model's up to rounding.
+
+    Args:
+        model: Any model, on any device.
+    """
+    if _has_fast_products(model) and _is_small(model):
+        return _twin(model, partial(_sliced, copied=True))
+    return _twin(model, _product_for(model, copy_weights=False))
+
+
+def _twin(model: GPT, product: Callable[[Tensor, Tensor | None], _Product] | None) -> GPT:
     twin = model.twin()
-    product = _product_for(model, copy_weights)
     _call_directly(twin, product)
     if product is not None and model.shape.n_layer and model.shape.tie_embeddings:
         # The head gets a product of its own.
@@ -123,11 +141,18 @@ def at_best_threads(chunks: Iterator[str], clock: Callable[[], float] = perf_cou
 
 def _product_for(model: GPT, copy_weights: bool) -> Callable[[Tensor, Tensor | None], _Product] | None:
     """What makes the fastest linear layer for a few rows; None if it is PyTorch's own."""
-    weight = model.wte.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not _has_avx():
+    if not _has_fast_products(model):
         return None
-    small = sum(p.nbytes for p in model.parameters()) <= _MAX_COPIED_BYTES
-    return _bagged if copy_weights and small and not _is_intel() else _sliced
+    return _bagged if copy_weights and _is_small(model) and not _is_intel() else _sliced
+
+
+def _has_fast_products(model: GPT) -> bool:
+    weight = model.wte.weight
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_avx()
+
+
+def _is_small(model: GPT) -> bool:
+    return sum(p.nbytes for p in model.parameters()) <= _MAX_COPIED_BYTES
 
 
 def _has_avx() -> bool:
@@ -162,14 +187,15 @@ def _call_directly(module: nn.Module, product: Callable[[Tensor, Tensor | None],
             vars(module)[name] = part.forward
 
 
-def _sliced(weight: Tensor, bias: Tensor | None) -> _Product:
-    """A linear layer that multiplies a few rows as fast as its weights can be read, without a copy of them.
+def _sliced(weight: Tensor, bias: Tensor | None, *, copied: bool = False) -> _Product:
+    """A linear layer that multiplies a few rows as fast as its weights can be read.
 
     The matrix is multiplied in parts, a batch of products, each of which MKL leaves to one thread.
 
     Args:
         weight: (out, in).
         bias: (out), or None.
+        copied: Whether it has a copy of the weights in the order in which products of several rows read them.
 
     Returns:
         A function of x, (B, T, in), that returns (B, T, out).
@@ -178,13 +204,14 @@ def _sliced(weight: Tensor, bias: Tensor | None) -> _Product:
     n_out, n_in = weight.shape
     even = n_out // _PARTS * _PARTS
     parts = weight[:even].view(_PARTS, even // _PARTS, n_in).mT  # (parts, in, out / parts)
+    parts, most = (parts.contiguous(), _COPIED_ROWS) if copied else (parts, _FEW_ROWS)
     shift = None if bias is None else bias.detach()[:even].view(_PARTS, 1, even // _PARTS)
     rest = _few(weight[even:], bias) if even < n_out else None
 
     def product(x: Tensor) -> Tensor:
         B, T, _ = x.shape
         rows = B * T
-        if rows > (_FEW_ROWS if T == 1 else _FEW_POSITIONS):
+        if rows > (most if T == 1 else _FEW_POSITIONS):
             return F.linear(x, weight, bias)
         every = x.reshape(1, rows, n_in).expand(_PARTS, rows, n_in)
         y = torch.bmm(every, parts) if shift is None else torch.baddbmm(shift, every, parts)

@@ -173,7 +173,8 @@ class Api:
             self.engine.submit(lease.resident, job)
             timeout = self.config.queue_timeout
             first = await self._first(request, lease, job)
-            return streams.Stream(job, first, timeout, lease.keep(job), {"content-type": "text/plain"})
+            plain = {"content-type": "text/plain"}
+            return streams.Stream(job, first, timeout, self._pace, lease.keep(job), plain)
 
     @asynccontextmanager
     async def _simple(self, request: Request) -> AsyncIterator[tuple[requests.GenerateRequest, Lease, Job]]:
@@ -207,6 +208,7 @@ class Api:
                 job,
                 first,
                 self.config.queue_timeout,
+                self._pace,
                 lease.keep(job),
                 headers,
                 reply=reply,
@@ -220,6 +222,9 @@ class Api:
             choices[piece.index].add(piece)
         used = replies.usage(read, job.drawn)
         return _json(reply.whole(choices, used), headers)
+
+    def _pace(self) -> float:
+        return streams.interval(self.engine.unfinished)
 
     async def _whole(self, request: Request, lease: Lease, job: Job) -> list[Piece]:
         try:

@@ -1,6 +1,6 @@
 """The samples of one loaded model: which may start, what each draws next, and when it has ended.
 
-Everything here runs on the engine's thread. One turn reads at most one chunk of a prompt, draws one token for
+Everything here runs on the engine's thread. One turn reads at most one chunk of prompts, draws one token for
 every sample that is ready, and takes one step of the model for all of them.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quill.errors import DivergedError
 from quill.generation.batch import Batch, BatchRow
-from quill.generation.cpu import FEW_TOKENS, one_thread
+from quill.generation.cpu import FEW_TOKENS, for_batches, one_thread
 from quill.generation.generator import Generator
 from quill.generation.row import Row
 from quill.generation.sampling import Sampler, check_finite, draw_together
@@ -26,7 +26,7 @@ Deliver = Callable[[Job, list[Piece], Exception | None], None]
 # The log probability of a token, and the likeliest tokens with theirs.
 Logprob = tuple[float, tuple[tuple[int, float], ...]]
 
-# Tokens of a prompt that are read at once while other samples wait for their next token.
+# Tokens of prompts that are read at once while other samples wait for their next token.
 _CHUNK = 128
 # Positions whose logits over the whole vocabulary exist at once.
 _SCORED_AT_ONCE = 128
@@ -116,7 +116,7 @@ class Lane:
 
     def __init__(self, generator: Generator, slots: int, deliver: Deliver) -> None:
         self.generator, self._deliver = generator, deliver
-        self.batch = Batch(generator.ready(FEW_TOKENS), slots)
+        self.batch = Batch(for_batches(generator.model), slots)
         self._waiting: deque[tuple[Job, Iterator[int]]] = deque()
         self._samples: list[Sample] = []
         self._on_cpu = generator.device.type == "cpu"
@@ -165,7 +165,9 @@ class Lane:
     def turn(self) -> None:
         """Advance every sample by at most one token."""
         self._drop_cancelled()
-        self._read_prompt()
+        room = _CHUNK
+        while room > 0 and (read := self._read_prompt(room)) is not None:
+            room -= read
         ready = [s for s in self._samples if s.logits is not None]
         if ready and (going := self._draw(ready)):
             rows = [s.row for s, _ in going if s.row is not None]
@@ -189,24 +191,35 @@ class Lane:
         for sample in [s for s in self._samples if s.job.cancelled]:
             self._end(sample)
 
-    def _read_prompt(self) -> None:
-        """Start the next sample if there is a slot, or read on in one that is starting."""
+    def _read_prompt(self, room: int) -> int | None:
+        """Read on in a sample that is starting, or start the next one if there is a slot.
+
+        Args:
+            room: The most tokens to read while other samples wait.
+
+        Returns:
+            How many tokens were read; None if there was nothing to do.
+        """
         sample = next((s for s in self._samples if s.logits is None), None)
         try:
-            sample = sample or self._start()
-            if sample is None or sample.row is None or sample.logits is not None:
-                return
+            if sample is None and (sample := self._start()) is None:
+                return None
+            if sample.row is None or sample.logits is not None:
+                return 0
             # A sample that is alone reads its prompt at once, as `quill sample` does.
-            end = sample.idx.shape[1] if len(self._samples) == 1 else sample.read + _CHUNK
+            end = sample.idx.shape[1] if len(self._samples) == 1 else sample.read + room
+            tokens = sample.idx[:, sample.read : end]
             with self._threads(1):
-                logits = sample.row.read(sample.idx[:, sample.read : end])
-            sample.read = min(end, sample.idx.shape[1])
+                logits = sample.row.read(tokens)
+            sample.read += tokens.shape[1]
             if sample.read == sample.idx.shape[1]:
                 sample.logits = logits
+            return tokens.shape[1]
         except Exception as e:
             if sample is None:
                 raise
             self._end_job(sample.job, e)
+            return 0
 
     def _start(self) -> Sample | None:
         """Begin one sample of the job that waits longest, whose next one waits behind the others' first."""

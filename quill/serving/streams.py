@@ -19,8 +19,10 @@ from quill.serving.replies import Reply, usage
 _PATIENCE = 1.0
 # Something is written at least so often, so that neither proxies nor clients give up.
 _KEEP_ALIVE = 15.0
-# Text is sent at most so often: a screen shows no more, and each write costs the time of a token.
-_INTERVAL = 0.015
+# Seconds between two writes of a stream: a screen shows no more, and each write costs the time of a token.
+# Many streams write less often each, so that writing leaves the processors to the model.
+_INTERVAL, _LONGEST_INTERVAL = 0.015, 0.05
+_PER_STREAM = 0.002
 _EVENTS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -73,6 +75,11 @@ async def collect(job: Job, queue_timeout: float) -> list[Piece]:
     return pieces
 
 
+def interval(streams: int) -> float:
+    """Seconds between two writes of each of some streams."""
+    return min(max(_INTERVAL, streams * _PER_STREAM), _LONGEST_INTERVAL)
+
+
 def gone(error: Gone) -> ApiError:
     """The answer to those who are still there."""
     if str(error) == "shutdown":
@@ -87,6 +94,7 @@ class Stream(Response):
         job: The job.
         first: What is there already.
         queue_timeout: Seconds that it may wait for a slot.
+        pace: Returns the seconds between two writes.
         done: Called at the end, with the error that ended it or None.
         headers: Further headers.
     """
@@ -98,10 +106,12 @@ class Stream(Response):
         job: Job,
         first: list[Piece],
         queue_timeout: float,
+        pace: Callable[[], float],
         done: Callable[[Exception | None], None],
         headers: dict[str, str] | None = None,
     ) -> None:
-        self._job, self._first, self._queue_timeout, self._done = job, first, queue_timeout, done
+        self._job, self._first, self._done = job, first, done
+        self._queue_timeout, self._pace = queue_timeout, pace
         super().__init__(headers={**_EVENTS, **(headers or {})})
         # Starlette counted an empty body.
         del self.headers["content-length"]
@@ -155,7 +165,7 @@ class Stream(Response):
                 yield chunk
             if self._job.is_over:
                 return
-            await asyncio.sleep(_INTERVAL)
+            await asyncio.sleep(self._pace())
             while not (new := await self._job.news(_KEEP_ALIVE)):
                 yield self.beat()
 
@@ -177,6 +187,7 @@ class EventStream(Stream):
         job: Job,
         first: list[Piece],
         queue_timeout: float,
+        pace: Callable[[], float],
         done: Callable[[Exception | None], None],
         headers: dict[str, str],
         *,
@@ -185,7 +196,7 @@ class EventStream(Stream):
         usage_last: bool,
         usage_always: bool,
     ) -> None:
-        super().__init__(job, first, queue_timeout, done, headers)
+        super().__init__(job, first, queue_timeout, pace, done, headers)
         self._reply, self._prompt_tokens = reply, prompt_tokens
         self._last, self._always = usage_last, usage_always
         self._drawn = 0

@@ -9,7 +9,7 @@ import torch
 
 from quill.config.settings import SampleConfig
 from quill.generation.batch import Batch
-from quill.generation.cpu import for_decoding
+from quill.generation.cpu import for_batches, for_decoding
 from quill.generation.decoding import Decoder
 from quill.generation.sampling import Sampler, draw_together
 
@@ -28,7 +28,7 @@ def test_rows_that_join_and_leave_have_the_logits_of_rows_alone(make_model, shap
     model = make_model(**shape)
     vocab_size = model.shape.vocab_size
     twin = for_decoding(model, copy_weights)
-    batch, drawn = Batch(twin, 5), random.Random(1)
+    batch, drawn = Batch(for_batches(model), 5), random.Random(1)
     pairs = {}
     for turn in range(120):
         if not batch.is_full and (not pairs or drawn.random() < 0.2):

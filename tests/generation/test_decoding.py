@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -124,10 +125,14 @@ def test_large_weights_are_shared(make_model: MakeModel, monkeypatch: pytest.Mon
     assert all(theirs[name] is p for name, p in mine.items())
 
 
-@pytest.mark.parametrize("product", [cpu._sliced, cpu._bagged])
+@pytest.mark.parametrize(
+    "product",
+    [cpu._sliced, cpu._bagged, partial(cpu._sliced, copied=True)],
+    ids=["sliced", "bagged", "copied"],
+)
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("n_out", [3, 16, 21])
-@pytest.mark.parametrize("shape", [(1, 1, 24), (2, 1, 24), (13, 1, 24), (1, 3, 24), (2, 40, 24)])
+@pytest.mark.parametrize("shape", [(1, 1, 24), (2, 1, 24), (13, 1, 24), (65, 1, 24), (1, 3, 24), (2, 40, 24)])
 def test_product_is_a_linear_layer(
     product: Callable[..., Any], n_out: int, shape: tuple[int, ...], biased: bool
 ) -> None:

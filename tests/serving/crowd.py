@@ -66,7 +66,7 @@ class Connection:
 
     async def head(self, sent: bytes) -> tuple[int, dict[bytes, bytes]]:
         """Send a request; return the status and the headers of its answer."""
-        if self._reader is None:
+        if self._reader is None or self._reader.at_eof():
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         self._writer.write(sent)
         first, *lines = (await self._reader.readuntil(b"\r\n\r\n")).rstrip().split(b"\r\n")

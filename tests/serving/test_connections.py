@@ -54,8 +54,8 @@ def test_h6_generation_stops_when_the_client_leaves(server, stream, way):
 
 
 def test_h6_a_client_that_waits_in_the_queue_and_leaves_is_forgotten(server):
-    first = [ask(server.port, n=16) for _ in range(2)]
-    until(server, "quill_num_requests_running", 16, 10)
+    first = [ask(server.port, n=16) for _ in range(3)]
+    until(server, "quill_num_requests_running", 32, 10)
     waiting = [ask(server.port) for _ in range(3)]
     time.sleep(0.3)
     for s in waiting + first:

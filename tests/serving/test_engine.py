@@ -14,7 +14,7 @@ import pytest
 from quill.config.settings import SampleConfig, ServeConfig
 from quill.errors import DivergedError, ResourceError
 from quill.registry.store import Registry
-from quill.serving import streams
+from quill.serving import lane, streams
 from quill.serving.engine import Engine
 from quill.serving.errors import ApiError
 from quill.serving.jobs import Gone, Job, Piece
@@ -129,6 +129,27 @@ def test_one_row_of_every_job_comes_before_the_second_of_any(tiny):
         assert order == ["x0", "a0", "b0", "a1", "b1", "a2", "a3"]
 
     in_engine(work, slots=1)
+
+
+def test_short_prompts_are_read_together_and_long_ones_in_chunks(tiny, monkeypatch):
+    monkeypatch.setattr(lane, "_CHUNK", 10)
+
+    async def work(engine: Engine) -> None:
+        resident = await engine.acquire(tiny)
+        # The engine has nothing to do, so its lane may be turned here.
+        turned = resident.lane
+        assert turned is not None
+        long = Job([[3] * 16], SampleConfig(max_new_tokens=5, seed=1))
+        for made in (job(), job(), job(), job(), long):
+            turned.add(made)
+        begun = []
+        for _ in range(4):
+            turned.turn()
+            begun.append(sum(sample.has_drawn for sample in turned._samples))
+        # Three of three tokens and one of the fourth's; its other two and eight of sixteen; the rest.
+        assert begun == [3, 4, 5, 5]
+
+    in_engine(work)
 
 
 def test_h6_a_job_that_is_cancelled_frees_its_slots(tiny):
@@ -327,3 +348,9 @@ def test_a_job_of_no_tokens_ends_at_once(tiny):
         assert all(sum(len(p.tokens) for p in pieces if p.index == i) == 3 for i in range(2))
 
     in_engine(work)
+
+
+def test_many_streams_write_less_often():
+    assert streams.interval(1) == streams.interval(5) == 0.015
+    assert streams.interval(16) == pytest.approx(0.032)
+    assert streams.interval(1000) == 0.05
