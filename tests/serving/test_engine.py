@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from quill.checkpoint.load import load_checkpoint
 from quill.config.settings import SampleConfig, ServeConfig
 from quill.errors import DivergedError, ResourceError
+from quill.generation.generator import Generator
 from quill.registry.store import Registry
 from quill.serving import lane, streams
 from quill.serving.engine import Engine
@@ -133,23 +135,17 @@ def test_one_row_of_every_job_comes_before_the_second_of_any(tiny):
 
 def test_short_prompts_are_read_together_and_long_ones_in_chunks(tiny, monkeypatch):
     monkeypatch.setattr(lane, "_CHUNK", 10)
-
-    async def work(engine: Engine) -> None:
-        resident = await engine.acquire(tiny)
-        # The engine has nothing to do, so its lane may be turned here.
-        turned = resident.lane
-        assert turned is not None
-        long = Job([[3] * 16], SampleConfig(max_new_tokens=5, seed=1))
-        for made in (job(), job(), job(), job(), long):
-            turned.add(made)
-        begun = []
-        for _ in range(4):
-            turned.turn()
-            begun.append(sum(sample.has_drawn for sample in turned._samples))
-        # Three of three tokens and one of the fourth's; its other two and eight of sixteen; the rest.
-        assert begun == [3, 4, 5, 5]
-
-    in_engine(work)
+    loaded = load_checkpoint(tiny)
+    turned = lane.Lane(Generator(loaded.model, loaded.tokenizer), 8, lambda *_: None)
+    long = Job([[3] * 16], SampleConfig(max_new_tokens=5, seed=1))
+    for made in (job(), job(), job(), job(), long):
+        turned.add(made)
+    begun = []
+    for _ in range(4):
+        turned.turn()
+        begun.append(sum(sample.has_drawn for sample in turned._samples))
+    # Three of three tokens, and one of the fourth's; its other two, and eight of sixteen; the other eight.
+    assert begun == [3, 4, 5, 5]
 
 
 def test_h6_a_job_that_is_cancelled_frees_its_slots(tiny):
