@@ -492,6 +492,9 @@ class Run:
             self.save()
         if not self.draft.has(WEIGHTS):
             self._write_weights()
+        # The weights are loaded once more to be measured, which may need the memory.
+        self.save()
+        self.trainer.release()
         version = publish(
             self.config,
             self._tokens,

@@ -388,6 +388,14 @@ class Trainer:
     def _backward(self, part: Tensor) -> None:
         (part * self._scale if self._scale != 1.0 else part).backward()  # type: ignore[no-untyped-call]
 
+    def release(self) -> None:
+        """Free what only further steps would need; there can be none."""
+        for optimizer in self.optimizer.optimizers:
+            optimizer.state.clear()
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        self._teachers = ()
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and facts from which `load_state` restores the run exactly.
 

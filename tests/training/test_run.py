@@ -156,6 +156,30 @@ def test_the_best_weights_are_published(text: Path, registry: Registry) -> None:
     assert version.manifest["best_val_loss"] == pytest.approx(losses[best])
 
 
+def test_the_optimizer_is_freed_before_the_weights_are_loaded_to_be_published(
+    config: RunConfig, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a limit on memory there was room for training, but none for a second copy of the weights."""
+    trainers: list[Trainer] = []
+    begin, load = Trainer.__init__, load_checkpoint
+    seen = []
+
+    def remember(self: Trainer, *arguments: Any) -> None:
+        trainers.append(self)
+        begin(self, *arguments)
+
+    def measure_first(*arguments: Any) -> Any:
+        (trainer,) = trainers
+        assert (trainer.step, trainer.optimizer.state()) == (12, {})
+        seen.extend(p.grad for p in trainer.model.parameters())
+        return load(*arguments)
+
+    monkeypatch.setattr(Trainer, "__init__", remember)
+    monkeypatch.setattr("quill.training.publish.load_checkpoint", measure_first)
+    assert run(config, registry).version is not None
+    assert set(seen) == {None}
+
+
 def test_the_published_loss_of_a_run_in_bfloat16_is_measured_in_float32(
     text: Path, registry: Registry
 ) -> None:
