@@ -49,7 +49,7 @@ def command(
     ] = None,
     device: options.Device = None,
 ) -> None:
-    """Serve models over HTTP, with OpenAI's API for completions.
+    """Serve models over HTTP, with a playground and OpenAI's API for completions.
 
     Prints the address once connections are accepted, and runs until it is interrupted.
     """

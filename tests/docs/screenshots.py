@@ -6,6 +6,7 @@ dark, wide and on a phone, to be looked at.
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +23,8 @@ IMAGES = ROOT / "quill" / "docs" / "images"
 SERVE = [sys.executable, "-c", "from quill.cli.app import run; run()", "serve", "shakespeare", "--port", "0"]
 
 WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
-PROMPT = "JULIET:\n"
+# The view, the height, in light or dark, and the file of each picture of the manual.
+MANUAL = (("write", 1020, "light", "playground.png"), ("card", 760, "dark", "playground-card.png"))
 LINK = "#model=shakespeare:v1&prompt=JULIET:%0A&seed=5&length=220&temperature=0.8"
 
 
@@ -33,8 +36,11 @@ def empty(page: Any) -> None:
 def written(page: Any) -> None:
     """Two samples, and what a token could have been."""
     empty(page)
-    page.get_by_role("button", name="Generate").click()
-    page.wait_for_selector(".samples:not(:has([aria-busy=true]))")
+    # Twice: the first time loads the model.
+    for _ in range(2):
+        page.get_by_role("button", name="Generate").click()
+        page.wait_for_selector(".samples:not(:has([aria-busy=true]))")
+        page.locator("#stop").wait_for(state="hidden")
     page.locator(".sample").first.locator(".s3").nth(4).click()
 
 
@@ -59,29 +65,53 @@ VIEWS: dict[str, tuple[str, Callable[[Any], None]]] = {
 @contextmanager
 def serving() -> Iterator[str]:
     """The address of a server of the shipped model."""
-    with subprocess.Popen(SERVE, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        SERVE, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
         process.terminate()
 
 
-def photograph(folder: Path, *, every: bool) -> None:
-    """Write the pictures; all of them, or those of the manual."""
+def photograph(folder: Path) -> None:
+    """Write every view, in light and dark, wide and on a phone."""
+    with opening() as look:
+        for scheme in ("light", "dark"):
+            for kind, size in (("wide", WIDE), ("phone", PHONE)):
+                for name in VIEWS:
+                    (folder / f"{name}-{kind}-{scheme}.png").write_bytes(look(name, size, scheme))
+
+
+def illustrate() -> None:
+    """Make the pictures of the manual again, in 256 colours."""
+    with opening() as look:
+        for name, height, scheme, file in MANUAL:
+            taken = look(name, {"width": 1200, "height": height}, scheme)
+            picture = Image.open(io.BytesIO(taken)).convert("RGB")
+            picture.quantize(256, dither=Image.Dither.NONE).save(IMAGES / file, optimize=True)
+
+
+@contextmanager
+def opening() -> Iterator[Callable[..., bytes]]:
+    """A function that photographs a view."""
     with serving() as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for scheme in ("light", "dark") if every else ("light",):
-            for kind, size in (("wide", WIDE), ("phone", PHONE)) if every else (("wide", WIDE),):
-                for name, (link, prepare) in (
-                    VIEWS.items() if every else (("write", VIEWS["write"]), ("card", VIEWS["card"]))
-                ):
-                    page = browser.new_page(viewport=size, color_scheme=scheme)
-                    page.goto(f"{address}/{link}")
-                    prepare(page)
-                    page.screenshot(path=folder / f"{name}-{kind}-{scheme}.png")
-                    page.close()
+
+        def look(name: str, size: dict[str, int], scheme: str) -> bytes:
+            link, prepare = VIEWS[name]
+            page = browser.new_page(viewport=size, color_scheme=scheme)
+            page.goto(f"{address}/{link}")
+            prepare(page)
+            taken: bytes = page.screenshot()
+            page.close()
+            return taken
+
+        yield look
         browser.close()
 
 
 if __name__ == "__main__":
-    chosen = Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
-    photograph(chosen, every=len(sys.argv) > 1)
+    if len(sys.argv) > 1:
+        photograph(Path(sys.argv[1]))
+    else:
+        illustrate()

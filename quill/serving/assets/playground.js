@@ -11,14 +11,13 @@ import { Settings, fromLink, sampling, toLink } from "./settings.js";
 const $ = (id) => document.getElementById(id);
 const VIEWS = ["write", "inside", "card"];
 const NARROW = matchMedia("(max-width: 56rem)");
-// A model that has not answered for so long is being loaded.
+// Milliseconds after which a wait is explained.
 const PATIENCE = 400;
 
 const state = fromLink(location.hash);
 let models = [];
 let running = null;
 let used = null;
-let samples = [];
 let explained = "";
 const made = programs(state);
 
@@ -124,16 +123,18 @@ async function busy(work) {
   running?.abort();
   const control = running = new AbortController();
   const began = performance.now();
-  const waiting = state.model && setTimeout(() => { $("progress").textContent = "Waiting for the model to load"; }, PATIENCE);
+  const waiting = setTimeout(() => { $("progress").textContent = "Waiting for the first token. A model is loaded when it is first used."; }, PATIENCE);
   const dirty = new Set();
   let tokens = 0;
   let first = null;
   const draw = () => {
     for (const sample of dirty) sample.draw();
     dirty.clear();
+    if (running !== control) return;
     const seconds = (performance.now() - began) / 1000;
     $("progress").textContent = `${count(tokens)} tokens, ${count(Math.round(tokens / Math.max(seconds, 0.001)))} a second`;
   };
+  $("progress").textContent = "";
   $("generate").setAttribute("aria-disabled", "true");
   $("stop").hidden = false;
   say("Writing");
@@ -141,7 +142,8 @@ async function busy(work) {
     clearTimeout(waiting);
     first ??= performance.now();
     tokens += more;
-    if (!dirty.size) requestAnimationFrame(draw);
+    // The longer the texts, the longer it takes to lay them out.
+    if (!dirty.size) setTimeout(() => requestAnimationFrame(draw), Math.min(tokens / 50, 500));
     dirty.add(sample);
   });
   clearTimeout(waiting);
@@ -173,7 +175,7 @@ async function generate() {
     return sample;
   }));
   // Next to each other: the same sample of both models, or all samples of one.
-  samples = groups[0].flatMap((_, i) => groups.map((group) => group[i]));
+  const samples = groups[0].flatMap((_, i) => groups.map((group) => group[i]));
   const grid = h("div", { class: `samples ${groups.length > 1 ? "pairs" : ""}` }, samples.map((sample) => sample.element));
   $("results").replaceChildren(legend(), grid, made.element);
   await busy((signal, progress) => Promise.all(groups.map((group, i) =>
@@ -299,6 +301,7 @@ addEventListener("hashchange", () => {
   state.with = find(state.with)?.id ?? "";
   if (models.length) apply();
 });
+if (/Mac|iPhone|iPad/.test(navigator.platform)) $("generate").querySelector("kbd").textContent = "⌘ ↵";
 const fold = () => { $("settings").open = !NARROW.matches; };
 NARROW.addEventListener("change", fold);
 fold();

@@ -7,6 +7,9 @@ import { complete } from "./server.js";
 const SHADES = [[0.6, "over 60%"], [0.3, "30–60%"], [0.1, "10–30%"], [0.03, "3–10%"], [0.01, "1–3%"], [0, "under 1%"]];
 const LIKELIEST = 8;
 
+// Characters without a shape of their own: those that control a device or the direction of a text.
+const UNSEEN = /^[^\P{C}\n\t\p{Cn}]+$/u;
+
 const shade = (p) => SHADES.findIndex(([least]) => p >= least);
 const ordinal = (n) => `${n}${["th", "st", "nd", "rd"][n % 100 > 10 && n % 100 < 14 ? 0 : n % 10] ?? "th"}`;
 
@@ -138,7 +141,7 @@ export class Sample {
       const span = body.children[i + 1] ?? body.appendChild(h("span"));
       span.className = `t s${shade(p)}${word.includes("\n") ? " line" : ""}${chosen ? " chosen" : ""}`;
       span.textContent = word;
-      if (!word) span.dataset.part = visible(name).slice(-2);
+      span.dataset.part = word ? (UNSEEN.test(word) ? visible(word) : "") : name.replace(/^bytes:|\\x/g, "");
     }
     this.drawn = take.tokens.length;
     const words = this.running ? [] : [
@@ -150,6 +153,11 @@ export class Sample {
     this.element.setAttribute("aria-busy", String(this.running));
     this.element.classList.toggle("waiting", this.running && !take.tokens.length);
     for (const button of [this.copy, this.more, this.tokens]) button.hidden = this.running || !take.tokens.length;
+  }
+
+  /** Say something about the text, next to it. */
+  remark(words) {
+    this.wrong.replaceChildren(h("p", { class: "hint" }, words));
   }
 
   fail(message) {
@@ -237,7 +245,9 @@ export async function write(samples, body, signal, progress) {
     sample.draw();
   }
   try {
-    for await (const { choices: [choice] } of complete({ ...body, n: samples.length, logprobs: LIKELIEST, return_token_ids: true }, signal)) {
+    const asked = { ...body, n: samples.length, logprobs: LIKELIEST, return_token_ids: true };
+    const chunks = complete(asked, signal, (notice) => samples.forEach((sample) => sample.remark(notice)));
+    for await (const { choices: [choice] } of chunks) {
       takes[choice.index].add(choice);
       progress(samples[choice.index], choice.token_ids.length);
     }

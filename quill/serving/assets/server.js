@@ -2,19 +2,20 @@
 
 const KEY = "quill-key";
 
+const sentence = (text) => `${text.slice(0, 1).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
+
 /** What went wrong, in a sentence for people. */
 export class ServerError extends Error {
-  constructor(message, { code = "", param = "" } = {}) {
-    super(`${message[0].toUpperCase()}${message.slice(1)}${/[.!?]$/.test(message) ? "" : "."}`);
-    this.code = code;
-    this.param = param;
+  constructor(message) {
+    super(sentence(message));
   }
 }
 
 const gone = () => new ServerError("The server does not answer. Check that quill serve is still running, and try again.");
 
 /** Ask for the key; it is kept until the tab is closed. */
-function askForKey() {
+function askForKey(wasWrong) {
+  document.getElementById("key-hint").textContent = wasWrong ? "That key is wrong." : "This server answers only those who have a key.";
   const dialog = document.getElementById("key");
   const field = document.getElementById("key-value");
   field.value = "";
@@ -35,9 +36,9 @@ async function request(path, { body, signal } = {}) {
     throw error.name === "AbortError" ? error : gone();
   }
   if (answer.ok) return answer;
-  if (answer.status === 401 && (await askForKey())) return request(path, { body, signal });
+  if (answer.status === 401 && (await askForKey(Boolean(key)))) return request(path, { body, signal });
   const { error } = await answer.json().catch(() => ({}));
-  throw new ServerError(error?.message ?? `The server answered with status ${answer.status}`, error ?? {});
+  throw new ServerError(error?.message ?? `The server answered with status ${answer.status}`);
 }
 
 /** The answer to a request as a document: GET, or POST where there is a body. */
@@ -45,9 +46,10 @@ export async function ask(path, options) {
   return (await request(path, options)).json();
 }
 
-/** The chunks of a completion as they come. */
-export async function* complete(body, signal) {
+/** The chunks of a completion as they come; `notice` is called with what the server has to say of the prompt. */
+export async function* complete(body, signal, notice) {
   const answer = await request("v1/completions", { body: { ...body, stream: true }, signal });
+  if (answer.headers.has("x-quill-notice")) notice(sentence(answer.headers.get("x-quill-notice")));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -59,7 +61,7 @@ export async function* complete(body, signal) {
       if (!event.startsWith("data: ")) continue;
       if (event === "data: [DONE]") return;
       const chunk = JSON.parse(event.slice(6));
-      if (chunk.error) throw new ServerError(chunk.error.message, chunk.error);
+      if (chunk.error) throw new ServerError(chunk.error.message);
       yield chunk;
     }
   }
