@@ -7,7 +7,7 @@ and described in a document made from the same models, so FastAPI would add its 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from quill.serving.cards import describe_card
 from quill.serving.catalog import Catalog
 from quill.serving.engine import Engine
 from quill.serving.errors import ApiError, dump, explain, invalid
+from quill.serving.guard import REFUSED
 from quill.serving.jobs import Gone, Job, Piece
 from quill.serving.metrics import CONTENT_TYPE, Metrics
 from quill.serving.residents import Resident
@@ -80,6 +81,9 @@ class Api:
         self.engine = Engine(config, device, self.metrics.loaded)
         self.metrics.watch(self.engine)
         self.draining = False
+        self._paths: dict[Any, str] = {}
+        for route in self.routes():
+            self._paths.setdefault(route.endpoint, route.path)
 
     def routes(self) -> list[Route]:
         """All routes."""
@@ -115,6 +119,11 @@ class Api:
                 get(f"{start}/tokenizer_info", self.tokenizer_info),
             ]
         return own
+
+    def observe(self, scope: MutableMapping[str, Any], status: int) -> None:
+        """Count an answer under its route, which is the same for every model."""
+        route = self._paths.get(scope.get("endpoint"), "none")
+        self.metrics.answered(route, status, scope.get(REFUSED))
 
     # What generates
 
@@ -461,7 +470,9 @@ def build(api: Api) -> Starlette:
 
     async def refuse(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):
-            return _refusal(explain(error))
+            known = explain(error)
+            request.scope[REFUSED] = known.code
+            return _refusal(known)
         path = request.scope["path"]
         message = _ROUTES_ELSEWHERE.get(path, f"no route {path[:80]!a}")
         if error.status_code == 405:

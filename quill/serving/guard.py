@@ -21,10 +21,12 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Observe = Callable[[str, int], None]
+# The scope has the code of a refusal under `REFUSED`.
+Observe = Callable[[Scope, int], None]
 
 _log = logging.getLogger(__name__)
 
+REFUSED = "quill.refused"
 # All else needs a key. These contain no data: whether the server lives, and pages.
 OPEN = frozenset({"/", "/docs", "/health", "/ready"})
 OPEN_BELOW = "/static/"
@@ -70,7 +72,7 @@ class Guard:
         hosts: Further names that clients may call it by.
         origins: Web pages that may call it.
         open_metrics: Whether metrics need no key.
-        observe: Called with the path and the status of each answer.
+        observe: Called with the scope and the status of each answer.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class Guard:
         hosts: Iterable[str] = (),
         origins: Iterable[str] = (),
         open_metrics: bool = False,
-        observe: Observe = lambda path, status: None,
+        observe: Observe = lambda scope, status: None,
     ) -> None:
         self._app, self._keys, self._observe = app, keys, observe
         self._hosts = {name.lower().rstrip(".") for name in (*_LOCAL, host, *hosts)}
@@ -119,9 +121,10 @@ class Guard:
             if error.code == "internal_error":
                 _log.exception("request %s failed", request_id)
             if not status:
+                scope[REFUSED] = error.code
                 await respond(error, answer)
         finally:
-            self._observe(scope["path"], status)
+            self._observe(scope, status)
 
     def _check(self, scope: Scope, origin: str) -> None:
         # h11 bounds only what has not arrived whole.

@@ -60,13 +60,11 @@ class Metrics:
         """Include the state of an engine."""
         self.registry.register(_State(engine))
 
-    def answered(self, route: str, status: int) -> None:
-        """Count an answer."""
+    def answered(self, route: str, status: int, refused: str | None) -> None:
+        """Count an answer; `refused` is the code of its error."""
         self._requests.labels(route, str(status)).inc()
-
-    def rejected(self, reason: str) -> None:
-        """Count a refusal."""
-        self._rejected.labels(reason).inc()
+        if refused is not None:
+            self._rejected.labels(refused).inc()
 
     def loaded(self, resident: Resident) -> None:
         """Count a load, or the failure of one."""

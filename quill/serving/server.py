@@ -169,6 +169,7 @@ def assemble(
         hosts=config.allow_host,
         origins=config.cors_origin,
         open_metrics=config.open_metrics,
+        observe=api.observe,
     )
     settings = uvicorn.Config(
         app,

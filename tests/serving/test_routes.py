@@ -281,6 +281,28 @@ def test_the_server_tells_how_it_is(server):
     assert 'quill_num_requests_running{model_name="tiny:v1"} 0.0' in text
 
 
+def test_answers_and_refusals_are_counted_by_route(server):
+    def counted(line: str) -> float:
+        found = [x for x in server.get("/metrics").body.decode().splitlines() if x.startswith(f"{line} ")]
+        return float(found[0].rpartition(" ")[2]) if found else 0.0
+
+    wanted = {
+        'quill_requests_total{code="200",route="/v1/completions"}': 2,
+        'quill_requests_total{code="404",route="/v1/completions"}': 1,
+        'quill_requests_total{code="404",route="none"}': 1,
+        'quill_requests_total{code="403",route="none"}': 1,
+        'quill_requests_rejected_total{reason="model_not_found"}': 1,
+        'quill_requests_rejected_total{reason="host_not_allowed"}': 1,
+    }
+    before = {line: counted(line) for line in wanted}
+    server.complete(prompt=PROMPT)
+    server.post("/m/tiny/v1/completions", {"prompt": PROMPT, "stream": True})
+    server.complete(model="nope", prompt=PROMPT)
+    server.get("/nowhere")
+    server.get("/health", host="evil.example")
+    assert {line: counted(line) - n for line, n in before.items()} == wanted
+
+
 def test_the_document_describes_every_route(server, registry):
     from quill.config.settings import ServeConfig
     from quill.serving.app import Api
