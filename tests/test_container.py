@@ -90,6 +90,8 @@ def test_compose_fits_the_image(compose: dict) -> None:
     assert compose["ports"] == [f"127.0.0.1:{final('EXPOSE')}:{final('EXPOSE')}"]
     assert compose["volumes"] == [f"./weights:{environment()['QUILL_REGISTRY']}:ro"]
     assert compose["environment"]["QUILL_API_KEY"].startswith("${QUILL_API_KEY:?")
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert "/.env" in ignored
     # Nothing can be written but what goes with the container.
     assert compose["read_only"] is True
     assert [entry.partition(":")[0] for entry in compose["tmpfs"]] == [environment()["HOME"]]

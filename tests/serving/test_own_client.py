@@ -228,6 +228,8 @@ def test_a_server_that_is_gone_or_something_else_is_named(answering, tiny, capsy
         code, out, err = sample(capsys, "x", "--server", stub.address)
         assert (code, out) == (2, "")
         assert f"what answers at {stub.address} is not quill serve" in err
+    with pytest.raises(ResourceError, match="no answer"):
+        Client(stub.address.replace("http:", "https:")).describe("tiny")
     stub.close()
     code, _, err = sample(capsys, "x", "--server", stub.address)
     assert code == 7
