@@ -145,7 +145,7 @@ def _decoding(subject: Subject, rows: int) -> Piece:
 
     def piece() -> tuple[float, float]:
         # Training changes the weights, which the twin has a copy of.
-        twin = cpu.for_decoding(model)
+        twin = cpu.for_decoding(model) if rows == 1 else cpu.for_batches(model)
         start = time.perf_counter()
         chunks = steps(twin)
         for _ in cpu.at_best_threads(chunks) if rows == 1 and device.type == "cpu" else chunks:

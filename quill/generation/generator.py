@@ -15,7 +15,7 @@ from quill.config.reading import check
 from quill.config.settings import SampleConfig
 from quill.config.shape import Shape
 from quill.errors import InputError
-from quill.generation.cpu import FEW_TOKENS, for_decoding
+from quill.generation.cpu import FEW_TOKENS, for_batches, for_decoding
 from quill.generation.decoding import AHEAD, Decoder
 from quill.generation.row import Row
 from quill.generation.sampling import Sampler
@@ -60,7 +60,7 @@ class Generator:
         self.tokenizer = tokenizer
         self.name = name
         self._notice = notice
-        self._ready: dict[bool, GPT] = {}
+        self._ready: dict[tuple[bool, bool], GPT] = {}
 
     def __repr__(self) -> str:
         return f"<{self.name or 'model'}: {self._facts}>"
@@ -150,9 +150,9 @@ class Generator:
         """
         config = _settled(config, settings)
         rows = [Row(self.tokenizer, config.stop) for _ in range(config.num_samples)]
-        decoder, logits, idx = self._read(prompt, config, unknown)
+        size = rows_at_once(self.model.shape)
+        decoder, logits, idx = self._read(prompt, config, unknown, min(size, len(rows)))
         if config.max_new_tokens:
-            size = rows_at_once(self.model.shape)
             for first in range(0, len(rows), size):
                 numbers = range(first, min(first + size, len(rows)))
                 sampler = Sampler(config, numbers, idx, self.tokenizer.vocab_size)
@@ -164,7 +164,7 @@ class Generator:
         return Samples(row.text for row in rows)
 
     def _read(
-        self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]
+        self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"], rows: int = 1
     ) -> tuple[Decoder, Tensor, Tensor]:
         """Feed the prompt; return the decoder, the logits of the next token, and `prompt_ids`."""
         size = self.model.shape.block_size
@@ -172,7 +172,7 @@ class Generator:
         if len(ids) > size and self._notice is not None:
             self._notice(f"using only the last {size:,} tokens of the prompt: the context length")
         idx = torch.tensor([ids], device=self.device)
-        decoder = Decoder(self.ready(config.max_new_tokens))
+        decoder = Decoder(self.ready(config.max_new_tokens, rows))
         return decoder, decoder.feed(idx[:, -size:]), idx
 
     def prompt_ids(
@@ -199,12 +199,13 @@ class Generator:
             ids = self.tokenizer.encode(prompt, unknown=unknown)
         return ids or [self.first_token()]
 
-    def ready(self, max_new_tokens: int) -> GPT:
-        """The twin of the model that generates so many tokens fastest; made once."""
-        copy_weights = max_new_tokens >= FEW_TOKENS
-        if copy_weights not in self._ready:
-            self._ready[copy_weights] = for_decoding(self.model, copy_weights)
-        return self._ready[copy_weights]
+    def ready(self, max_new_tokens: int, rows: int = 1) -> GPT:
+        """The twin of the model that generates so many tokens in each row fastest; made once."""
+        copies = max_new_tokens >= FEW_TOKENS
+        kind = copies, copies and rows > 1
+        if kind not in self._ready:
+            self._ready[kind] = for_batches(self.model) if kind[1] else for_decoding(self.model, copies)
+        return self._ready[kind]
 
     def first_token(self) -> int:
         """The token before an empty prompt: a newline, else the end-of-text token."""
