@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from quill.data.batches import batch, windows
 from quill.errors import DivergedError, InputError
+from quill.evaluation.report import Collector, Report
 from quill.model.gpt import GPT
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # Tokens per forward pass, 2048 elsewhere: on a CPU more are no faster, as they leave its caches.
 _TOKENS_AT_ONCE = {"cuda": 16384, "mps": 8192}
 # Logits in memory at once, 32 MB of float32, however large the vocabulary.
-_LOGITS_AT_ONCE = 1 << 23
+LOGITS_AT_ONCE = 1 << 23
 # Default rows per batch for an estimate from random windows.
 ROWS_OF_ESTIMATE = 16
 # An estimate of more batches than this may read the text this many times.
@@ -42,6 +43,7 @@ class Figures:
         bits_per_byte: Bits the model needs per byte of the text in UTF-8.
         tokens: Targets measured.
         bytes: Bytes of text that the targets stand for; with `iters`, their share of all bytes.
+        report: Calibration and loss by context, if it was asked for.
     """
 
     loss: float
@@ -49,6 +51,7 @@ class Figures:
     bits_per_byte: float
     tokens: int
     bytes: int
+    report: Report | None = field(default=None, repr=False)
 
 
 def tokens_at_once(device: str) -> int:
@@ -89,6 +92,7 @@ def evaluate(
     iters: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    report: bool = False,
     poll: Callable[[], None] = lambda: None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Figures:
@@ -105,6 +109,7 @@ def evaluate(
         iters: Number of batches of random windows to estimate from; all windows if None.
         batch_size: Windows per forward pass, B; chosen for speed if None.
         seed: Seed of the random windows.
+        report: Also measure calibration and the loss by context.
         poll: Called before each forward pass; an exception from it ends the measurement.
         autocast: The context in which the model computes; default: in the precision of its weights.
 
@@ -128,7 +133,8 @@ def evaluate(
         B = batch_size or ROWS_OF_ESTIMATE
         check_iters(iters, T, len(tokens), rows=B)
         batches = (batch(tokens, seed=seed, step=step, batch_size=B, block_size=T) for step in range(iters))
-    nats, count = _total(model, batches, poll, autocast)
+    collector = Collector(T) if report else None
+    nats, count = _total(model, batches, poll, autocast, collector)
     if not math.isfinite(nats):
         raise DivergedError(
             "the loss is NaN or infinite",
@@ -142,6 +148,7 @@ def evaluate(
         bits_per_byte=bits_per_byte(nats, measured),
         tokens=count,
         bytes=round(measured),
+        report=collector.report() if collector else None,
     )
 
 
@@ -156,10 +163,11 @@ def _total(
     batches: Iterator[tuple[Tensor, Tensor]],
     poll: Callable[[], None],
     autocast: Callable[[], AbstractContextManager[object]],
+    collector: Collector | None,
 ) -> tuple[float, int]:
     """Return the summed cross entropy of all targets in nats, and their number."""
     device = model.wte.weight.device
-    at_once = max(1, _LOGITS_AT_ONCE // (model.shape.vocab_size))
+    at_once = max(1, LOGITS_AT_ONCE // (model.shape.vocab_size))
     training = model.training
     model.eval()
     nats, count = 0.0, 0
@@ -179,6 +187,9 @@ def _total(
                     logits = model.head(hidden[part], None if near is None else near[part]).float()
                     losses = F.cross_entropy(logits, targets[at : at + at_once], reduction="none")
                     nats += float(losses.cpu().sum(dtype=torch.float64))
+                    if collector:
+                        places = torch.arange(at, at + len(losses)) % x.shape[1]
+                        collector.add(logits, targets[part], losses, places)
                 count += targets.numel()
     finally:
         model.train(training)
