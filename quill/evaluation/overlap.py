@@ -52,6 +52,8 @@ class Overlap:
         run: The longest run of all.
         shares: The share of runs of 8, 16 and 32 characters that stand in the training text; None if no text
             is so long.
+        repeats: The share of these runs that occurred before in the same text (seq-rep-n of Welleck et al.
+            2020, arXiv:1908.04319).
     """
 
     texts: int
@@ -61,6 +63,7 @@ class Overlap:
     longest: int
     run: str
     shares: dict[int, float | None]
+    repeats: dict[int, float | None]
 
 
 class Overlaps(NamedTuple):
@@ -116,11 +119,14 @@ def summarize(texts: Sequence[str], matches: Sequence[_Ints]) -> Overlap:
     most = max(range(len(texts)), key=lambda i: longest[i])
     at = int(matches[most].argmax()) if longest[most] else 0
     shares: dict[int, float | None] = {}
+    repeats: dict[int, float | None] = {}
     for n in GRAMS:
         # A run of n cannot begin at the last n - 1 characters.
         begun = [m[: len(m) - n + 1] for m in matches if len(m) >= n]
         total = sum(map(len, begun))
         shares[n] = sum(int((b >= n).sum()) for b in begun) / total if total else None
+        distinct = sum(len({t[i : i + n] for i in range(len(t) - n + 1)}) for t in texts)
+        repeats[n] = 1 - distinct / total if total else None
     return Overlap(
         texts=len(texts),
         characters=sum(map(len, texts)),
@@ -129,6 +135,7 @@ def summarize(texts: Sequence[str], matches: Sequence[_Ints]) -> Overlap:
         longest=longest[most],
         run=texts[most][at : at + longest[most]],
         shares=shares,
+        repeats=repeats,
     )
 
 

@@ -121,3 +121,12 @@ def test_the_overlap_of_a_model_from_python(tiny_registry: Registry, tiny_text: 
     assert found.samples.run in train
     with pytest.raises(InputError, match="at least 1"):
         quill.overlap("tiny", 0, registry=tiny_registry.root)
+
+
+def test_repeats_by_hand() -> None:
+    # Of 9 runs of 8 characters 1 is there twice, in the first text alone; texts do not repeat each other.
+    texts = ["abcdefghabcdefgh", "abcdefgh", "short"]
+    found = overlap.summarize(texts, overlap.longest_matches("", texts))
+    assert found.repeats == {8: pytest.approx(1 / 10), 16: 0.0, 32: None}
+    whole = overlap.summarize(["a" * 40], overlap.longest_matches("", ["a" * 40]))
+    assert whole.repeats == {8: pytest.approx(32 / 33), 16: pytest.approx(24 / 25), 32: pytest.approx(8 / 9)}
