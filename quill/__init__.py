@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quill import errors
     from quill.api import (
         alias,
+        cloze,
         compare,
         evaluate,
         explain,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _API = (
     "alias",
+    "cloze",
     "compare",
     "evaluate",
     "explain",
@@ -66,6 +68,7 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "alias",
+    "cloze",
     "compare",
     "errors",
     "evaluate",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quill.config.keyword_types import RunSettings, SampleSettings, TextSettings
     from quill.data import prepare as preparing
     from quill.data.dataset import Dataset
+    from quill.evaluation.cloze import Cloze
     from quill.evaluation.measure import Figures
     from quill.evaluation.overlap import Overlaps
     from quill.explanation.explanation import Explanation
@@ -194,6 +195,7 @@ def evaluate(
     data: str | None = None,
     split: Literal["train", "val"] | None = None,
     iters: int | None = None,
+    report: bool = False,
     unknown: Literal["error", "skip"] = "error",
     registry: StrPath | None = None,
     device: str = "auto",
@@ -206,6 +208,7 @@ def evaluate(
         data: A dataset, a named source or a file instead; what the model was trained on if neither is given.
         split: The split of a dataset; "val" if None.
         iters: Number of random batches to estimate from; every token once if None.
+        report: Also measure calibration and the loss by context: `.report` of what is returned.
         unknown: What to do with characters that have no token; skipped ones are not measured.
         registry: The registry's folder; found as the command line finds it if None.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -228,7 +231,7 @@ def evaluate(
         tokens, n_bytes = texts.encode(loaded.tokenizer, text, unknown)
     else:
         _, tokens, n_bytes = texts.find(loaded, data, split, locate(store.root), unknown=unknown)
-    return measure.evaluate(loaded.model, tokens, n_bytes=n_bytes, iters=iters)
+    return measure.evaluate(loaded.model, tokens, n_bytes=n_bytes, iters=iters, report=report)
 
 
 @keywords.documented({"": SampleConfig})
@@ -307,6 +310,37 @@ def overlap(
     loaded = load_checkpoint(_find(store, reference), find_device(reading.device(device)))
     training = texts.training(loaded, data, locate(store.root))
     return overlap.measure(Generator(loaded.model, loaded.tokenizer), training, samples)
+
+
+def cloze(
+    reference: Reference,
+    file: StrPath,
+    *,
+    unknown: Literal["error", "skip"] = "error",
+    registry: StrPath | None = None,
+    device: str = "auto",
+) -> Cloze:
+    """Measure how many questions of a file a model answers right.
+
+    Args:
+        reference: The model.
+        file: JSON lines with `text`, `answer` and perhaps `choices`.
+        unknown: What to do with characters that have no token.
+        registry: The registry's folder; found as the command line finds it if None.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Raises:
+        InputError: A line of the file is not a question, or does not suit the model.
+        NotFoundError: There is no such model or file.
+    """
+    from quill.checkpoint.load import load_checkpoint
+    from quill.evaluation import cloze
+    from quill.training.device import find_device
+
+    questions = cloze.read(Path(file))
+    store = _home(reference, registry)
+    loaded = load_checkpoint(_find(store, reference), find_device(reading.device(device)))
+    return cloze.measure(loaded.model, loaded.tokenizer, questions, unknown=unknown)
 
 
 def export(

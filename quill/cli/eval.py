@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,15 +18,17 @@ from quill.cli.prepare import watch
 from quill.errors import InputError, RefusedError
 
 if TYPE_CHECKING:
+    from quill.cli.output import Output
+    from quill.evaluation.measure import Figures
     from quill.registry.folder import Folder
 
 
 def _share(n: int) -> Column:
-    def text(row: Any) -> str:
-        share = row["shares"][n]
-        return "" if share is None else f"{share:.1%}"
+    return Column(f"{n}-GRAMS", lambda r: _percent(r["shares"], n), right=True)
 
-    return Column(f"{n}-GRAMS", text, right=True)
+
+def _percent(row: Any, field: str | int) -> str:
+    return "" if row[field] is None else f"{row[field]:.1%}"
 
 
 _OVERLAP = (
@@ -35,6 +39,17 @@ _OVERLAP = (
     Column("95%", lambda r: f"{r['p95']:,}", right=True),
     Column("LONGEST", lambda r: f"{r['longest']:,}", right=True),
     *map(_share, (8, 16, 32)),
+    Column("REPEATS", lambda r: _percent(r["repeats"], 16), right=True, drop=2),
+)
+_CLOZE = (
+    Column("MODEL", lambda r: r["reference"]),
+    Column("QUESTIONS", lambda r: f"{r['questions']:,}", right=True, drop=2),
+    Column("ACCURACY", lambda r: _percent(r, "accuracy"), right=True),
+    Column("±", lambda r: _percent(r, "standard_error"), right=True, drop=3),
+    Column("BY LENGTH", lambda r: _percent(r, "accuracy_by_length"), right=True, optional=True),
+    Column("CHANCE", lambda r: _percent(r, "chance"), right=True, optional=True, drop=1),
+    Column("PERPLEXITY", lambda r: f"{r['perplexity']:.2f}", right=True, drop=4),
+    Column("LOSS", lambda r: f"{r['loss']:.4f}", right=True, drop=4),
 )
 _COLUMNS = (
     Column("MODEL", lambda r: r["reference"]),
@@ -51,9 +66,11 @@ _COLUMNS = (
     quill eval shakespeare
     quill eval shakespeare:v1 shakespeare:v2 --data other.txt
     quill eval shakespeare --fail-above 1.6
+    quill eval shakespeare --report --plot report.svg
     quill eval shakespeare --overlap 500
+    quill eval shakespeare --cloze questions.jsonl
     """,
-    topic="tutorial",
+    topic="measures",
 )
 def command(
     session: Session,
@@ -82,11 +99,21 @@ def command(
     iters: Annotated[
         int | None, Option(metavar="N", help="Evaluate N batches only (default: every token once).")
     ] = None,
+    report: Annotated[
+        bool, Option("--report", help="Add calibration and the loss by the length of the context.")
+    ] = False,
+    plot: Annotated[
+        Path | None, Option(metavar="FILE", help="Draw this report in a .svg or .png file.")
+    ] = None,
     overlap: Annotated[
         int | None,
         Option(
             metavar="N", help="Generate N samples and measure how much of them stands in the training text."
         ),
+    ] = None,
+    cloze: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="Measure how many questions of a .jsonl file the models answer right."),
     ] = None,
     fail_above: Annotated[
         float | None, Option(metavar="LOSS", help="Exit with code 4 if a model's loss is higher.")
@@ -104,45 +131,109 @@ def command(
     """Evaluate how well models predict a text: loss and perplexity per token, and bits per byte.
 
     Only bits per byte can be compared between models with different tokenizers. With --overlap, the longest
-    run of characters of each sample that stands in the training text, and the share of all runs of 8, 16 and
-    32 characters that do; the validation text is measured for comparison.
+    run of characters of each sample that stands in the training text, the share of all runs of 8, 16 and 32
+    characters that do, and the share of runs of 16 that a sample repeats; the validation text is measured for
+    comparison. With --cloze, the share of questions whose answer is the likeliest choice, or is generated
+    word by word where there are no choices.
     """
     if iters is not None and iters < 1:
         raise InputError(f"--iters {iters} is out of range", why="at least 1 batch is needed")
     if fail_above is not None and fail_above != fail_above:
         raise InputError("--fail-above nan is not a number", why="no loss is above or below it")
+    if plot:
+        from quill.cli import _curves
+
+        _curves.form_of(plot)
     registry, output = session.registry(), session.output
+    of_loss: dict[str, object] = {"--split": split, "--iters": iters, "--report": report or None}
+    of_loss |= {"--plot": plot, "--fail-above": fail_above}
+    if cloze:
+        _refuse("--cloze", of_loss | {"--data": data, "--overlap": overlap})
     if overlap is not None:
-        given = (("--split", split), ("--iters", iters), ("--fail-above", fail_above))
-        for flag in [flag for flag, value in given if value is not None]:
-            raise InputError(f"--overlap and {flag} are mutually exclusive", why="--overlap measures no loss")
+        _refuse("--overlap", of_loss)
         if overlap < 1:
             raise InputError(f"--overlap {overlap} is out of range", why="at least 1 sample is needed")
     versions = [registry.find_weights(r, output.say) for r in references]
     if overlap is not None:
         _measure_overlap(session, versions, data, overlap, device)
         return
+    if cloze:
+        _measure_cloze(session, versions, cloze, unknown, device)
+        return
 
     from quill.checkpoint.load import load_checkpoint
     from quill.evaluation import measure, texts
 
-    rows: list[dict[str, Any]] = []
+    found: list[tuple[str, str, measure.Figures]] = []
     with watch(output) as observer:
         for version in versions:
             loaded = load_checkpoint(version, session.device(device))
             on = texts.find(loaded, data, split, session.datasets(), unknown=unknown, observer=observer)
             output.detail(f"{version.reference}: {len(on.tokens):,} tokens of {on.name}")
-            figures = measure.evaluate(loaded.model, on.tokens, n_bytes=on.n_bytes, iters=iters)
-            rows.append({"reference": version.reference, "data": on.name, **asdict(figures)})
-    losses = [f"{row['loss']:.4f}" for row in rows]
-    output.show("quill.eval/1", rows, _COLUMNS, key="reference", within="models", quiet=losses)
+            figures = measure.evaluate(
+                loaded.model, on.tokens, n_bytes=on.n_bytes, iters=iters, report=report or plot is not None
+            )
+            found.append((version.reference, on.name, figures))
+    _show(output, found, report=report, plot=plot)
     # A loss of NaN must not pass.
-    missed = [r for r in rows if fail_above is not None and not r["loss"] <= fail_above]
+    missed = [f for f in found if fail_above is not None and not f[2].loss <= fail_above]
     if missed:
         raise RefusedError(
-            f"{missed[0]['reference']} has a loss of {missed[0]['loss']:.4f}",
+            f"{missed[0][0]} has a loss of {missed[0][2].loss:.4f}",
             why=f"--fail-above allows at most {fail_above:g}",
         )
+
+
+def _refuse(flag: str, given: Mapping[str, object]) -> None:
+    """Refuse flags that only matter for the loss."""
+    for other in [other for other, value in given.items() if value is not None]:
+        raise InputError(f"{flag} and {other} are mutually exclusive", why=f"{flag} measures no loss")
+
+
+def _show(
+    output: Output, found: Sequence[tuple[str, str, Figures]], *, report: bool, plot: Path | None
+) -> None:
+    """Print and draw the figures of models, each with its reference and its data."""
+    rows: list[dict[str, Any]] = []
+    for reference, data, figures in found:
+        row = {"reference": reference, "data": data, **asdict(figures)}
+        parts = row.pop("report")
+        if report:
+            row |= {name: parts[name] for name in ("calibration", "context")}
+        rows.append(row)
+    losses = [f"{row['loss']:.4f}" for row in rows]
+    output.show("quill.eval/1", rows, _COLUMNS, key="reference", within="models", quiet=losses)
+    if report or plot:
+        from quill.cli import _report
+
+        for row in rows if report else []:
+            _report.show(output, row)
+        if plot:
+            _report.save(output, {name: f.report for name, _, f in found if f.report}, plot)
+
+
+def _measure_cloze(
+    session: Session,
+    versions: list[Folder],
+    file: Path,
+    unknown: Literal["error", "skip"],
+    device: str | None,
+) -> None:
+    """Print how many questions of a file each model answers right."""
+    from quill.checkpoint.load import load_checkpoint
+    from quill.evaluation import cloze
+
+    questions = cloze.read(file)
+    rows: list[dict[str, Any]] = []
+    for version in versions:
+        loaded = load_checkpoint(version, session.device(device))
+        with session.output.progress() as report:
+            found = cloze.measure(loaded.model, loaded.tokenizer, questions, unknown=unknown, report=report)
+        rows.append({"reference": version.reference, **asdict(found)})
+    accuracies = [f"{row['accuracy']:.4f}" for row in rows]
+    session.output.show(
+        "quill.cloze/1", rows, _CLOZE, key="reference", within="models", quiet=accuracies, file=str(file)
+    )
 
 
 def _measure_overlap(

@@ -119,6 +119,12 @@ class Output:
         elif listed:
             self.draw(_tables.table(listed, columns, self.canvas, safe_line))
 
+    def section(self, title: str, rows: Sequence[Row], columns: Sequence[Column]) -> None:
+        """Print another table below the result, for people only."""
+        if self.form == "human":
+            heading = "\n".join(self.canvas.paint(safe_line(line), "head") for line in title.split("\n"))
+            self.draw(f"\n{heading}\n\n{_tables.table(rows, columns, self.canvas, safe_line)}")
+
     @property
     def canvas(self) -> Canvas:
         """How wide stdout is, and whether it takes colour."""

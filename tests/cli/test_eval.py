@@ -176,7 +176,7 @@ def test_overlap_is_measured_for_samples_and_validation_text(there, tiny_text, t
     code, out, err = run(capsys, "eval", "tiny", "--overlap", "3")
     assert code == 0
     header, samples, validation = out.splitlines()
-    assert " ".join(header.split()) == "MODEL TEXT TEXTS MEDIAN 95% LONGEST 8-GRAMS 16-GRAMS 32-GRAMS"
+    assert " ".join(header.split()) == "MODEL TEXT TEXTS MEDIAN 95% LONGEST 8-GRAMS 16-GRAMS 32-GRAMS REPEATS"
     assert samples.split()[:3] == ["tiny:v1", "samples", "3"]
     assert validation.split()[1] == "validation"
     assert "the longest run of tiny:v1:" in err
@@ -184,7 +184,7 @@ def test_overlap_is_measured_for_samples_and_validation_text(there, tiny_text, t
     assert document["schema"] == "quill.overlap/1"
     first, second = document["overlaps"]
     assert (first["data"], first["text"], first["texts"]) == ("tiny", "samples", 3)
-    assert set(first["shares"]) == {"8", "16", "32"}
+    assert set(first["shares"]) == set(first["repeats"]) == {"8", "16", "32"}
     assert run(capsys, "eval", "tiny", "--overlap=3", "-q")[1] == f"{first['longest']}\n"
     file = tmp_path / "other.txt"
     file.write_text(tiny_text)
@@ -193,8 +193,71 @@ def test_overlap_is_measured_for_samples_and_validation_text(there, tiny_text, t
     assert second["longest"] > 0
 
 
+def test_a_report_adds_calibration_and_the_loss_by_context(there, capsys):
+    [plain], [row] = measured(capsys, "tiny"), measured(capsys, "tiny", "--report")
+    assert {k: row[k] for k in plain} == plain
+    assert set(row) - set(plain) == {"calibration", "context"}
+    assert sum(b["tokens"] for b in row["calibration"]["bins"]) == row["tokens"]
+    total = sum(c["loss"] * c["tokens"] for c in row["context"])
+    assert total / row["tokens"] == pytest.approx(row["loss"], abs=1e-6)
+    code, out, err = run(capsys, "eval", "tiny", "--report")
+    assert (code, err) == (0, "")
+    table, calibration, bins, context, losses = out.split("\n\n")
+    assert table + "\n" == run(capsys, "eval", "tiny")[1]
+    assert calibration.startswith("tiny:v1: confidence ")
+    assert f"loss {row['loss']:.4f} nats per token" in calibration
+    assert bins.split()[:5] == ["BIN", "TOKENS", "CONFIDENCE", "ACCURACY", "DIFFERENCE"]
+    assert context == "tiny:v1: loss by tokens of context"
+    assert losses.split()[:6] == ["CONTEXT", "TOKENS", "LOSS", "1", *losses.split()[4:6]]
+    assert run(capsys, "eval", "tiny", "--report", "-q") == run(capsys, "eval", "tiny", "-q")
+
+
+def test_a_report_is_drawn(there, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "report.svg"
+    code, out, err = run(capsys, "eval", "tiny", "tiny:v1", "--plot", str(file))
+    assert (code, out) == (0, run(capsys, "eval", "tiny", "tiny:v1")[1])
+    assert str(file) in err
+    first = file.read_bytes()
+    assert first.startswith(b"<?xml")
+    assert run(capsys, "eval", "tiny", "tiny:v1", "--plot", str(file), "--report")[0] == 0
+    assert file.read_bytes() == first
+    assert run(capsys, "eval", "tiny", "--plot", "report.pdf")[0] == 2
+
+
+def test_questions_are_answered(there, tiny_registry, tmp_path, capsys):
+    import quill
+
+    file = tmp_path / "questions.jsonl"
+    asked = [{"text": f"{i} bells and the", "answer": " tide"} for i in range(3)]
+    file.write_text("".join(json.dumps(q) + "\n" for q in asked))
+    code, out, err = run(capsys, "eval", "tiny", "--cloze", str(file))
+    assert (code, err) == (0, "")
+    assert out.split()[:6] == ["MODEL", "QUESTIONS", "ACCURACY", "±", "PERPLEXITY", "LOSS"]
+    document = json.loads(run(capsys, "eval", "tiny", "--cloze", str(file), "--json")[1])
+    assert (document["schema"], document["file"]) == ("quill.cloze/1", str(file))
+    [row] = document["models"]
+    assert row == {"reference": "tiny:v1", **vars(quill.cloze("tiny", file, registry=tiny_registry.root))}
+    assert run(capsys, "eval", "tiny", "--cloze", str(file), "-q")[1] == f"{row['accuracy']:.4f}\n"
+    for other in (["--overlap=2"], ["--report"], ["--data=tiny"], ["--fail-above=1"]):
+        code, out, err = run(capsys, "eval", "tiny", "--cloze", str(file), *other)
+        assert (code, out) == (2, "")
+        assert "mutually exclusive" in err
+    with_choices = [q | {"choices": [" tide", " nail"]} for q in asked]
+    file.write_text("".join(json.dumps(q) + "\n" for q in with_choices))
+    assert run(capsys, "eval", "tiny", "--cloze", str(file))[1].split()[4:6] == ["BY", "LENGTH"]
+    file.write_text('{"text": "日 bells", "answer": "x"}')
+    assert "--unknown skip" in run(capsys, "eval", "tiny", "--cloze", str(file))[2]
+
+
 @pytest.mark.parametrize(
-    "flags", [["--overlap=0"], ["--overlap=3", "--iters=2"], ["--overlap=3", "--fail-above=2"]]
+    "flags",
+    [
+        ["--overlap=0"],
+        ["--overlap=3", "--iters=2"],
+        ["--overlap=3", "--fail-above=2"],
+        ["--overlap=3", "--report"],
+    ],
 )
 def test_overlap_is_validated(flags, there, capsys):
     code, out, err = run(capsys, "eval", "tiny", *flags)
