@@ -12,7 +12,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from quill.fsio.reading import BINARY, NOFOLLOW
+from quill.fsio.reading import BINARY, NOFOLLOW, open_regular
 from quill.fsio.syncing import fsync, sync_dir
 
 # A folder without a manifest that contains this file is being removed.
@@ -85,7 +85,7 @@ def remove(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    read = os.open(source, os.O_RDONLY | NOFOLLOW | BINARY)
+    read = open_regular(source, os.O_RDONLY, "copy")
     try:
         write = os.open(target, _NEW, stat.S_IMODE(os.fstat(read).st_mode))
         try:

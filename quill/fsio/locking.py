@@ -15,7 +15,8 @@ def lock_folder(folder: Path, *, shared: bool) -> int | None:
         shared: Allow other shared locks next to it.
 
     Returns:
-        None where folders or the filesystem have no locks, or another process has a lock and `shared` is set.
+        None where it is not a folder, folders or the filesystem have no locks, or another process has a lock
+        and `shared` is set.
 
     Raises:
         BlockingIOError: An exclusive lock is wanted, and another process has one.
@@ -25,7 +26,8 @@ def lock_folder(folder: Path, *, shared: bool) -> int | None:
     except ImportError:
         return None
     try:
-        fd = os.open(folder, os.O_RDONLY)
+        # Opening a FIFO in its place would wait for its other end.
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
     except OSError:
         return None
     try:

@@ -84,6 +84,16 @@ def test_f56_a_special_or_endless_file_of_a_dataset_too(place, name, kind, hurri
     refuses(place.root.parent / "data" / "d" / name, kind, DATA_COMMANDS, capsys)
 
 
+@pytest.mark.parametrize("kind", ["fifo", "link to a device", "a terabyte"])
+def test_f56_a_special_file_in_the_place_of_a_dataset(place, kind, hurried, tmp_path, capsys):
+    text = tmp_path / "d.txt"
+    text.write_text("the tide turns at dawn, and the boats go out.\n" * 50)
+    (place.root.parent / "data").mkdir()
+    again = ["prepare", str(text), "--name", "d"]
+    commands = [*DATA_COMMANDS, again, [*again, "--force"]]
+    refuses(place.root.parent / "data" / "d", kind, commands, capsys)
+
+
 def refuses(path: Path, kind: str, commands: list[list[str]], capsys) -> None:
     """Put something else in the place of a file, and run commands that would read it."""
     path.unlink(missing_ok=True)
