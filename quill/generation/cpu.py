@@ -27,7 +27,7 @@ from quill.model.gpt import GPT
 FEW_TOKENS = 32
 
 # Larger weights are not copied: the memory and the delay before the first token cost more than they gain.
-_MAX_COPIED_BYTES = 1 << 28
+MAX_COPIED_BYTES = 1 << 28
 
 # Parts of a matrix that threads may share. The number is fixed, so that rounding is the same on any machine.
 _PARTS = 8
@@ -152,7 +152,7 @@ def _has_fast_products(model: GPT) -> bool:
 
 
 def _is_small(model: GPT) -> bool:
-    return sum(p.nbytes for p in model.parameters()) <= _MAX_COPIED_BYTES
+    return sum(p.nbytes for p in model.parameters()) <= MAX_COPIED_BYTES
 
 
 def _has_avx() -> bool:

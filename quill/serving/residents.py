@@ -167,13 +167,16 @@ class Residents:
             ResourceError: The model alone is larger than the limit.
         """
         from quill.checkpoint.load import fit_vocabulary, read_config, read_tokenizer
+        from quill.generation.cpu import MAX_COPIED_BYTES
 
         config = fit_vocabulary(read_config(wanted.version), read_tokenizer(wanted.version), wanted.version)
         shape = config.model.shape()
         # A second cache, of half of the context, reads ahead.
         cached = 12 * shape.n_layer * shape.n_kv_head * shape.head_size * shape.block_size
-        # A copy of the weights makes decoding faster.
-        wanted.bytes = 8 * (wanted.version.facts["parameters"] or 0) + self._slots(shape) * cached
+        weights = 4 * (wanted.version.facts["parameters"] or 0)
+        # Small weights have two copies, which make one sample faster, and several.
+        copies = 3 if weights <= MAX_COPIED_BYTES else 1
+        wanted.bytes = copies * weights + self._slots(shape) * cached
         limit = None if self._config.max_memory is None else int(self._config.max_memory * 2**30)
         if limit is not None and wanted.bytes > limit:
             raise ResourceError(

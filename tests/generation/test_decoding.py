@@ -118,7 +118,7 @@ def test_the_original_model_is_unchanged(make_model: MakeModel, twin_of: Callabl
 def test_large_weights_are_shared(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     monkeypatch.setattr(cpu, "_is_intel", lambda: False)
-    monkeypatch.setattr(cpu, "_MAX_COPIED_BYTES", 1000)
+    monkeypatch.setattr(cpu, "MAX_COPIED_BYTES", 1000)
     monkeypatch.setattr(cpu, "_bagged", None)
     twin = for_decoding(model)
     mine, theirs = dict(model.named_parameters()), dict(twin.named_parameters())
