@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -51,6 +54,15 @@ _CLOZE = (
     Column("PERPLEXITY", lambda r: f"{r['perplexity']:.2f}", right=True, drop=4),
     Column("LOSS", lambda r: f"{r['loss']:.4f}", right=True, drop=4),
 )
+_TASKS = (
+    Column("MODEL", lambda r: r["reference"]),
+    Column("TASK", lambda r: r["task"]),
+    Column("METRIC", lambda r: r["metric"]),
+    Column("VALUE", lambda r: f"{r['value']:.4f}", right=True),
+    Column("±", lambda r: "" if r["standard_error"] is None else f"{r['standard_error']:.4f}", right=True),
+    Column("FILTER", lambda r: r["filter"], drop=2),
+    Column("EXAMPLES", lambda r: f"{r['examples']:,}" if r["examples"] else "", right=True, drop=1),
+)
 _COLUMNS = (
     Column("MODEL", lambda r: r["reference"]),
     Column("DATA", lambda r: r["data"], drop=3),
@@ -69,6 +81,7 @@ _COLUMNS = (
     quill eval shakespeare --report --plot report.svg
     quill eval shakespeare --overlap 500
     quill eval shakespeare --cloze questions.jsonl
+    quill eval gpt2 --tasks lambada_openai,hellaswag
     """,
     topic="measures",
 )
@@ -115,6 +128,12 @@ def command(
         Path | None,
         Option(metavar="FILE", help="Measure how many questions of a .jsonl file the models answer right."),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        Option(
+            metavar="TASKS", help="Run tasks of lm-evaluation-harness: names or .yaml files, with commas."
+        ),
+    ] = None,
     fail_above: Annotated[
         float | None, Option(metavar="LOSS", help="Exit with code 4 if a model's loss is higher.")
     ] = None,
@@ -147,13 +166,17 @@ def command(
     registry, output = session.registry(), session.output
     of_loss: dict[str, object] = {"--split": split, "--iters": iters, "--report": report or None}
     of_loss |= {"--plot": plot, "--fail-above": fail_above}
-    if cloze:
-        _refuse("--cloze", of_loss | {"--data": data, "--overlap": overlap})
+    if tasks or cloze:
+        others = of_loss | {"--data": data, "--overlap": overlap}
+        _refuse("--tasks" if tasks else "--cloze", others | ({"--cloze": cloze} if tasks else {}))
     if overlap is not None:
         _refuse("--overlap", of_loss)
         if overlap < 1:
             raise InputError(f"--overlap {overlap} is out of range", why="at least 1 sample is needed")
     versions = [registry.find_weights(r, output.say) for r in references]
+    if tasks:
+        _run_tasks(session, versions, tasks, device)
+        return
     if overlap is not None:
         _measure_overlap(session, versions, data, overlap, device)
         return
@@ -234,6 +257,25 @@ def _measure_cloze(
     session.output.show(
         "quill.cloze/1", rows, _CLOZE, key="reference", within="models", quiet=accuracies, file=str(file)
     )
+
+
+def _run_tasks(session: Session, versions: list[Folder], tasks: str, device: str | None) -> None:
+    """Print the figures of each model on tasks of lm-evaluation-harness."""
+    from quill.checkpoint.load import load_checkpoint
+    from quill.evaluation import harness
+    from quill.generation.generator import Generator
+
+    # It warns about its own tasks, and draws bars of its own.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    names = [name for name in tasks.split(",") if name]
+    rows: list[dict[str, Any]] = []
+    for version in versions:
+        loaded = load_checkpoint(version, session.device(device))
+        with session.output.progress() as report, redirect_stderr(StringIO()):
+            found = harness.measure(Generator(loaded.model, loaded.tokenizer), names, report)
+        rows += [{"reference": version.reference, **row} for row in found]
+    values = [f"{row['value']:.4f}" for row in rows]
+    session.output.show("quill.tasks/1", rows, _TASKS, key="reference", within="results", quiet=values)
 
 
 def _measure_overlap(

@@ -250,6 +250,21 @@ def test_questions_are_answered(there, tiny_registry, tmp_path, capsys):
     assert "--unknown skip" in run(capsys, "eval", "tiny", "--cloze", str(file))[2]
 
 
+def test_tasks_are_shown_with_their_figures(there, monkeypatch, capsys):
+    from quill.evaluation import harness
+
+    row = {"metric": "acc", "filter": "none", "value": 0.5, "standard_error": None, "examples": 4}
+    monkeypatch.setattr(harness, "measure", lambda model, names, report: [{"task": n, **row} for n in names])
+    code, out, err = run(capsys, "eval", "tiny", "--tasks", "one,two")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[2].split() == ["tiny:v1", "two", "acc", "0.5000", "none", "4"]
+    document = json.loads(run(capsys, "eval", "tiny", "--tasks=one", "--json")[1])
+    assert document["schema"] == "quill.tasks/1"
+    assert document["results"] == [{"reference": "tiny:v1", "task": "one", **row}]
+    assert run(capsys, "eval", "tiny", "--tasks=one,two", "-q")[1] == "0.5000\n0.5000\n"
+    assert run(capsys, "eval", "tiny", "--tasks=one", "--cloze=x.jsonl")[0] == 2
+
+
 @pytest.mark.parametrize(
     "flags",
     [
