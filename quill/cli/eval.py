@@ -153,7 +153,7 @@ def command(
     run of characters of each sample that stands in the training text, the share of all runs of 8, 16 and 32
     characters that do, and the share of runs of 16 that a sample repeats; the validation text is measured for
     comparison. With --cloze, the share of questions whose answer is the likeliest choice, or is generated
-    word by word where there are no choices.
+    token by token where there are no choices.
     """
     if iters is not None and iters < 1:
         raise InputError(f"--iters {iters} is out of range", why="at least 1 batch is needed")

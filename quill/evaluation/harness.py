@@ -77,7 +77,8 @@ def measure(
 
 def _name(file: Path) -> str:
     """The name of the task in a YAML file."""
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    for line in text.splitlines():
         if line.startswith("task:"):
             return line.removeprefix("task:").strip().strip("\"'")
     raise NotFoundError(f"no task in '{file}'", why="it must be a file with a line `task: NAME`")
