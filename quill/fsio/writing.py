@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from quill.fsio.sharing import open_to_group
 from quill.fsio.syncing import settle, settle_file, sync_dir
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW | BINARY
+# A line of a log takes less time to write.
+_LINE_SECONDS = 0.05
 
 
 @contextmanager
@@ -184,11 +187,21 @@ class Log:
 
     def _end_line(self) -> None:
         with guard(self._path, "write"):
-            size = os.lseek(self._fd, 0, os.SEEK_END)
-            if size:
-                os.lseek(self._fd, size - 1, os.SEEK_SET)
-                if os.read(self._fd, 1) != b"\n":
+            size = -1
+            while not self._ends():
+                before, size = size, os.lseek(self._fd, 0, os.SEEK_END)
+                if size == before:
                     _write(self._fd, memoryview(b"\n"))
+                    return
+                # Perhaps another process is in the middle of a line.
+                time.sleep(_LINE_SECONDS)
+
+    def _ends(self) -> bool:
+        """Whether the file is empty, or its last line is complete."""
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if size:
+            os.lseek(self._fd, size - 1, os.SEEK_SET)
+        return not size or os.read(self._fd, 1) == b"\n"
 
 
 def _write(fd: int, data: memoryview) -> None:

@@ -31,7 +31,7 @@ Unknown = Literal["error", "skip"]
 # newer or older versions of Unicode than Python, so only letters and digits of Unicode 3.2 count.
 _STOPS = frozenset(" \n。、，！？：；")
 _LOOK_BACK = 65536
-_MOST_NAMED = 100
+_MOST_NAMED = 40
 # Characters per token at first, to encode the end of a text.
 _TAIL = 16
 
