@@ -9,10 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument
-
 from quill.cli import _errors, _flags, _prompt, options
-from quill.cli._completion import models
 from quill.cli._conversation import UNUSED, Conversation
 from quill.cli._generator import BETWEEN, KeyFile, Opener, Server, print_text
 from quill.cli._signals import Interrupted
@@ -55,14 +52,7 @@ _ASSIGNED = re.compile(r'(?:sample\.)?(\w+)="?([^"]*)"?')
 )
 def command(
     session: Session,
-    reference: Annotated[
-        str,
-        Argument(
-            metavar="REF",
-            help="Model to use: name, name:v2 or ./folder.",
-            autocompletion=models(drafts="weights"),
-        ),
-    ],
+    reference: Annotated[str, options.reference("Model to use: name, name:v2 or ./folder.")],
     unknown: _prompt.Unknown = "error",
     device: options.Device = None,
     server: Server = None,

@@ -9,7 +9,6 @@ from typer import Argument, Option
 
 from quill import fsio
 from quill.cli import _prompt, options
-from quill.cli._completion import models
 from quill.cli.options import Session
 from quill.config.settings import SampleConfig
 
@@ -30,14 +29,7 @@ _SETTINGS = ("temperature", "top_k", "top_p")
 )
 def command(
     session: Session,
-    reference: Annotated[
-        str,
-        Argument(
-            metavar="REF",
-            help="Model to explain: name, name:v2 or ./folder.",
-            autocompletion=models(drafts="weights"),
-        ),
-    ],
+    reference: Annotated[str, options.reference("Model to explain: name, name:v2 or ./folder.")],
     words: Annotated[
         list[str] | None,
         Argument(metavar="PROMPT", help="Text that the model reads; '-' reads it from stdin."),

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Option
 
 from quill import discovery
 from quill.cli import options
-from quill.cli._completion import formats, models
+from quill.cli._completion import formats
 from quill.cli.options import Session
 from quill.units import size
 
@@ -27,14 +27,7 @@ _FORMATS = "|".join(discovery.names("formats"))
 )
 def command(
     session: Session,
-    reference: Annotated[
-        str,
-        Argument(
-            metavar="REF",
-            help="Model to export: name, name:v2 or ./folder.",
-            autocompletion=models(drafts="weights"),
-        ),
-    ],
+    reference: Annotated[str, options.reference("Model to export: name, name:v2 or ./folder.")],
     format_name: Annotated[
         str, Option("--format", "-f", metavar=_FORMATS, help="Target format.", autocompletion=formats())
     ] = "hf",

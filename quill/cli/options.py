@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
 from quill.cli import _help
 from quill.cli._completion import completing, datasets, models
@@ -80,6 +80,11 @@ def _device(purpose: str) -> Any:
         help=f"{purpose}: auto, cpu, cuda, cuda:N or mps (default: auto).",
         autocompletion=completing(*_DEVICES),
     )
+
+
+def reference(text: str) -> Any:
+    """The argument that names a model or an unfinished run with weights; `text` is its help."""
+    return Argument(metavar="REF", help=text, autocompletion=models(drafts="weights"))
 
 
 Device = Annotated[str | None, _device("Device to compute on")]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from typer import Argument
-
 from quill.cli import options
-from quill.cli._completion import models
 from quill.cli.options import Session
 
 
@@ -19,14 +16,7 @@ from quill.cli.options import Session
 )
 def command(
     session: Session,
-    reference: Annotated[
-        str,
-        Argument(
-            metavar="REF",
-            help="Unfinished run: name or name:v2.",
-            autocompletion=models(drafts="weights"),
-        ),
-    ],
+    reference: Annotated[str, options.reference("Unfinished run: name or name:v2.")],
     device: options.Device = None,
 ) -> None:
     """Publish an unfinished run.

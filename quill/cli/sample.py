@@ -7,7 +7,6 @@ from typing import Annotated
 from typer import Argument, Option
 
 from quill.cli import _prompt, options
-from quill.cli._completion import models
 from quill.cli._generator import BETWEEN, KeyFile, Opener, Server, print_text
 from quill.cli.options import Session
 from quill.config.settings import SampleConfig
@@ -40,14 +39,7 @@ _FACE = (
 )
 def command(
     session: Session,
-    reference: Annotated[
-        str,
-        Argument(
-            metavar="REF",
-            help="Model to use: name, name:v2 or ./folder.",
-            autocompletion=models(drafts="weights"),
-        ),
-    ],
+    reference: Annotated[str, options.reference("Model to use: name, name:v2 or ./folder.")],
     words: Annotated[
         list[str] | None,
         Argument(metavar="PROMPT", help="Text to continue; '-' reads it from stdin."),
