@@ -24,7 +24,7 @@ _MOST_CHARACTERS = 1 << 18
 class Conversation:
     """What was said so far, by both.
 
-    Base models know no roles: what the user says is appended on a line of its own, the model continues, and
+    Base models know no roles: what the user says is appended on its own line, the model continues, and
     its words are appended as they are.
 
     Args:

@@ -265,7 +265,7 @@ def _run_tasks(session: Session, versions: list[Folder], tasks: str, device: str
     from quill.evaluation import harness
     from quill.generation.generator import Generator
 
-    # It warns about its own tasks, and draws bars of its own.
+    # It warns about its own tasks, and draws its own bars.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     names = [name for name in tasks.split(",") if name]
     rows: list[dict[str, Any]] = []

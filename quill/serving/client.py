@@ -120,7 +120,7 @@ class Client:
 
     @contextmanager
     def _ask(self, method: str, path: str, body: bytes | None = None) -> Iterator[HTTPResponse]:
-        """Send a request on a connection of its own; an answer that is not 200 is raised as an error."""
+        """Send a request on its own connection; an answer that is not 200 is raised as an error."""
         connection = self._connection()
         headers = {"content-type": "application/json", **self._headers}
         try:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quill.errors import DivergedError
 from quill.generation.batch import Batch, BatchRow
-from quill.generation.cpu import FEW_TOKENS, for_batches, one_thread
+from quill.generation.cpu import FEW_TOKENS, one_thread
 from quill.generation.generator import Generator
 from quill.generation.row import Row
 from quill.generation.sampling import Sampler, check_finite, draw_together
@@ -116,7 +116,7 @@ class Lane:
 
     def __init__(self, generator: Generator, slots: int, deliver: Deliver) -> None:
         self.generator, self._deliver = generator, deliver
-        self.batch = Batch(for_batches(generator.model), slots)
+        self.batch = Batch(generator.ready(FEW_TOKENS, slots), slots)
         self._waiting: deque[tuple[Job, Iterator[int]]] = deque()
         self._samples: list[Sample] = []
         self._on_cpu = generator.device.type == "cpu"

@@ -489,7 +489,6 @@ class Run:
         ended = "max_iters" if step >= c.max_iters else "patience" if self.is_done else "time limit"
         if ended == "time limit" and self._evaluated != step:
             self.evaluate()
-            self.save()
         if not self.draft.has(WEIGHTS):
             self._write_weights()
         # The weights are loaded once more to be measured, which may need the memory.
