@@ -101,7 +101,9 @@ def _training(facts: Mapping[str, Any]) -> str:
     dtype = f" in {_inline(str(facts['dtype']))}" if facts.get("dtype") else ""
     kept = f"; weights from step {best:,}, which had the lowest loss" if best and best != steps else ""
     averaged = "; a moving average of the weights" if facts.get("averaged") else ""
-    return f"{_plural(steps, 'step')}{took}{device}{dtype}{kept}{averaged}"
+    temperature = facts.get("temperature")
+    calibrated = f"; logits divided by {temperature:.3g} to fit it" if temperature is not None else ""
+    return f"{_plural(steps, 'step')}{took}{device}{dtype}{kept}{averaged}{calibrated}"
 
 
 def _origin(parent: Mapping[str, Any], imported: Mapping[str, Any]) -> str:

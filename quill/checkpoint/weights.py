@@ -26,7 +26,10 @@ _NAMES = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F1
 
 
 def save_weights(
-    path: Path, model: GPT, dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    path: Path,
+    model: GPT,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    temperature: float = 1.0,
 ) -> None:
     """Write a model's weights. Tied weights are one tensor of the model, and one of the file.
 
@@ -34,6 +37,7 @@ def save_weights(
         path: As for `save_tensors`.
         model: The model.
         dtype: The dtype to store; weights are read back as float32.
+        temperature: Divisor of the network's logits, which the stored weights include.
 
     Raises:
         InputError: A weight is too large for the dtype.
@@ -42,7 +46,7 @@ def save_weights(
     """
     import torch
 
-    weights = model.state_dict()
+    weights = model.divided(temperature)
     refuse_overflow(weights, dtype)
     stored: torch.dtype = getattr(torch, dtype)
     save_tensors(path, {name: t.to(stored) if t.is_floating_point() else t for name, t in weights.items()})

@@ -50,11 +50,12 @@ def show(output: Output, row: Mapping[str, Any]) -> None:
         output: Where they go.
         row: The model's row in the JSON document.
     """
-    found = row["calibration"]
+    found, fitted = row["calibration"], row["fitted"]
     summary = (
         f"{row['reference']}: confidence {found['confidence']:.1%}, accuracy {found['accuracy']:.1%}, "
         f"expected calibration error {found['expected_error']:.2%}\n"
-        f"entropy {found['entropy']:.4f}, loss {row['loss']:.4f} nats per token"
+        f"entropy {found['entropy']:.4f}, loss {row['loss']:.4f} nats per token; "
+        f"{fitted['loss']:.4f} at temperature {fitted['temperature']:.2f}"
     )
     output.section(summary, [b for b in found["bins"] if b["tokens"]], _BINS)
     output.section(f"{row['reference']}: loss by tokens of context", row["context"], _CONTEXT)

@@ -220,9 +220,9 @@ def _show(
     rows: list[dict[str, Any]] = []
     for reference, data, figures in found:
         row = {"reference": reference, "data": data, **asdict(figures)}
-        parts = row.pop("report")
+        parts, fitted = row.pop("report"), row.pop("fitted")
         if report:
-            row |= {name: parts[name] for name in ("calibration", "context")}
+            row |= {"calibration": parts["calibration"], "fitted": fitted, "context": parts["context"]}
         rows.append(row)
     losses = [f"{row['loss']:.4f}" for row in rows]
     output.show("quill.eval/1", rows, _COLUMNS, key="reference", within="models", quiet=losses)

@@ -53,6 +53,7 @@ _VERSION = (
     Column("shape", lambda r: _facts.shape(r["config"].get("model"))),
     Column("data", lambda r: _facts.data(_manifest(r, "data"))),
     Column("weights", lambda r: "a moving average" if _manifest(r, "averaged") else ""),
+    Column("temperature", lambda r: _temperature(_manifest(r, "temperature"))),
     Column("steps", lambda r: _facts.number(_manifest(r, "steps"))),
     Column("time", lambda r: duration(_manifest(r, "seconds"))),
     Column("device", lambda r: _device(_manifest(r, "device"), _manifest(r, "instructions"))),
@@ -65,6 +66,10 @@ _VERSION = (
     Column("files", lambda r: ", ".join(sorted(_facts.mapping(_manifest(r, "files"))))),
     Column("config", lambda r: f"quill show {r['reference']} --config"),
 )
+
+
+def _temperature(value: Any) -> str:
+    return "" if value is None else f"logits divided by {value:.3g}"
 
 
 def _step(row: Any) -> str:

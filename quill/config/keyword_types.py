@@ -86,6 +86,7 @@ class RunSettings(TypedDict, total=False):
     muon_scale: Literal["original", "match_rms_adamw", "spectral"]
     grad_clip: float
     ema_decay: float
+    calibrate: bool
     token_dropout: float
     masked_loss_weight: float
     masked_loss_max: float

@@ -342,6 +342,11 @@ class TrainConfig(Section):
         0.0,
         "Decay rate of a moving average of the weights, published if it has the lower loss; 0 keeps none.",
     )
+    calibrate: bool = setting(
+        False,
+        "At each evaluation, find the temperature of the logits with the lowest loss; the published weights "
+        "include it.",
+    )
     token_dropout: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.0, "Probability of hiding an input token from the model in training."
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 from quill.data.batches import batch, windows
 from quill.errors import DivergedError, InputError
 from quill.evaluation.report import Collector, Report
+from quill.evaluation.temperature import Fit, Fitted
 from quill.model.gpt import GPT
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Figures:
         tokens: Targets measured.
         bytes: Bytes of text that the targets stand for; with `iters`, their share of all bytes.
         report: Calibration and loss by context, if it was asked for.
+        fitted: The temperature at which the loss is lowest, if it or a report was asked for.
     """
 
     loss: float
@@ -52,6 +54,7 @@ class Figures:
     tokens: int
     bytes: int
     report: Report | None = field(default=None, repr=False)
+    fitted: Fitted | None = field(default=None, repr=False)
 
 
 def tokens_at_once(device: str) -> int:
@@ -93,6 +96,7 @@ def evaluate(
     batch_size: int | None = None,
     seed: int = 0,
     report: bool = False,
+    fit: bool = False,
     poll: Callable[[], None] = lambda: None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Figures:
@@ -110,6 +114,7 @@ def evaluate(
         batch_size: Windows per forward pass, B; chosen for speed if None.
         seed: Seed of the random windows.
         report: Also measure calibration and the loss by context.
+        fit: Also find the temperature at which the loss is lowest.
         poll: Called before each forward pass; an exception from it ends the measurement.
         autocast: The context in which the model computes; default: in the precision of its weights.
 
@@ -134,7 +139,8 @@ def evaluate(
         check_iters(iters, T, len(tokens), rows=B)
         batches = (batch(tokens, seed=seed, step=step, batch_size=B, block_size=T) for step in range(iters))
     collector = Collector(T) if report else None
-    nats, count = _total(model, batches, poll, autocast, collector)
+    temperatures = Fit() if fit or report else None
+    nats, count = _total(model, batches, poll, autocast, collector, temperatures)
     if not math.isfinite(nats):
         raise DivergedError(
             "the loss is NaN or infinite",
@@ -149,6 +155,7 @@ def evaluate(
         tokens=count,
         bytes=round(measured),
         report=collector.report() if collector else None,
+        fitted=temperatures.best() if temperatures else None,
     )
 
 
@@ -164,6 +171,7 @@ def _total(
     poll: Callable[[], None],
     autocast: Callable[[], AbstractContextManager[object]],
     collector: Collector | None,
+    temperatures: Fit | None,
 ) -> tuple[float, int]:
     """Return the summed cross entropy of all targets in nats, and their number."""
     device = model.wte.weight.device
@@ -178,18 +186,22 @@ def _total(
                 poll()
                 x = x.to(device)
                 hidden = model.hidden(x).flatten(0, 1)  # (B T, C)
-                near = model.near(x)
-                near = None if near is None else near.flatten(0, 1)
+                around = model.near(x)
+                around = None if around is None else around.flatten(0, 1)
                 targets = y.to(device).flatten()
                 # The head in slices: the logits of a large vocabulary take more memory than all the rest.
                 for at in range(0, len(targets), at_once):
                     part = slice(at, at + at_once)
-                    logits = model.head(hidden[part], None if near is None else near[part]).float()
-                    losses = F.cross_entropy(logits, targets[at : at + at_once], reduction="none")
+                    near = None if around is None else around[part]
+                    plain = model.head(hidden[part])
+                    logits = (plain if near is None else model.mix(plain, near)).float()
+                    losses = F.cross_entropy(logits, targets[part], reduction="none")
                     nats += float(losses.cpu().sum(dtype=torch.float64))
                     if collector:
                         places = torch.arange(at, at + len(losses)) % x.shape[1]
                         collector.add(logits, targets[part], losses, places)
+                    if temperatures:
+                        temperatures.add(model, plain, near, targets[part])
                 count += targets.numel()
     finally:
         model.train(training)

@@ -181,9 +181,19 @@ class GPT(nn.Module):
         """
         if self.shape.n_layer:
             x = self.unembed(self.ln_f(x))
-        if near is None:
-            return x
-        return cast(Tensor, self.ngram(x.flatten(0, -2), near.flatten(0, -2))).view(x.shape)
+        return x if near is None else self.mix(x, near)
+
+    def mix(self, logits: Tensor, near: Tensor) -> Tensor:
+        """Mix n-gram counts into the network's logits.
+
+        Args:
+            logits: (..., V).
+            near: What `near` returns for them.
+
+        Returns:
+            (..., V).
+        """
+        return cast(Tensor, self.ngram(logits.flatten(0, -2), near.flatten(0, -2))).view(logits.shape)
 
     def unembed(self, x: Tensor) -> Tensor:
         """Logits from activations behind the last norm, (..., C) to (..., V); an affine map."""
@@ -199,6 +209,14 @@ class GPT(nn.Module):
         twin.shape = replace(self.shape, ngram=0)
         twin._modules = {n: m for n, m in self._modules.items() if n != "ngram"}
         return twin
+
+    def divided(self, temperature: float) -> dict[str, Tensor]:
+        """The weights of this model with the network's logits divided by a temperature.
+
+        The last norm takes the factor, so that the model is of the same kind as before.
+        """
+        scaled = ("ln_f.", "lm_head.bias") if self.shape.n_layer else ("wte.",)
+        return {n: p / temperature if n.startswith(scaled) else p for n, p in self.state_dict().items()}
 
     def rotations(self) -> Rope:
         """The rotary table for the whole context length, on the device of the weights."""

@@ -97,6 +97,7 @@ class Manifest(TypedDict):
     ended: str | None
     best_step: int | None
     averaged: bool | None
+    temperature: float | None
     held_out: int | None
     best_val_loss: float | None
     bits_per_byte: float | None
@@ -138,6 +139,7 @@ _FIELDS: Fields = {
     "ended": str,
     "best_step": int,
     "averaged": bool,
+    "temperature": float,
     "held_out": int,
     "best_val_loss": float,
     "bits_per_byte": float,

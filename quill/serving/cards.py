@@ -13,7 +13,8 @@ from quill.registry.version import Version
 
 _FACTS = (
     "created", "parameters", "data", "parent", "teachers", "imported", "device", "dtype", "steps",
-    "best_step", "averaged", "held_out", "best_val_loss", "bits_per_byte", "seconds", "seeds", "versions",
+    "best_step", "averaged", "temperature", "held_out", "best_val_loss", "bits_per_byte", "seconds", "seeds",
+    "versions",
 )  # fmt: skip
 # More points than a picture has columns show nothing more.
 _MOST_POINTS = 400

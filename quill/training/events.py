@@ -62,7 +62,8 @@ class Evaluated:
 
     With a moving average of the weights, `val_loss` is the lower of two: `raw_val_loss` of the weights and
     `averaged_val_loss` of their average. `averaged` is whether the average had it, and `best_averaged`
-    whether the best weights so far are an average.
+    whether the best weights so far are an average. `temperature` is the one at which the loss is lowest, if
+    the run calibrates.
     """
 
     step: int
@@ -75,6 +76,7 @@ class Evaluated:
     best_averaged: bool = False
     raw_val_loss: float | None = None
     averaged_val_loss: float | None = None
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class RunLog:
                     }
                 )
             case Evaluated():
-                self._metric({"step": event.step, "val_loss": event.val_loss, **_averaged(event)})
+                self._metric({"step": event.step, "val_loss": event.val_loss, **_chosen(event)})
             case Sampled():
                 self._metric({"step": event.step, "sample": event.text})
         if text := describe(event):
@@ -84,7 +84,8 @@ def describe(event: Event) -> str:
             both = ""
             if event.raw_val_loss is not None:
                 both = f"; weights {event.raw_val_loss:.4f}, their average {event.averaged_val_loss:.4f}"
-            return f"step {event.step:,}: val loss {event.val_loss:.4f} ({mark}){both}"
+            at = "" if event.temperature is None else f" at temperature {event.temperature:.2f}"
+            return f"step {event.step:,}: val loss {event.val_loss:.4f}{at} ({mark}){both}"
         case Sampled():
             return f"step {event.step:,}: sample\n" + textwrap.indent(event.text.strip("\n"), "    ")
         case Saved():
@@ -103,12 +104,11 @@ def describe(event: Event) -> str:
     return ""
 
 
-def _averaged(event: Evaluated) -> dict[str, Any]:
-    """Which weights had the loss; nothing in a run that keeps no average."""
-    if event.averaged_val_loss is None:
-        return {}
-    names = ("averaged", "raw_val_loss", "averaged_val_loss")
-    return {name: getattr(event, name) for name in names}
+def _chosen(event: Evaluated) -> dict[str, Any]:
+    """Which weights had the loss, and at what temperature, in a run that chooses between several."""
+    names = () if event.averaged_val_loss is None else ("averaged", "raw_val_loss", "averaged_val_loss")
+    chosen: dict[str, Any] = {name: getattr(event, name) for name in names}
+    return chosen if event.temperature is None else chosen | {"temperature": round(event.temperature, 4)}
 
 
 def _steps(n: int) -> str:

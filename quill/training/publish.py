@@ -33,6 +33,7 @@ def publish(
     exact: bool,
     fits: bool,
     averaged: bool,
+    temperature: float,
     ended: str,
     elapsed: Callable[[], float],
     poll: Callable[[], None],
@@ -50,6 +51,7 @@ def publish(
         exact: Whether it was estimated in float32.
         fits: Whether one device has room for the weights; if not, the estimated loss is published.
         averaged: Whether they are a moving average.
+        temperature: The divisor of the logits that they include.
         ended: Why the run ended: "max_iters", "patience" or "time limit".
         elapsed: Returns the seconds of the run so far.
         poll: Called wherever publishing can be interrupted; what it raises passes through.
@@ -62,7 +64,15 @@ def publish(
     best = load_checkpoint(draft, device.name if fits else "cpu")
     loss = _published_loss(best.model, config, tokens, best_loss, exact, poll) if fits else best_loss
     facts = describe(
-        config, tokens, draft, device, steps=steps, best_step=best_step, loss=loss, averaged=averaged
+        config,
+        tokens,
+        draft,
+        device,
+        steps=steps,
+        best_step=best_step,
+        loss=loss,
+        averaged=averaged,
+        temperature=temperature,
     )
     facts |= {
         "parameters": sum(p.numel() for p in best.model.parameters()),
@@ -82,6 +92,7 @@ def describe(
     best_step: int,
     loss: float | None,
     averaged: bool,
+    temperature: float,
 ) -> dict[str, Any]:
     """What a manifest says of a run, finished or not.
 
@@ -94,6 +105,7 @@ def describe(
         best_step: The step of the best weights.
         loss: Their validation loss in nats per token; None without one.
         averaged: Whether they are a moving average.
+        temperature: The divisor of the logits that they include.
     """
     status, dataset = draft.status(), tokens.dataset
     return {
@@ -118,6 +130,7 @@ def describe(
         "steps": steps,
         "best_step": best_step,
         "averaged": averaged,
+        "temperature": round(temperature, 4) if config.train.calibrate and tokens.val_tokens else None,
         "held_out": tokens.held_out,
         "best_val_loss": loss,
         "bits_per_byte": _bits_per_byte(loss, tokens),
@@ -200,7 +213,8 @@ def _published_loss(
 ) -> float | None:
     """The loss on the whole split in float32, measured on the weights as written unless it is known."""
     c = config.train
-    if estimate is None or (exact and c.eval_iters is None and c.weights_dtype == "float32"):
+    is_measured = exact and c.eval_iters is None and c.weights_dtype == "float32" and not c.calibrate
+    if estimate is None or is_measured:
         return estimate
     return float(measure.evaluate(model, tokens.val, n_bytes=tokens.val_bytes, poll=poll).loss)
 

@@ -31,8 +31,8 @@ Resume = Literal["auto", "never", "must"]
 _FREE = frozenset({
     "name", "$schema", "schema_version", "data.source", "data.encoding", "data.text_field",
     "train.device", "train.dtype", "train.compile", "train.keep_states", "train.log_interval",
-    "train.eval_interval", "train.patience", "train.sample_every", "train.micro_batch_size",
-    "train.gradient_checkpointing", "train.sharding",
+    "train.eval_interval", "train.patience", "train.calibrate", "train.sample_every",
+    "train.micro_batch_size", "train.gradient_checkpointing", "train.sharding",
 })  # fmt: skip
 _LENGTH = "train.max_iters"
 

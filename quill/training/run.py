@@ -264,6 +264,7 @@ class Run:
         self._best_loss: float | None = None
         self._best_step = 0
         self._best_averaged = False
+        self._best_temperature = 1.0
         self._bad_evaluations = 0
         self._seconds_before = 0.0
         self._id = secrets.token_hex(8)
@@ -415,11 +416,12 @@ class Run:
             self._evaluated = step
             return
         raw, *rest = self.trainer.evaluate(self._tokens.val, self._tokens.val_bytes, self._poll)
-        loss = min([raw, *rest])
+        chosen = min([raw, *rest], key=lambda fitted: fitted.loss)
+        loss, temperature = chosen.loss, chosen.temperature
         is_best = self._best_loss is None or loss < self._best_loss
         if is_best:
             self._best_loss, self._best_step, self._bad_evaluations = loss, step, 0
-            self._best_averaged = loss < raw
+            self._best_averaged, self._best_temperature = loss < raw.loss, temperature
             self._write_weights()
         else:
             self._bad_evaluations += 1
@@ -434,10 +436,11 @@ class Run:
                 best,
                 self._best_step,
                 seconds,
-                averaged=loss < raw,
+                averaged=loss < raw.loss,
                 best_averaged=self._best_averaged,
-                raw_val_loss=raw if rest else None,
-                averaged_val_loss=rest[0] if rest else None,
+                raw_val_loss=raw.loss if rest else None,
+                averaged_val_loss=rest[0].loss if rest else None,
+                temperature=temperature if self.config.train.calibrate else None,
             )
         )
         if self._budget is not None and self._fit:
@@ -464,6 +467,7 @@ class Run:
             "best_val_loss": self._best_loss,
             "best_step": self._best_step,
             "best_averaged": self._best_averaged,
+            "best_temperature": self._best_temperature,
             "bad_evaluations": self._bad_evaluations,
             "evaluated": reached[1],
             "seconds": self._seconds(),
@@ -505,6 +509,7 @@ class Run:
             exact=self.trainer.evaluates_in.dtype == "float32",
             fits=self.trainer.has_all or self.trainer.device.kind == "cpu",
             averaged=self._best_averaged,
+            temperature=self._best_temperature,
             ended=ended,
             elapsed=self._seconds,
             poll=self._poll,
@@ -556,6 +561,7 @@ class Run:
         trainer.restore(state)
         self._best_loss, self._best_step = facts["best_val_loss"], facts["best_step"]
         self._best_averaged = facts.get("best_averaged", False)
+        self._best_temperature = facts.get("best_temperature", 1.0)
         self._bad_evaluations, self._seconds_before = facts["bad_evaluations"], facts["seconds"]
         self._id = facts.get("id", self._id)
         # A run interrupted during an evaluation is evaluated again.
@@ -631,7 +637,8 @@ class Run:
 
     def _write_weights(self) -> None:
         model, dtype = self.trainer.whole(averaged=self._best_averaged), self.config.train.weights_dtype
-        self.draft.write_weights(lambda path: save_weights(path, model, dtype), self._facts())
+        temperature = self._best_temperature
+        self.draft.write_weights(lambda path: save_weights(path, model, dtype, temperature), self._facts())
 
     def _facts(self) -> dict[str, Any]:
         """What the manifest would say if the best weights so far were published."""
@@ -644,6 +651,7 @@ class Run:
             best_step=self._best_step,
             loss=self._best_loss,
             averaged=self._best_averaged,
+            temperature=self._best_temperature,
         )
         facts["parameters"] = sum(p.numel() for p in self.trainer.model.parameters())
         return facts | {"seconds": round(self._seconds(), 1)}

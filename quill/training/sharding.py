@@ -24,6 +24,7 @@ from quill.checkpoint.resume_state import Saved
 from quill.config.settings import TrainConfig
 from quill.config.shape import Shape
 from quill.errors import DivergedError, QuillError
+from quill.evaluation.temperature import Fitted
 from quill.model.gpt import GPT, outline
 from quill.training import processes
 from quill.training.device import Device
@@ -87,7 +88,7 @@ class Sharded(Member):
         self._summon(processes.STEP, self.horizon or 0)
         super().enqueue(poll)
 
-    def evaluate(self, val: Any, n_bytes: int, poll: Callable[[], None] = lambda: None) -> list[float]:
+    def evaluate(self, val: Any, n_bytes: int, poll: Callable[[], None] = lambda: None) -> list[Fitted]:
         """As for Trainer. All processes compute the same, as each pass needs the weights of all."""
         self._summon(processes.EVALUATE)
         try:

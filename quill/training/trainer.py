@@ -26,6 +26,7 @@ from quill.config.settings import TrainConfig
 from quill.data.batches import batch
 from quill.errors import DivergedError, is_out_of_memory
 from quill.evaluation import measure
+from quill.evaluation.temperature import Fitted
 from quill.model.dropout import Rows
 from quill.model.gpt import GPT, loss
 from quill.training import masking, schedule, teachers
@@ -444,11 +445,12 @@ class Trainer:
         # Earlier versions of quill evaluated in float32.
         self.evaluates_in = replace(self.evaluates_in, dtype=facts.get("evaluates_in", "float32"))
 
-    def evaluate(self, val: Tokens, n_bytes: int, poll: Callable[[], None] = lambda: None) -> list[float]:
+    def evaluate(self, val: Tokens, n_bytes: int, poll: Callable[[], None] = lambda: None) -> list[Fitted]:
         """The validation loss of the weights, and after it that of their average if there is one.
 
         It is measured on the whole split or on eval_iters batches of it: in bfloat16 if the run trains in it,
-        which takes half the time and moves a loss by about 1e-4; else in float32.
+        which takes half the time and moves a loss by about 1e-4; else in float32. With `calibrate` it is the
+        lowest loss at any temperature; else the temperature is 1.
 
         Raises:
             DivergedError: A step before has diverged.
@@ -456,18 +458,20 @@ class Trainer:
         self._settle()
         c = self.config
         models = [self.model] if self.averaged is None else [self.model, self.averaged]
-        return [
+        found = [
             measure.evaluate(
                 m,
                 val,
                 n_bytes=n_bytes,
                 iters=c.eval_iters,
                 seed=c.seed,
+                fit=c.calibrate,
                 poll=poll,
                 autocast=self._evaluating,
-            ).loss
+            )
             for m in models
         ]
+        return [figures.fitted or Fitted(figures.loss, 1.0) for figures in found]
 
     def _evaluating(self) -> AbstractContextManager[object]:
         return self.evaluates_in.autocast()

@@ -196,7 +196,8 @@ def test_overlap_is_measured_for_samples_and_validation_text(there, tiny_text, t
 def test_a_report_adds_calibration_and_the_loss_by_context(there, capsys):
     [plain], [row] = measured(capsys, "tiny"), measured(capsys, "tiny", "--report")
     assert {k: row[k] for k in plain} == plain
-    assert set(row) - set(plain) == {"calibration", "context"}
+    assert set(row) - set(plain) == {"calibration", "fitted", "context"}
+    assert 0 < row["fitted"]["loss"] <= row["loss"] and 0.7 <= row["fitted"]["temperature"] <= 2
     assert sum(b["tokens"] for b in row["calibration"]["bins"]) == row["tokens"]
     total = sum(c["loss"] * c["tokens"] for c in row["context"])
     assert total / row["tokens"] == pytest.approx(row["loss"], abs=1e-6)
@@ -205,7 +206,7 @@ def test_a_report_adds_calibration_and_the_loss_by_context(there, capsys):
     table, calibration, bins, context, losses = out.split("\n\n")
     assert table + "\n" == run(capsys, "eval", "tiny")[1]
     assert calibration.startswith("tiny:v1: confidence ")
-    assert f"loss {row['loss']:.4f} nats per token" in calibration
+    assert f"loss {row['loss']:.4f} nats per token; {row['fitted']['loss']:.4f} at temperature" in calibration
     assert bins.split()[:5] == ["BIN", "TOKENS", "CONFIDENCE", "ACCURACY", "DIFFERENCE"]
     assert context == "tiny:v1: loss by tokens of context"
     assert losses.split()[:6] == ["CONTEXT", "TOKENS", "LOSS", "1", *losses.split()[4:6]]

@@ -348,6 +348,36 @@ def test_the_better_of_the_weights_and_their_average_is_published(text: Path, re
     assert "moving average" not in (raw.path / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_calibrated_run_publishes_its_weights_at_the_best_temperature(
+    text: Path, registry: Registry, tmp_path: Path
+) -> None:
+    events: list[Event] = []
+    plain = run(make(text, train__ema_decay=0.9), registry).version
+    calibrated, others = make(text, train__ema_decay=0.9, train__calibrate=True), Registry(tmp_path / "b")
+    with pytest.raises(InterruptedRun):
+        run(calibrated, others, stop_after=7)
+    version = run(calibrated, others, observer=events.append).version
+    whole = run(calibrated, Registry(tmp_path / "c")).version
+    assert plain is not None and version is not None and whole is not None
+    assert digests(version.path)["model.safetensors"] == digests(whole.path)["model.safetensors"]
+    assert plain.facts["temperature"] is None
+    temperature, last = version.facts["temperature"], [e for e in events if isinstance(e, Evaluated)][-1]
+    assert last.best and temperature is not None
+    assert temperature == pytest.approx(last.temperature, abs=1e-4) and temperature != 1
+    assert [x["temperature"] for x in stream(version.metrics()) if "val_loss" in x][-1] == temperature
+    assert "logits divided by" in (version.path / "README.md").read_text(encoding="utf-8")
+    # The steps are those of the plain run, and the last norm has the temperature.
+    before, after = (load_checkpoint(v).model.state_dict() for v in (plain, version))
+    for name, weight in before.items():
+        divisor = temperature if name.startswith("ln_f.") else 1.0
+        torch.testing.assert_close(after[name], weight / divisor, atol=0.0, rtol=1e-4, msg=name)
+    tokens = opened(text, registry)
+    measured = measure.evaluate(
+        load_checkpoint(version).model, tokens.val, n_bytes=tokens.count("val", "bytes")
+    )
+    assert version.facts["best_val_loss"] == measured.loss < plain.facts["best_val_loss"]
+
+
 def opened(text: Path, registry: Registry) -> Dataset:
     return resolve.ensure(DataConfig(source=str(text)), registry.root.parent / "data")
 
