@@ -37,6 +37,8 @@ def make(kind: dict[str, Any], seed: int = 0) -> GPT:
 
 def divided(model: GPT, temperature: float) -> GPT:
     other = GPT(model.shape)
+    if model.shape.ngram:
+        other.ngram.count(TEXT)
     other.load_state_dict(model.divided(temperature))
     return other.eval()
 
