@@ -186,5 +186,6 @@ def test_f16_text_of_one_token_is_refused() -> None:
 def test_figures_are_plain_numbers() -> None:
     got = evaluate(make_model(), some_tokens(60), n_bytes=59)
     assert got.report is None and got.fitted is None
-    assert [type(v) for k, v in vars(got).items() if k not in ("report", "fitted")] == [float, float, float, int, int]
+    numbers = [v for k, v in vars(got).items() if k not in ("report", "fitted")]
+    assert [type(v) for v in numbers] == [float, float, float, int, int]
     assert isinstance(got, Figures)
