@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
@@ -50,7 +51,10 @@ class Command(_Quill, TyperCommand):
         given, rest, _ = parser.parse_args(args=list(self._spelled(ctx, args)))
         params = self.get_params(ctx)
         for param in sorted(params, key=lambda p: not p.is_eager):
-            if param.required or given.get(param.name) not in (None, ()):
+            value = given.get(param.name)
+            if isinstance(value, str) and (read := _plain(param)):
+                ctx.params[param.name] = read(value)
+            elif param.required or value not in (None, ()):
                 param.handle_parse_result(ctx, given, rest)
             elif param.expose_value:
                 ctx.params[param.name] = param.get_default(ctx)
@@ -73,6 +77,12 @@ class Command(_Quill, TyperCommand):
                 yield switch.opts[0]
             elif switch.secondary_opts:
                 yield switch.secondary_opts[0]
+
+
+def _plain(param: Any) -> Callable[[str], Any] | None:
+    """What reads the text of a parameter that takes any; Typer would load pydantic for it."""
+    kind = param.type_descriptor.annotation
+    return kind if kind in (str, Path) and param.callback is None and param.expose_value else None
 
 
 class Group(_Quill, TyperGroup):

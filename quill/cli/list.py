@@ -87,16 +87,16 @@ def command(
     registry, output = session.registry(), session.output
     with _no_collection():
         rows = _rows(registry, glob, all_versions)
-    rows.sort(key=_order(sort))
-    output.show(
-        "quill.list/1",
-        rows,
-        _COLUMNS,
-        key="reference",
-        within="models",
-        registry=str(registry.root),
-        why=registry.why,
-    )
+        rows.sort(key=_order(sort))
+        output.show(
+            "quill.list/1",
+            rows,
+            _COLUMNS,
+            key="reference",
+            within="models",
+            registry=str(registry.root),
+            why=registry.why,
+        )
     output.say(f"{registry.root} ({registry.why})")
     if not rows:
         output.say("no models yet; start with: quill train" if glob is None else f"no model matches '{glob}'")
@@ -104,7 +104,7 @@ def command(
 
 def _rows(registry: Registry, glob: str | None, all_versions: bool) -> list[dict[str, Any]]:
     rows = []
-    for model in registry.models(glob, all_versions=all_versions):
+    for model in registry.each_model(glob, all_versions=all_versions):
         folders: list[Folder] = [*model.versions, *model.drafts]
         rows += [_describe(f, model.aliases) for f in sorted(folders, key=lambda f: f.number)]
     for model in registry.shipped_models(glob, all_versions=all_versions):

@@ -262,7 +262,7 @@ def safe(text: str) -> str:
 
 def safe_line(text: str) -> str:
     """Escape control characters, line breaks and tabs included."""
-    return _UNSAFE_IN_LINE.sub(_escape, text)
+    return text if text.isprintable() else _UNSAFE_IN_LINE.sub(_escape, text)
 
 
 def canvas_of(stream: TextIO | None, env: Mapping[str, str] = os.environ) -> Canvas:
@@ -293,7 +293,10 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ REASONS: dict[int, tuple[str, str]] = {
 
 
 @contextmanager
-def guard(path: Path, doing: str) -> Iterator[None]:
+def guard(path: Path | str, doing: str) -> Iterator[None]:
     """Turn any OSError inside into a ResourceError that says what failed and why.
 
     Args:
@@ -44,7 +45,7 @@ def guard(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        folder = path if path.is_dir() else path.parent
+        folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
         why, hint = REASONS.get(e.errno or 0, (e.strerror or str(e), ""))
         hint = hint.replace("{folder}", shlex.quote(str(folder)))
         raise ResourceError(f"cannot {doing} '{path}'", why=why, hint=hint) from e

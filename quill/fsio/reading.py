@@ -16,6 +16,7 @@ from quill.units import size
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 BINARY = getattr(os, "O_BINARY", 0)
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
 
 def sha256(path: Path) -> str:
@@ -37,7 +38,7 @@ def open_plain(path: Path) -> FileIO:
     return FileIO(open_regular(path, os.O_RDONLY, "read"), "rb", closefd=True)
 
 
-def read_plain(path: Path, most: int) -> bytes:
+def read_plain(path: Path | str, most: int) -> bytes:
     """Read a regular file whole.
 
     Args:
@@ -49,12 +50,23 @@ def read_plain(path: Path, most: int) -> bytes:
         CorruptError: It is larger, or as for `open_plain`.
         ResourceError: It cannot be read, or does not fit in memory.
     """
-    with open_plain(path) as file, guard(path, "read"):
-        check_size(path, os.fstat(file.fileno()).st_size, most)
-        return file.readall() or b""
+    fd, found = _opened(path, os.O_RDONLY, "read")
+    try:
+        needed = found.st_size
+        check_size(path, needed, most)
+        raw = os.read(fd, needed)
+        # One read may return fewer bytes than there are.
+        while len(raw) < needed and (more := os.read(fd, needed - len(raw))):
+            raw += more
+        return raw
+    except OSError:
+        with guard(path, "read"):
+            raise
+    finally:
+        os.close(fd)
 
 
-def check_size(path: Path, found: int, most: int) -> None:
+def check_size(path: Path | str, found: int, most: int) -> None:
     """Refuse a file that is larger than any of its kind.
 
     Raises:
@@ -74,10 +86,15 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
-def open_regular(path: Path, flags: int, doing: str) -> int:
+def open_regular(path: Path | str, flags: int, doing: str) -> int:
     """Open a regular file, whatever else is in its place; raises as `open_plain` does."""
+    return _opened(path, flags, doing)[0]
+
+
+def _opened(path: Path | str, flags: int, doing: str) -> tuple[int, os.stat_result]:
+    """As `open_regular`; what it is too."""
     # Without O_NONBLOCK opening a FIFO waits for its other end.
-    flags |= NOFOLLOW | BINARY | getattr(os, "O_NONBLOCK", 0)
+    flags |= NOFOLLOW | BINARY | _NONBLOCK
     try:
         fd = os.open(path, flags, 0o666)
     except FileNotFoundError:
@@ -95,10 +112,11 @@ def open_regular(path: Path, flags: int, doing: str) -> int:
             raise special(path) from None
         with guard(path, doing):
             raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
         os.close(fd)
         raise special(path)
-    return fd
+    return fd, found
 
 
 def refuse_special(path: Path) -> None:
@@ -109,5 +127,5 @@ def refuse_special(path: Path) -> None:
             raise special(path)
 
 
-def special(path: Path) -> CorruptError:
+def special(path: Path | str) -> CorruptError:
     return CorruptError(f"'{path}' is not a regular file", why="it is a folder or a device")

@@ -47,7 +47,7 @@ class Record(TypedDict):
 Change = Callable[[Record], Record]
 
 
-def read(folder: Path) -> Record:
+def read(folder: Path | str) -> Record:
     """Read a model's model.json; a record without aliases if there is none.
 
     Args:
@@ -58,12 +58,14 @@ def read(folder: Path) -> Record:
         InputError: It was made by a newer quill.
     """
     try:
-        return _parse(folder / FILE)
+        return _parse(os.path.join(folder, FILE))
     except FileNotFoundError:
+        folder = Path(folder)
         known = _copy_of(folder) or _complete({}, folder / FILE)
         published = (is_published(folder / e.name) for e in scan(folder) if names.version_number(e.name))
         return known | {"aliases_lost": any(published)}
     except CorruptError as e:
+        folder = Path(folder)
         hint = f"move it elsewhere, and set the aliases again: quill alias set {folder.name} ALIAS"
         raise CorruptError(e.what, why=e.why, hint=_repair(folder) or hint) from None
 
@@ -149,11 +151,11 @@ def _write(folder: Path, record: Record) -> None:
 _OPTIONAL = ("formerly", "removing", "aliases_lost")
 
 
-def _parse(path: Path) -> Record:
+def _parse(path: Path | str) -> Record:
     return _complete(migrations.migrate(manifest.read_object(path), "model", origin=str(path)), path)
 
 
-def _complete(document: dict[str, Any], path: Path) -> Record:
+def _complete(document: dict[str, Any], path: Path | str) -> Record:
     """Validate a record, and give the fields that are missing their defaults."""
     blank: dict[str, Any] = {"schema": 1, "aliases": {}, "tags": {}, "next_version": 1, "formerly": {}}
     document = blank | {"removing": [], "aliases_lost": False} | document

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from html import escape
 from io import FileIO
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -255,9 +256,9 @@ def is_published(folder: Path | str) -> bool:
     return exists(os.path.join(folder, manifest.FILE))
 
 
-def is_flat(folder: Path) -> bool:
+def is_flat(folder: Path | str) -> bool:
     """Whether a model's files were put into its folder by hand, without versions."""
-    return all(exists(folder / f) for f in manifest.REQUIRED[:2])
+    return all(exists(os.path.join(folder, f)) for f in manifest.REQUIRED[:2])
 
 
 def flat_files(folder: Path) -> list[Path]:
@@ -265,7 +266,7 @@ def flat_files(folder: Path) -> list[Path]:
     return [folder / f for f in (*manifest.REQUIRED, manifest.METRICS, manifest.CARD) if exists(folder / f)]
 
 
-def numbers(folder: Path) -> list[int]:
+def numbers(folder: Path | str) -> list[int]:
     """The version numbers in use in a model's folder, whatever is in their place, the highest first.
 
     Raises:
@@ -276,7 +277,7 @@ def numbers(folder: Path) -> list[int]:
     return sorted((n for n in found if n), reverse=True)
 
 
-def unpublished(folder: Path, known: Mapping[int, bool] | None = None) -> Iterator[int]:
+def unpublished(folder: Path | str, known: Mapping[int, bool] | None = None) -> Iterator[int]:
     """The numbers of the drafts in a model's folder, the highest first.
 
     Args:
@@ -286,12 +287,12 @@ def unpublished(folder: Path, known: Mapping[int, bool] | None = None) -> Iterat
     for number in numbers(folder) if known is None else known:
         if known is not None and known[number]:
             continue
-        path = folder / f"v{number}"
+        path = Path(folder, f"v{number}")
         if not is_published(path) and path.is_dir() and not path.is_symlink() and not fsio.is_removed(path):
             yield number
 
 
-def refuse_link(path: Path) -> None:
+def refuse_link(path: Path | str) -> None:
     """Raise CorruptError for a folder that is really a link."""
     if os.path.islink(path):
         raise CorruptError(
@@ -311,15 +312,16 @@ def refuse_busy(folder: Folder) -> None:
         )
 
 
-def scan(folder: Path) -> list[os.DirEntry[str]]:
+def scan(folder: Path | str) -> list[os.DirEntry[str]]:
     """The entries of a folder, by name; none if there is no such folder."""
-    with (
-        fsio.guard(folder, "read"),
-        suppress(FileNotFoundError, NotADirectoryError),
-        os.scandir(folder) as found,
-    ):
-        return sorted(found, key=lambda e: e.name)
-    return []
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=attrgetter("name"))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError:
+        with fsio.guard(folder, "read"):
+            raise
 
 
 def disk_size(path: Path) -> int:

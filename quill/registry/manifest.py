@@ -156,15 +156,15 @@ def read(folder: Path) -> Manifest:
         CorruptError: It is not a manifest.
         InputError: It was made by a newer quill.
     """
-    path = folder / FILE
+    path = os.path.join(folder, FILE)
     try:
         document = read_object(path)
     except FileNotFoundError:
         raise NotFoundError(f"no manifest in '{folder}'", why="a published version has one") from None
-    return validate(migrations.migrate(document, "manifest", origin=str(path)), path)
+    return validate(migrations.migrate(document, "manifest", origin=path), path)
 
 
-def validate(document: Mapping[str, Any], path: Path) -> Manifest:
+def validate(document: Mapping[str, Any], path: Path | str) -> Manifest:
     """Check what every reader of a manifest relies on.
 
     Args:
@@ -201,7 +201,7 @@ def facts(values: Mapping[str, Any] | None, path: Path) -> Manifest:
     return cast(Manifest, {**UNKNOWN, **complete(values or {}, _FIELDS, path), "files": {}})
 
 
-def complete(values: Mapping[str, Any], fields: Fields, path: Path, at: str = "") -> dict[str, Any]:
+def complete(values: Mapping[str, Any], fields: Fields, path: Path | str, at: str = "") -> dict[str, Any]:
     """Check the types of an object's known fields, and make those that are missing None.
 
     Args:
@@ -245,7 +245,7 @@ def fits(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and (not isinstance(value, int) or 0 <= value < 2**63)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path | str) -> dict[str, Any]:
     """Read a JSON object from one of the registry's small files, never through a link.
 
     Raises:

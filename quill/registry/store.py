@@ -144,14 +144,17 @@ class Registry:
             ResourceError: The registry cannot be read, or is a file.
             InputError: It was made by a newer quill.
         """
+        return list(self.each_model(glob, all_versions=all_versions))
+
+    def each_model(self, glob: str | None = None, *, all_versions: bool = True) -> Iterator[Model]:
+        """As `models`, one after the other, for what keeps little of each."""
         self._check_root()
-        found: list[Model] = []
         for entry in folder.scan(self.root):
             if entry.name.startswith(".") or (glob and not fnmatchcase(entry.name, glob)):
                 continue
-            if os.path.isdir(entry.path):
-                found.append(self._model(entry.name, 0 if all_versions else 1))
-        return found
+            # Only for a link is_dir may ask the disk, and fail.
+            if entry.is_dir(follow_symlinks=False) or os.path.isdir(entry.path):
+                yield self._model(entry.name, 0 if all_versions else 1)
 
     def model(self, name: str) -> Model | None:
         """Read everything under one name, without looking at any other; None if there is no such folder.
@@ -316,16 +319,16 @@ class Registry:
                 raise newer(f"the registry '{self.root}'", layout, FORMAT)
 
     def _model(self, name: str, most: int) -> Model:
-        own = self.root / name
+        # Texts, because a Path for each of thousands of folders takes longer than looking at them.
+        own = os.path.join(self.root, name)
         drafts: list[Draft] = []
         known: dict[str, int] = {}
         try:
-            inside = os.path.join(own, "v")
-            numbers = {n: folder.is_published(f"{inside}{n}") for n in folder.numbers(own)}
+            numbers = {n: folder.is_published(f"{own}/v{n}") for n in folder.numbers(own)}
             drafts = [Draft(self.root, name, n) for n in folder.unpublished(own, numbers)]
             versions = self._versions(name, most, numbers)
         except QuillError as e:
-            versions = [Version(name, 0, own, damaged=str(e))]
+            versions = [Version(name, 0, Path(own), damaged=str(e))]
         with suppress(QuillError):
             known = aliases.read(own)["aliases"]
         return Model(name, versions[::-1], drafts[::-1], known)
@@ -339,14 +342,14 @@ class Registry:
             name: The model's name.
             numbers: The numbers in use, and whether each is published, if they are known already.
         """
-        own = self.root / name
+        own = os.path.join(self.root, name)
         found = folder.numbers(own) if numbers is None else list(numbers)
         for number in found:
-            path = own / f"v{number}"
+            path = f"{own}/v{number}"
             if numbers[number] if numbers is not None else folder.is_published(path):
-                yield number, path, False
+                yield number, Path(path), False
         if 1 not in found and folder.is_flat(own):
-            yield 1, own, True
+            yield 1, Path(own), True
 
     def _versions(self, name: str, most: int = 0, numbers: Mapping[int, bool] | None = None) -> list[Version]:
         """The published versions of a name, the highest first; `most` of them, or all for 0."""

@@ -90,9 +90,10 @@ def load(name: str, number: int, path: Path, label: str = "", *, flat: bool = Fa
             raise CorruptError(f"'{path}' has no {manifest.TOKENIZER}", why=why)
         return Version(name, number, path, label=label, flat=flat)
     found = Version(name, number, path, manifest.read(path), label=label, flat=flat)
-    if missing := [f for f in manifest.REQUIRED if not found.has(f)]:
+    listed = found.facts["files"]
+    if missing := [f for f in manifest.REQUIRED if f not in listed]:
         raise CorruptError(f"'{path}' is damaged", why=f"its manifest does not list {missing[0]}")
-    if wrong := manifest.changed(path, found.facts["files"]):
+    if wrong := manifest.changed(path, listed):
         # Opening it tells what is wrong with it.
         found.open_file(wrong).file.close()
     return found

@@ -217,7 +217,7 @@ def test_a_missing_name_exits_3_and_suggests_the_command(typed, hint, registry, 
 def test_a_suggested_name_replaces_only_what_was_typed(publish, capsys, monkeypatch):
     publish("shakespeare")
     failure = NotFoundError("no model named 'shakespear' in weights", close=["shakespeare"])
-    monkeypatch.setattr(Registry, "models", lambda *args, **more: (_ for _ in ()).throw(failure))
+    monkeypatch.setattr(Registry, "each_model", lambda *args, **more: (_ for _ in ()).throw(failure))
     assert "  try: quill show shakespeare\n" in run(capsys, "list", "--sort", "name")[2]
 
 
