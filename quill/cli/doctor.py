@@ -30,6 +30,7 @@ Finding = tuple[str, State, str]
 _EXTRAS = {
     "rustbpe": ("--tokenizer bpe", "bpe"),
     "zstandard": (".zst files", "zst"),
+    "pyarrow": (".parquet files", "parquet"),
     "huggingface_hub": ("hf: models", "hf"),
     "onnx": ("--format onnx", "onnx"),
     "xllamacpp": ("--format gguf --verify", "gguf"),

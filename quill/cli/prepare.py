@@ -36,8 +36,8 @@ def command(
         list[str],
         Argument(
             metavar="SOURCE",
-            help="Files, folders and globs (.txt .md .jsonl, .gz, .zst); '-' for stdin; or a named source: "
-            "harpoon, shakespeare.",
+            help="Files, folders and globs (.txt .md .jsonl .parquet; .gz .zst .xz .bz2); '-' for stdin; or "
+            "a named source: harpoon, shakespeare.",
         ),
     ],
     name: Annotated[

@@ -140,7 +140,8 @@ def name_after(source: str | list[str]) -> str:
         path = Path(source)
         stem = path.name
         if path.is_file():
-            stem = Path(stem.removesuffix(".gz").removesuffix(".zst")).stem
+            compressed = Path(stem).suffix in (".gz", ".zst", ".xz", ".bz2")
+            stem = Path(Path(stem).stem if compressed else stem).stem
         cleaned = _NOT_IN_NAMES.sub("-", stem.lower()).strip("-._")[:64]
         if cleaned:
             return cleaned

@@ -85,7 +85,9 @@ class DataConfig(Section):
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.1, "Fraction of the text, taken from its end, to hold out for validation."
     )
-    text_field: str = setting("text", "Field of a JSON Lines record that contains the text.")
+    text_field: str = setting(
+        "text", "Field of a JSON Lines record, or column of a Parquet file, that contains the text."
+    )
     encoding: str = setting("utf-8", "Character encoding of the text files.")
 
     @field_validator("tokenizer")

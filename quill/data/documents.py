@@ -2,16 +2,19 @@
 
 Text is read the way Python's text mode reads it: decoded strictly, line ends turned into "\\n", a byte order
 mark at the start dropped. Nothing else changes: no Unicode normalisation, no trimming. A `.jsonl` file has
-one document on each line; any other file is one document. A NUL is refused in a text file, where it means
-another encoding or a binary file; in a JSON line it was written on purpose and stays.
+one document on each line, a `.parquet` file one in each row; any other file is one document. A NUL is refused
+in a text file, where it means another encoding or a binary file; in a record it was written on purpose and
+stays.
 """
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
 import io
 import json
+import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,15 +22,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quill.data import parquet
 from quill.errors import CorruptError, InputError, ResourceError, shorten
 
 # Larger ones only leave the processor's cache.
 BUFFER = 1 << 19
 # A JSON line is parsed whole, so this bounds memory; real documents are far shorter.
 LONGEST_LINE = 64 << 20
-COMPRESSED = (".gz", ".zst")
-LINES = (".jsonl", ".ndjson")
-SUFFIXES = (".txt", ".md", ".text", *LINES)
+COMPRESSED = (".gz", ".zst", ".xz", ".bz2")
 _FIELDS_SHOWN = 8
 
 
@@ -53,8 +55,8 @@ def read(path: Path, *, name: str, encoding: str, text_field: str) -> Iterator[F
     Args:
         path: The file; its suffixes decide how it is read.
         name: What messages call it.
-        encoding: Encoding of a text file, as `codec` returns it; JSON lines are always UTF-8.
-        text_field: Field of a JSON line that contains the text.
+        encoding: Encoding of a text file, as `codec` returns it; records are always UTF-8.
+        text_field: Field of a record that contains the text.
 
     Raises:
         InputError: It is not text of that form; the message gives the line or the byte.
@@ -62,8 +64,8 @@ def read(path: Path, *, name: str, encoding: str, text_field: str) -> Iterator[F
         ResourceError: It cannot be read.
     """
     with _reading(path) as file:
-        lines = suffixes(path)[0] in LINES
-        found = _json_lines(file, name, text_field) if lines else _plain(file, name, encoding)
+        records = RECORDS.get(suffixes(path)[0])
+        found = records(file, name, text_field) if records else _plain(file, name, encoding)
         begins = True
         for starts, text, data in found:
             begins = begins or starts
@@ -73,11 +75,12 @@ def read(path: Path, *, name: str, encoding: str, text_field: str) -> Iterator[F
 
 
 class _File(NamedTuple):
-    """An open file, perhaps behind a decompressor, that knows its position on disk."""
+    """An open file, perhaps behind a decompressor, that knows its position on disk; `raw` if it is not."""
 
     read: Callable[[int], bytes]
     readline: Callable[[int], bytes]
     position: Callable[[], int]
+    raw: io.FileIO | None
 
 
 @contextmanager
@@ -104,12 +107,19 @@ def _reading(path: Path) -> Iterator[_File]:
             stream = gzip.GzipFile(fileobj=raw)
         elif compression == ".zst":
             stream = _ZstStream(raw, _zst_decompressor(path))
+        elif compression == ".xz":
+            stream = lzma.LZMAFile(raw)  # noqa: SIM115
+        elif compression == ".bz2":
+            stream = bz2.BZ2File(raw)
         buffered = io.BufferedReader(stream, 1 << 20)
         try:
-            yield _File(raw.read if stream is raw else buffered.read, buffered.readline, raw.tell)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+            plain = None if compression else raw
+            yield _File(raw.read if plain else buffered.read, buffered.readline, raw.tell, plain)
+        except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as e:
             raise CorruptError(f"'{path}' is damaged", why=f"{compression[1:]}: {e}") from e
         except OSError as e:
+            if compression and e.errno is None:  # As bz2 reports damage.
+                raise CorruptError(f"'{path}' is damaged", why=f"{compression[1:]}: {e}") from e
             raise ResourceError(f"cannot read '{path}'", why=e.strerror or str(e)) from e
 
 
@@ -272,6 +282,25 @@ def _text_of(record: str, where: str, text_field: str) -> str:
             why="a lone surrogate is not a character",
         )
     return re.sub("\r\n?", "\n", text) if "\r" in text else text
+
+
+def _parquet(file: _File, name: str, text_field: str) -> Iterator[tuple[bool, str, bytes]]:
+    """Read a file of one document per row."""
+    if file.raw is None:
+        raise InputError(
+            f"cannot read '{name}' while it is compressed", why="a Parquet file is read from its end"
+        )
+    for text in parquet.read(file.raw, name, text_field):
+        yield True, re.sub("\r\n?", "\n", text) if "\r" in text else text, b""
+
+
+# How a file of many documents is read, by its suffix.
+RECORDS: dict[str, Callable[[_File, str, str], Iterator[tuple[bool, str, bytes]]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".parquet": _parquet,
+}
+SUFFIXES = (".txt", ".md", ".text", *RECORDS)
 
 
 def _fields(record: dict[str, Any]) -> str:

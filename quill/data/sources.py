@@ -55,8 +55,8 @@ class Text:
         given: The sources as they were given.
         files: What is read, in order.
         names: What messages call each file.
-        encoding: Encoding of text files; JSON lines are always UTF-8.
-        text_field: Field of a JSON line that contains the text.
+        encoding: Encoding of text files; records are always UTF-8.
+        text_field: Field of a record that contains the text.
         origin: Hash of the sources' absolute paths; None for a stream.
         on_bytes: Called with stage, bytes read, and total bytes.
     """
@@ -159,7 +159,7 @@ def find(
         source: Named sources, files, folders, globs, or "-" for standard input.
         root: The data root, for downloads and copies of streams.
         encoding: Encoding of text files.
-        text_field: Field of a JSON line that contains the text.
+        text_field: Field of a record that contains the text.
         on_bytes: Called with the progress of reading and downloading.
 
     Raises:
@@ -264,8 +264,8 @@ def _folder(path: Path) -> list[Path]:
     if not files:
         raise InputError(
             f"no text in the folder '{path}'",
-            why=f"files ending in {', '.join(documents.SUFFIXES)} are read, also compressed with "
-            f"{' or '.join(documents.COMPRESSED)}",
+            why=f"files ending in {', '.join(documents.SUFFIXES)} are read, and text also compressed: "
+            f"{', '.join(documents.COMPRESSED)}",
             hint=f"name the files: '{path}/*'",
         )
     return files

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
 import io
 import json
+import lzma
 import os
 import sys
 import threading
@@ -276,7 +278,10 @@ def zst(raw: bytes) -> bytes:
     return pytest.importorskip("zstandard").ZstdCompressor(write_checksum=True).compress(raw)
 
 
-@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".zst", zst)])
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".zst", zst), (".xz", lzma.compress), (".bz2", bz2.compress)],
+)
 class TestCompressed:
     def test_it_is_read(
         self, suffix: str, compress: Callable[[bytes], bytes], write: Write, data: Path
