@@ -1,7 +1,7 @@
 """A prepared dataset on disk: its manifest, its tokenizer, and its ids, verified before use.
 
-A folder contains `train.bin`, `val.bin`, `tokenizer.json` and `manifest.json`. The manifest is written last,
-so a folder with a manifest is complete.
+A folder contains `train.bin`, `val.bin`, `tokenizer.json` and `manifest.json`; a large split is several files
+(see shards.py). The manifest is written last, so a folder with a manifest is complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quill.data.shards import Shard
 from quill.errors import CorruptError, NotFoundError, QuillError, ResourceError, newer, shorten
 from quill.tokenizers import base
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # A split may be several files.
 MANIFEST = fsio.MANIFEST
 TOKENIZER = "tokenizer.json"
 
@@ -36,7 +36,7 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 # A list of characters may be long; everything else in a manifest is short.
 _LONGEST_MANIFEST = 1 << 26
-_LONGEST_RECORD = 1 << 16
+_LONGEST_RECORD = 1 << 20
 # A file written this shortly before it was verified could change again and look the same.
 _SETTLED_SECONDS = 2.0
 
@@ -175,6 +175,10 @@ class Dataset:
         """Return the tokens, UTF-8 bytes or characters of a split."""
         return int(self.manifest["splits"][name][of])
 
+    def files(self, name: Split) -> list[str]:
+        """Return the names of the files of a split, in order."""
+        return shards.names(name, self.manifest["files"])
+
     def head(self, characters: int) -> str:
         """Decode the start of the training split.
 
@@ -233,12 +237,11 @@ class Dataset:
             CorruptError: It does not match its sha256.
             ResourceError: It cannot be read.
         """
-        for split in SPLITS:
-            if name == f"{split}.bin":
-                self._verified(split, on_bytes, again=again).close()
         if name == TOKENIZER:
             self._read_tokenizer()
             on_bytes(int(self.manifest["files"][name]["bytes"]))
+        else:
+            self._verified(name, on_bytes, again=again).close()
 
     def prepare_command(
         self, *, name: str = "", settings: Mapping[str, Any] | None = None, force: bool = False
@@ -282,23 +285,23 @@ class Dataset:
         return tokenizer
 
     def _shard(self, split: Split) -> Shard:
-        shard = self._verified(split)
+        shard = Shard.joined([self._verified(name) for name in self.files(split)])
         if not self._held:
             self._held = True
             fsio.keep_locked(self, self.path)
         return shard
 
     def _verified(
-        self, split: Split, on_bytes: Callable[[int], None] = lambda n: None, *, again: bool = False
+        self, name: str, on_bytes: Callable[[int], None] = lambda n: None, *, again: bool = False
     ) -> Shard:
-        """Open the ids of a split, reading all of them unless they were verified in this state before."""
-        name = f"{split}.bin"
-        sha256 = self.manifest["files"][name]["sha256"]
+        """Open a file of ids, reading all of them unless they were verified in this state before."""
+        facts = self.manifest["files"][name]
+        sha256 = facts["sha256"]
         with self._open(name) as file:
             shard = Shard(
                 file,
                 self.path / name,
-                tokens=self.count(split),
+                tokens=facts["bytes"] // shards.WIDTHS[self.manifest["dtype"]],
                 dtype=self.manifest["dtype"],
                 vocab_size=self.vocab_size,
                 # A bound method would make a cycle, and the lock would wait for the garbage collector.
@@ -357,12 +360,15 @@ def _validate(path: Path, manifest: Any) -> None:
         raise newer(f"the dataset in '{path}'", schema, SCHEMA_VERSION)
     try:
         sizes = {n: (f["bytes"], f["sha256"]) for n, f in manifest["files"].items()}
-        known = {TOKENIZER, *(f"{split}.bin" for split in SPLITS)}
+        known = {TOKENIZER}
         width = shards.WIDTHS[manifest["dtype"]]
         for split in SPLITS:
             facts = manifest["splits"][split]
             whole = all(type(facts[of]) is int and facts[of] >= 0 for of in ("tokens", "bytes", "characters"))
-            if not whole or sizes[f"{split}.bin"][0] != facts["tokens"] * width:
+            files = shards.names(split, sizes)
+            whole = whole and bool(files) and not any(sizes[name][0] % width for name in files)
+            known.update(files)
+            if not whole or sum(sizes[name][0] for name in files) != facts["tokens"] * width:
                 raise _damaged(path, f"the counts of the {split} split in {MANIFEST} do not agree")
         source, settings, tokenizer = manifest["source"], manifest["settings"], manifest["tokenizer"]
         valid = (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -41,7 +43,6 @@ class Reading:
         self._left = at
         self._rest: Chunk | None = None
         self._digest = hashlib.sha256()
-        self.bytes = [0, 0]
 
     @property
     def sha256(self) -> str:
@@ -55,47 +56,73 @@ class Reading:
             if length > self._left:
                 chunk, self._rest = _cut(chunk, self._left)
             self._left -= min(length, self._left)
-            self._note(chunk, 0)
+            self._digest.update(chunk.utf8())
             yield chunk
 
     def second(self) -> Iterator[Chunk]:
         """Read the rest, after the first split was read to its end."""
         if self._rest is not None:
-            self._note(self._rest, 1)
+            self._digest.update(self._rest.utf8())
             yield self._rest
         for chunk in self._chunks:
-            self._note(chunk, 1)
+            self._digest.update(chunk.utf8())
             yield chunk
 
-    def _note(self, chunk: Chunk, split: int) -> None:
-        data = chunk.utf8()
-        self._digest.update(data)
-        self.bytes[split] += len(data)
+
+class Position(NamedTuple):
+    """A place between two ids of a split: in which task, and after how many of its ids."""
+
+    task: int = 0
+    ids: int = 0
 
 
-class Skipping:
-    """Chunks without some characters.
+_START = Position()
 
-    Args:
-        chunks: The stream.
-        characters: The characters to leave out.
+
+@dataclass
+class Extent:
+    """Which text of a split to encode, and how much of it is done.
 
     Attributes:
-        bytes: UTF-8 bytes left out so far.
-        characters: Characters left out so far.
+        first: Character of the split that the first task begins at or after.
+        last: Character that every task begins before.
+        start: Where to resume; the ids before it are not encoded.
+        task: The task whose ids came last.
+        size: How many ids that task has.
+        characters: Characters of all tasks so far, those before `start` included.
+        bytes: The same in UTF-8.
     """
 
-    def __init__(self, chunks: Iterable[Chunk], characters: str) -> None:
-        self._chunks = chunks
-        self._table = dict.fromkeys(map(ord, characters))
-        self.bytes = self.characters = 0
+    first: int = 0
+    last: int = sys.maxsize
+    start: Position = _START
+    task: int = 0
+    size: int = 0
+    characters: int = 0
+    bytes: int = 0
 
-    def __iter__(self) -> Iterator[Chunk]:
-        for chunk in self._chunks:
-            kept = Chunk(fragment.translate(self._table) for fragment in chunk)
-            self.bytes += len(chunk.utf8()) - len(kept.utf8())
-            self.characters += sum(map(len, chunk)) - sum(map(len, kept))
-            yield kept
+    def select(self, tasks: Iterable[Task]) -> Iterator[tuple[int, Task]]:
+        """Count tasks, and return those to encode with their numbers."""
+        at = 0
+        for number, task in enumerate(tasks):
+            length = sum(1 if text is None else len(text) for text in task)
+            if self.first <= at < self.last:
+                self.characters += length
+                self.bytes += sum(1 if text is None else _utf8_length(text) for text in task)
+                if number >= self.start.task:
+                    yield number, task
+            at += length
+
+    def reached(self, left: int) -> Position:
+        """Return the position after all ids so far but the last `left`."""
+        return Position(self.task, self.size - left)
+
+
+def without(chunks: Iterable[Chunk], characters: str) -> Iterator[Chunk]:
+    """Leave some characters out of a stream."""
+    table = dict.fromkeys(map(ord, characters))
+    for chunk in chunks:
+        yield Chunk(fragment.translate(table) for fragment in chunk)
 
 
 def tasks(
@@ -137,7 +164,12 @@ def tasks(
 
 
 def encode(
-    chunks: Iterable[Chunk], tokenizer: Tokenizer, *, workers: int | None = None, size: int = TASK
+    chunks: Iterable[Chunk],
+    tokenizer: Tokenizer,
+    *,
+    workers: int | None = None,
+    size: int = TASK,
+    extent: Extent | None = None,
 ) -> Iterator[Ids]:
     """Encode a stream on several threads, in order.
 
@@ -146,6 +178,7 @@ def encode(
         tokenizer: Encodes; threads help where it leaves Python to do so.
         workers: Threads; None: as many as processors this process may use.
         size: Approximate characters that a thread encodes at a time.
+        extent: Which of the text to encode; the whole stream is read. Updated before each array.
 
     Yields:
         Ids, little-endian, in the tokenizer's dtype; never an empty array.
@@ -159,19 +192,29 @@ def encode(
         whole = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return whole.astype(dtype, copy=False)
 
+    extent = extent or Extent()
+
+    def finished() -> Ids:
+        number, future = waiting.popleft()
+        ids = future.result()
+        extent.task, extent.size = number, len(ids)
+        return ids[extent.start.ids :] if number == extent.start.task else ids
+
     n = workers or processors()
-    waiting: deque[Future[Ids]] = deque()
+    waiting: deque[tuple[int, Future[Ids]]] = deque()
     with ThreadPoolExecutor(n, thread_name_prefix="encode") as pool:
         try:
-            for task in tasks(chunks, tokenizer.boundary, joined=eot is None, size=size):
-                waiting.append(pool.submit(run, task))
-                if len(waiting) > 2 * n and len(ids := waiting.popleft().result()):
+            for number, task in extent.select(
+                tasks(chunks, tokenizer.boundary, joined=eot is None, size=size)
+            ):
+                waiting.append((number, pool.submit(run, task)))
+                if len(waiting) > 2 * n and len(ids := finished()):
                     yield ids
             while waiting:
-                if len(ids := waiting.popleft().result()):
+                if len(ids := finished()):
                     yield ids
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
 
 
@@ -180,6 +223,10 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _utf8_length(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _far_boundary(text: str, at: int, boundary: Callable[[str], int]) -> int:

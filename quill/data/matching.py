@@ -12,7 +12,7 @@ from typing import Any
 
 from quill import strictjson
 from quill.config.settings import DataConfig
-from quill.data.dataset import SCHEMA_VERSION, Dataset
+from quill.data.dataset import Dataset
 from quill.errors import InputError, shorten
 from quill.tokenizers import base
 
@@ -52,7 +52,7 @@ def key_of(settings: Mapping[str, Any], sha256: str, layout: str = "") -> str:
         layout: Hash of where its documents begin, as in Survey.
     """
     keyed = {k: settings[k] for k in (*_KEYED, _GIVEN, _UNKNOWN) if k in settings}
-    made_of = {"schema": SCHEMA_VERSION, "text": sha256, "layout": layout, **keyed}
+    made_of = {"schema": 1, "text": sha256, "layout": layout, **keyed}
     return hashlib.sha256(strictjson.canonical(made_of)).hexdigest()
 
 

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from quill import __version__, fsio, naming, strictjson
+from quill import fsio, naming, strictjson
 from quill.config.settings import DataConfig
-from quill.data import encode, locks, matching, named_sources, shards, sources, store, survey
-from quill.data.dataset import MANIFEST, SCHEMA_VERSION, TOKENIZER, Dataset
+from quill.data import encode, locks, matching, named_sources, shards, sources, store, survey, unfinished
+from quill.data.dataset import SPLITS, TOKENIZER, Dataset
 from quill.data.named_sources import NAMED, OnBytes
+from quill.data.unfinished import Unfinished
 from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, shorten
 from quill.tokenizers import base
+
+# Bytes of the largest id.
+_WIDEST = max(shards.WIDTHS.values())
 
 
 @dataclass(frozen=True)
@@ -176,59 +179,50 @@ class _Preparation:
             return there
         target = self.root / name
         fsio.make_dir(self.root)
-        with locks.shared(target), store.stage(target, key, replace=force or there is not None) as staged:
-            facts = store.link(staged, same) if same else self._build(staged, surveyed or self._survey())
-            manifest = {
-                "schema": SCHEMA_VERSION,
-                "name": name,
-                "key": key,
-                "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-                "quill": __version__,
-                "settings": self.settings,
-                **facts,
-            }
-            manifest["source"] |= {
-                "given": list(self.text.given),
-                "whence": self.text.origin,
-                "stamp": stamp,
-            }
-            fsio.create(staged / MANIFEST, [strictjson.encode(manifest)])
+        with (
+            locks.shared(target),
+            self._resumed(key, surveyed) as work,
+            store.stage(target, key, replace=force or there is not None) as staged,
+        ):
+            if same:
+                facts = store.link(staged, same)
+            else:
+                facts = self._build(staged, surveyed or self._survey(), work)
+            facts["source"] |= {"given": list(self.text.given), "whence": self.text.origin, "stamp": stamp}
+            store.write_manifest(staged, key, self.settings, facts)
         return Dataset.open(target)
 
-    def _build(self, staged: Path, surveyed: survey.Survey) -> dict[str, Any]:
+    def _resumed(self, key: str, surveyed: survey.Survey | None) -> AbstractContextManager[Unfinished | None]:
+        """Open what an interrupted preparation left of a text that may fill more than one file."""
+        # A token has at least one byte.
+        if surveyed is None or surveyed.bytes * _WIDEST <= shards.SHARD_BYTES:
+            return nullcontext()
+        return unfinished.resumed(self.root, key, reporter(self.observer))
+
+    def _build(self, staged: Path, surveyed: survey.Survey, work: Unfinished | None) -> dict[str, Any]:
         """Make the tokenizer, encode both splits and write them; return the manifest's facts about them."""
         tokenizer = self.tokenizer or self._make_tokenizer(surveyed)
+        if work:
+            work.begin(tokenizer.fingerprint)
         width = tokenizer.dtype.itemsize
         # A byte-pair token is about four bytes of text.
         needed = surveyed.characters if tokenizer.learns == "characters" else surveyed.bytes // 4
-        fsio.require_space(staged, needed * width, "the tokens")
-        at = self._cut(surveyed.characters)
-        reading = encode.Reading(self.text, at, "encoding")
+        done = sum(w.bytes for split in SPLITS for w in work.shards(split)) if work else 0
+        fsio.require_space(staged, needed * width - done, "the tokens")
+        reading = encode.Reading(self.text, self._cut(surveyed.characters), "encoding")
         files: dict[str, dict[str, Any]] = {}
         splits: dict[str, dict[str, int]] = {}
-        skipped: dict[str, tuple[int, int]] = {}
         for split, chunks in (("train", reading.first()), ("val", reading.second())):
-            kept = encode.Skipping(chunks, self.skipped) if self.skipped else chunks
+            kept = encode.without(chunks, self.skipped) if self.skipped else chunks
             try:
-                written = shards.write(
-                    staged / f"{split}.bin", encode.encode(kept, tokenizer, workers=self.workers)
-                )
+                written, splits[split] = self._encode(split, kept, tokenizer, staged, work)
             except InputError:
                 # The survey accepted this text, so what fails now is another text.
                 self.text.require_unchanged()
                 raise
-            files[f"{split}.bin"] = {"bytes": written.bytes, "sha256": written.sha256}
-            splits[split] = {"tokens": written.tokens}
-            skipped[split] = (kept.bytes, kept.characters) if isinstance(kept, encode.Skipping) else (0, 0)
+            files |= {name: {"bytes": w.bytes, "sha256": w.sha256} for name, w in written.items()}
         if reading.sha256 != surveyed.sha256:
             raise sources.changed(self.text.names[0])
-        characters = (at, surveyed.characters - at)
-        for i, split in enumerate(splits):
-            bytes_less, characters_less = skipped[split]
-            splits[split] |= {
-                "bytes": reading.bytes[i] - bytes_less,
-                "characters": characters[i] - characters_less,
-            }
         raw = strictjson.encode(tokenizer.to_dict())
         sha256 = fsio.create(staged / TOKENIZER, [raw])
         files[TOKENIZER] = {"bytes": len(raw), "sha256": sha256}
@@ -243,6 +237,32 @@ class _Preparation:
             "splits": splits,
             "files": files,
         }
+
+    def _encode(
+        self,
+        split: str,
+        chunks: Iterable[sources.Chunk],
+        tokenizer: base.Tokenizer,
+        staged: Path,
+        work: Unfinished | None,
+    ) -> tuple[dict[str, shards.Written], dict[str, int]]:
+        """Encode one split; return its files by name, and its counts."""
+        extent = encode.Extent(start=work.position(split) if work else encode.Position())
+        arrays = encode.encode(chunks, tokenizer, workers=self.workers, extent=extent)
+
+        def note(shard: shards.Written, left: int) -> None:
+            if work:
+                self.text.require_unchanged()
+                work.note(split, shard, extent.reached(left))
+
+        done = work.shards(split) if work else []
+        written = shards.write(work.folder if work else staged, staged, split, arrays, done, note)
+        counts = {
+            "tokens": sum(shard.tokens for shard in written.values()),
+            "bytes": extent.bytes,
+            "characters": extent.characters,
+        }
+        return written, counts
 
     def _make_tokenizer(self, surveyed: survey.Survey) -> base.Tokenizer:
         vocab_size, vocabulary = self.settings["vocab_size"], self.settings["vocabulary"]

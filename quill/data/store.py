@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from quill import fsio, naming
-from quill.data.dataset import Dataset
+from quill import __version__, fsio, naming, strictjson
+from quill.data.dataset import MANIFEST, SCHEMA_VERSION, SPLITS, Dataset
 from quill.errors import NotFoundError, QuillError, RefusedError
 
 PREFIX = "data:"  # What marks a dataset among the names of models.
@@ -89,6 +90,29 @@ def stage(target: Path, key: str, *, replace: bool) -> Iterator[Path]:
     except RefusedError:
         if not target.is_dir() or Dataset.open(target).key != key:
             raise
+
+
+def write_manifest(staged: Path, key: str, settings: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write the manifest of a staged dataset.
+
+    Args:
+        staged: Its folder, named as the dataset.
+        key: Its key.
+        settings: What `matching.settings_of` returned.
+        facts: About its source, tokenizer, splits and files.
+    """
+    sharded = len(facts["files"]) > len(SPLITS) + 1
+    manifest = {
+        # Earlier releases can read a dataset whose splits are one file each.
+        "schema": SCHEMA_VERSION if sharded else 1,
+        "name": staged.name,
+        "key": key,
+        "created": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "quill": __version__,
+        "settings": settings,
+        **facts,
+    }
+    fsio.create(staged / MANIFEST, [strictjson.encode(manifest)])
 
 
 def find(root: Path, name: str) -> Dataset:

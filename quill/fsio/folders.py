@@ -56,6 +56,40 @@ def scratch(parent: Path) -> Iterator[Path]:
             os.close(fd)
 
 
+@contextmanager
+def lasting(parent: Path, key: str) -> Iterator[Path]:
+    """Create a folder for work that a later process can resume, or open the one that was left.
+
+    The caller deletes it when the work is done. `quill gc` removes one that nothing uses any more. While
+    another process works in it, this is a `scratch` folder.
+
+    Args:
+        parent: The folder to create it in; it exists.
+        key: At least 12 hex digits that stand for the work.
+    """
+    folder = parent / f"{TEMPORARY}0-{key[:12]}"
+    while True:
+        with guard(parent, "write to"), suppress(FileExistsError):
+            os.mkdir(folder)
+            open_to_group(folder)
+        refuse_link(folder)
+        try:
+            fd = lock_folder(folder, shared=False)
+        except BlockingIOError:
+            with scratch(parent) as other:
+                yield other
+            return
+        # Its last user may have deleted it before it was locked.
+        if fd is None or (folder.is_dir() and os.path.samestat(os.fstat(fd), os.stat(folder))):
+            break
+        os.close(fd)
+    try:
+        yield folder
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
 def claim(path: Path) -> bool:
     """Create a folder and return whether it is new: of any number of callers, one gets True.
 

@@ -359,8 +359,8 @@ def test_f9_a_malformed_manifest_is_corrupt(dataset: Dataset) -> None:
 
 
 def test_f12_a_newer_schema_needs_a_newer_quill(dataset: Dataset) -> None:
-    rewrite(dataset, lambda m: m.update(schema=2))
-    with pytest.raises(InputError, match="schema 2") as e:
+    rewrite(dataset, lambda m: m.update(schema=3))
+    with pytest.raises(InputError, match="schema 3") as e:
         Dataset.open(dataset.path)
     assert e.value.hint == "pip install --upgrade quill-gpt"
 

@@ -40,9 +40,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     write = shards.write
 
-    def counted(path: Path, arrays: Any) -> shards.Written:
-        done.extend(["text"] * (path.name == "train.bin"))
-        return write(path, arrays)
+    def counted(folder: Path, target: Path, split: str, *more: Any) -> dict[str, shards.Written]:
+        done.extend(["text"] * (split == "train"))
+        return write(folder, target, split, *more)
 
     monkeypatch.setattr(shards, "write", counted)
     return done
