@@ -219,7 +219,9 @@ def _translate(
         return ResourceError(
             "out of memory",
             why=str(failure).partition("\n")[0][:200] or "the system has no memory left",
-            hint="set train.micro_batch_size, to less than train.batch_size",
+            hint="set train.micro_batch_size, to less than train.batch_size"
+            if "train__micro_batch_size" in {p.name for p in params}
+            else "close other programs, or use a smaller model",
         )
     if isinstance(failure, OSError) and failure.errno in _NO_ROOM:
         return ResourceError(

@@ -58,13 +58,15 @@ def spell(text: str, flags: Mapping[str, str]) -> str:
 
     Args:
         text: The message.
-        flags: Flags of the command that was called, by parameter name. Other keyword arguments stay.
+        flags: Flags of the command that was called, by parameter name. Settings and keyword arguments that it
+            has no flag for stay as they are.
     """
+    own = set(flags.values())
 
     def replace(found: re.Match[str]) -> str:
         path, value = found["path"], found["set"] if found["path"] else found["to"] or found["name"].upper()
         flag, kind = _settings().get(path, ("", None)) if path else (flags.get(found["name"], ""), None)
-        if not flag:
+        if not flag or (path and flag not in own):
             return found[0]
         if value is None:
             return flag

@@ -16,6 +16,8 @@ FLAGS = {
     "format_name": "--format",
     "format": "--format",
 }
+# Those of a command that has every setting.
+EVERY = FLAGS | {path: flag for path, (flag, _) in _flags._settings().items()}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,33 @@ FLAGS = {
     ],
 )
 def test_settings_and_parameters_become_flags(text, shown):
-    assert _flags.spell(text, FLAGS) == shown
+    assert _flags.spell(text, EVERY) == shown
+
+
+def test_no_command_is_told_of_flags_that_it_does_not_have():
+    settings = _flags._settings()
+    text = ", ".join(f"{path}=7" for path in settings)
+    for name, command in app._every_command().items():
+        for part in getattr(command, "commands", {name: command}).values():
+            own = {option for p in part.params for option in (*p.opts, *p.secondary_opts)}
+            spelled = _flags.spell(text, _flags.of_command(part.params)).split(", ")
+            for path, shown in zip(settings, spelled, strict=True):
+                flag = settings[path][0]
+                assert shown == (f"{flag} 7" if flag in own else f"{path}=7"), (name, part.name)
+    assert _flags.spell("set train.batch_size=8", FLAGS) == "set train.batch_size=8"
+
+
+def test_out_of_memory_is_explained_by_what_the_command_can_set(capsys, monkeypatch):
+    def fail(arguments: list[str]) -> int:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(app, "_dispatch", fail)
+    assert app.main(["train", "x.txt"]) == app.main(["sample", "m"]) == 7
+    hints = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  try: ")]
+    assert hints == [
+        "  try: set --micro-batch-size, to less than --batch-size",
+        "  try: close other programs, or use a smaller model",
+    ]
 
 
 @pytest.mark.parametrize(
