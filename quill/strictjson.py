@@ -62,12 +62,13 @@ def _decoder(number: Callable[[str], float]) -> json.JSONDecoder:
 _DECODERS = (_decoder(float), _decoder(_finite))
 
 
-def read(path: Path, *, error: type[QuillError] = InputError) -> Any:
+def read(path: Path, *, error: type[QuillError] = InputError, most: int = MOST_BYTES) -> Any:
     """Read one JSON document from a file.
 
     Args:
         path: The file; UTF-8, with or without a byte order mark.
         error: What to raise when the content is not strict JSON.
+        most: The most bytes that it may have.
 
     Raises:
         NotFoundError: The file does not exist.
@@ -75,15 +76,15 @@ def read(path: Path, *, error: type[QuillError] = InputError) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            raw = file.read(MOST_BYTES + 1)
+            raw = file.read(most + 1)
     except FileNotFoundError:
         raise NotFoundError(f"no file '{path}'", hint="check the path") from None
     except IsADirectoryError:
         raise error(f"'{path}' is a folder", why="a JSON file is required") from None
     except OSError as e:
         raise ResourceError(f"cannot read '{path}'", why=e.strerror or str(e)) from e
-    if len(raw) > MOST_BYTES:
-        raise error(f"'{path}' is too large", why=f"a JSON file has at most {MOST_BYTES >> 20} MiB")
+    if len(raw) > most:
+        raise error(f"'{path}' is too large", why=f"such a file has at most {most >> 20} MiB")
     return parse(raw, origin=str(path), error=error)
 
 

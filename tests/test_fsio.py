@@ -572,3 +572,14 @@ def test_hints_quote_the_path_and_name_no_flag(tmp_path: Path) -> None:
         assert "--" not in caught.value.hint
         if str(tmp_path) in caught.value.hint:
             assert caught.value.hint.endswith("""it'"'"'s {odd}'""")
+
+
+@pytest.mark.parametrize("use", [fsio.make_dir, lambda path: fsio.require_space(path, 1, "a test")])
+def test_a_path_that_is_too_long_is_refused_before_its_parents_are_named(use):
+    class Long(type(Path())):
+        @property
+        def parents(self):
+            raise AssertionError("naming thousands of parents takes seconds")
+
+    with pytest.raises(ResourceError, match="cannot"):
+        use(Long("ab/" * 20_000))

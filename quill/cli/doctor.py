@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from quill import __version__, discovery
+from quill import __version__, discovery, fsio
 from quill.cli import options
 from quill.cli._tables import Column, Style
 from quill.cli.options import Session
@@ -117,7 +117,7 @@ def _device() -> Finding:
 def _folder(what: str, folder: Path, why: str) -> list[Finding]:
     """Whether a folder can be written or created, and how much space it has."""
     place = f"{folder} ({why})" if why else str(folder)
-    existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), None)
+    existing = next((p for p in fsio.upwards(folder.absolute()) if p.exists()), None)
     if existing is None:
         return [(what, "wrong", f"{place}: none of its parents exists")]
     if not existing.is_dir():

@@ -24,6 +24,10 @@ from quill.errors import InputError, NotFoundError, QuillError, newer, shorten
 
 S = TypeVar("S", bound=Section)
 
+# A config has a few kilobytes, unless it names the files of a data source, as many as fit on a command line.
+_MOST_BYTES = 4 << 20
+# Several times those that there are; each one too many takes a kilobyte to refuse.
+_MOST_SETTINGS = 1000
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9._-]+")
 
 
@@ -36,11 +40,11 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
         overrides: Values by dotted path, such as {"train.batch_size": 8}; they win over the file.
 
     Raises:
-        InputError: The file is not strict JSON, or a setting is unknown or invalid.
+        InputError: The file is not strict JSON or too large, or a setting is unknown or invalid.
         NotFoundError: There is no such file or config.
     """
     path = _find(path)
-    document = strictjson.read(path)
+    document = strictjson.read(path, most=_MOST_BYTES)
     config = parse(document, overrides, origin=str(path), folder=path.parent)
     return config if config.name else config.model_copy(update={"name": path.stem.lower()})
 
@@ -81,17 +85,21 @@ def parse(
     """
     if not isinstance(document, dict):
         raise error(f"'{origin}' is not a config", why="a config is a JSON object of sections")
+    found = sum(len(v) if isinstance(v, dict) else 1 for v in document.values())
+    if found > _MOST_SETTINGS:
+        why = f"a config has at most {_MOST_SETTINGS:,}"
+        raise error(f"'{origin}' has {found:,} settings", why=why, hint="quill config table")
     if flat.is_flat(document):
         document = flat.to_sections(document, folder)
     merged = {k: dict(v) if k in SECTIONS and isinstance(v, dict) else v for k, v in document.items()}
-    found = environment()
-    given = {**found, **(overrides or {})}
+    outside = environment()
+    given = {**outside, **(overrides or {})}
     for path, value in given.items():
         section, _, field = path.rpartition(".")
         target = merged.setdefault(section, {}) if section else merged
         if isinstance(target, dict):
             target[field] = value
-    origins = {path: variable(path) for path in found} | dict.fromkeys(overrides or {}, "the arguments")
+    origins = {path: variable(path) for path in outside} | dict.fromkeys(overrides or {}, "the arguments")
     return check(RunConfig, merged, origin=origin, origins=origins, error=error)
 
 

@@ -6,7 +6,7 @@ target's folder synced. Readers see the old content or the new, never a mixture.
 once the file is.
 """
 
-from quill.fsio.failures import guard, require_space
+from quill.fsio.failures import guard, require_space, upwards
 from quill.fsio.folders import (
     STAGING,
     TRASH,
@@ -62,6 +62,7 @@ __all__ = [
     "share",
     "stage",
     "sync_dir",
+    "upwards",
     "write_bytes",
     "write_chunks",
     "write_json",

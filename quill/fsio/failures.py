@@ -51,6 +51,12 @@ def guard(path: Path | str, doing: str) -> Iterator[None]:
         raise ResourceError(f"cannot {doing} '{path}'", why=why, hint=hint) from e
 
 
+def upwards(path: Path) -> Iterator[Path]:
+    """A path and its parents, one by one: the first look at a path that is too long refuses it."""
+    yield path
+    yield from path.parents
+
+
 def require_space(path: Path, needed_bytes: int, what: str) -> None:
     """Check for free disk space before starting the work.
 
@@ -64,7 +70,8 @@ def require_space(path: Path, needed_bytes: int, what: str) -> None:
     """
     import shutil
 
-    existing = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
+    with guard(path, "use"):
+        existing = next((p for p in upwards(path.absolute()) if p.exists()), Path("/"))
     with guard(existing, "measure"):
         free = shutil.disk_usage(existing).free
     if free < needed_bytes:

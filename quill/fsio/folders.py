@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quill.errors import CorruptError, RefusedError, ResourceError
 from quill.fsio import layers
-from quill.fsio.failures import guard
+from quill.fsio.failures import guard, upwards
 from quill.fsio.locking import lock_folder
 from quill.fsio.sharing import open_to_group
 from quill.fsio.syncing import sync_dir
@@ -26,7 +26,7 @@ TEMPORARY = ".tmp-"
 def make_dir(path: Path) -> None:
     """Create a folder and its missing parents, durably; an existing one is fine."""
     with guard(path, "create"):
-        missing = [p for p in (path, *path.parents) if not p.is_dir()]
+        missing = [p for p in upwards(path) if not p.is_dir()]
         for folder in reversed(missing):
             with suppress(FileExistsError):
                 os.mkdir(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,34 @@ def test_the_committed_schema_is_up_to_date(root: Path) -> None:
 
 def test_the_schema_has_every_section() -> None:
     assert set(schema.build()["properties"]) == {*RunConfig.model_fields, "$schema"} - {"schema_"}
+
+
+def test_f11_a_file_that_is_too_large_for_a_config_is_refused_unread(tmp_path: Path) -> None:
+    error = refuse('{"train": {}}' + " " * (4 << 20), tmp_path)
+    assert "too large" in error.what and "4 MiB" in error.why
+
+
+@pytest.mark.parametrize("section", [None, "train"])
+def test_f11_thousands_of_settings_are_refused_without_naming_each(section, tmp_path, monkeypatch) -> None:
+    many = {f"k{i}": 1 for i in range(2000)}
+    monkeypatch.setattr(reading, "check", lambda *args, **more: pytest.fail("validated"))
+    error = refuse(json.dumps({section: many} if section else many), tmp_path)
+    assert "2,000 settings" in error.what and "at most 1,000" in error.why
+
+
+def test_a_config_may_name_as_many_files_as_a_command_line(tmp_path: Path) -> None:
+    source = [f"{i}.txt" for i in range(50_000)]
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"data": {"source": source}}, indent=2))
+    assert reading.load(path).data.source == source
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="there is no /dev/fd here")
+def test_a_config_can_come_through_a_pipe() -> None:
+    read, write = os.pipe()
+    os.write(write, b'{"train": {"batch_size": 3}}')
+    os.close(write)
+    try:
+        assert reading.load(Path(f"/dev/fd/{read}")).train.batch_size == 3
+    finally:
+        os.close(read)
