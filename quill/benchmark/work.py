@@ -73,9 +73,9 @@ def works(subject: Subject, folder: Path, *, whole_steps: bool) -> Iterator[Work
     """
     dtype = subject.device.dtype
     pieces: dict[str, tuple[Piece, str]] = {
-        TRAINING: (_training(subject, whole_steps), dtype),
+        TRAINING: (training(subject, whole_steps), dtype),
         **{name: (_decoding(subject, rows), "float32") for rows, name in DECODING.items()},
-        EVALUATION: (_evaluation(subject), "float32" if dtype == "float16" else dtype),
+        EVALUATION: (evaluation(subject), "float32" if dtype == "float16" else dtype),
         PREPARING: (_preparing(subject, folder), ""),
     }
     for name, (piece, precision) in pieces.items():
@@ -105,7 +105,7 @@ def generated(block_size: int) -> int:
     return max(1, min(block_size - 1, MOST_GENERATED))
 
 
-def _training(subject: Subject, whole_steps: bool) -> Piece:
+def training(subject: Subject, whole_steps: bool) -> Piece:
     """Optimizer steps; of a step that was cut to a share, the passes count as often as in the whole step."""
     trainer = Trainer(subject.model, subject.step, subject.dataset.train, subject.device)
     tokens = subject.step.batch_size * subject.model.shape.block_size
@@ -155,7 +155,7 @@ def _decoding(subject: Subject, rows: int) -> Piece:
     return piece
 
 
-def _evaluation(subject: Subject) -> Piece:
+def evaluation(subject: Subject) -> Piece:
     """The validation loss of a few windows, in the precision that a run evaluates in."""
     size = subject.model.shape.block_size
     windows = max(1, measure.tokens_at_once(subject.device.kind) // size)

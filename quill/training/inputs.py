@@ -118,13 +118,18 @@ def _check_ngram(context: int, vocab_size: int, tokens: int) -> None:
             why=f"the training split has {tokens:,} tokens; at most {_MAX_COUNTED:,} are counted",
             hint="set model.ngram=0",
         )
-    longest = min(int(62 / math.log2(max(2, vocab_size))) - 1, tokens - 2)
+    longest = longest_ngram(vocab_size, tokens)
     if context > longest:
         raise InputError(
             f"'model.ngram' = {context} is too many",
             why=f"of a vocabulary of {vocab_size:,} tokens and a text of {tokens:,}, at most {longest} fit",
             hint=f"set model.ngram={max(0, longest)}",
         )
+
+
+def longest_ngram(vocab_size: int, tokens: int) -> int:
+    """The most tokens of context that can be counted: with the next one they are coded as a 64-bit number."""
+    return min(int(62 / math.log2(max(2, vocab_size))) - 1, tokens - 2)
 
 
 def rates(train: TrainConfig, *, fine_tuning: bool) -> tuple[TrainConfig, tuple[str, ...]]:
