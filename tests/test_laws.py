@@ -34,7 +34,7 @@ PROCESS_WIDE = {
 # Restored before the function returns: dropout seeds a forked generator, decoding opts into one thread.
 RESTORED = {
     "quill/training/device.py": {"torch.manual_seed"},
-    "quill/generation/cpu.py": {"torch.set_num_threads"},
+    "quill/threads.py": {"torch.set_num_threads"},
 }
 
 _LONGEST_FUNCTION = 60

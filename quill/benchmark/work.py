@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from quill import threads
 from quill.benchmark import flops
 from quill.benchmark.subject import TEXT, Subject
 from quill.config.settings import SampleConfig
@@ -148,8 +149,11 @@ def _decoding(subject: Subject, rows: int) -> Piece:
         twin = cpu.for_decoding(model) if rows == 1 else cpu.for_batches(model)
         start = time.perf_counter()
         chunks = steps(twin)
-        for _ in cpu.at_best_threads(chunks) if rows == 1 and device.type == "cpu" else chunks:
-            pass
+        if rows == 1 and device.type == "cpu":
+            chunks = cpu.at_best_threads(chunks)
+        with threads.best_waiting("none" if rows == 1 else device.type) as pace:
+            for _ in pace.each(range(n)):
+                next(chunks)
         return n * rows, time.perf_counter() - start
 
     return piece

@@ -141,10 +141,10 @@ class _Local:
         yield from cpu.at_best_threads(chunks) if self._on_cpu else chunks
 
     def generate(self, prompt: str, config: SampleConfig, unknown: Literal["error", "skip"]) -> list[str]:
-        from quill.generation import cpu
+        from quill.threads import one_thread
 
         alone = config.num_samples == 1
-        with cpu.one_thread() if alone and self._on_cpu else nullcontext():
+        with one_thread() if alone and self._on_cpu else nullcontext():
             return self._generator.generate(prompt, config, unknown)
 
 

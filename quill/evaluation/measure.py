@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quill import threads
 from quill.data.batches import batch, windows
 from quill.errors import DivergedError, InputError
 from quill.evaluation.report import Collector, Report
@@ -181,8 +182,8 @@ def _total(
     nats, count = 0.0, 0
     try:
         # One context for all batches: it keeps the weights that it has cast.
-        with autocast():
-            for x, y in batches:
+        with autocast(), threads.best_waiting(device.type) as pace:
+            for x, y in pace.each(batches):
                 poll()
                 x = x.to(device)
                 hidden = model.hidden(x).flatten(0, 1)  # (B T, C)

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
-from itertools import islice
-from statistics import median
 from time import perf_counter
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quill import threads
 from quill.model.gpt import GPT
 
 # Generating fewer tokens than this takes less time than copying the weights.
@@ -37,10 +35,6 @@ _FEW_ROWS = 12
 _FEW_POSITIONS = 32
 # The same for rows and a copy of the weights.
 _COPIED_ROWS = 64
-
-# Chunks that one trial of a number of threads takes, and between two trials at first and at most.
-_TRIAL = 5
-_FIRST_WAIT, _LAST_WAIT = 64, 256
 
 _Product = Callable[[Tensor], Tensor]
 
@@ -81,27 +75,12 @@ def _twin(model: GPT, product: Callable[[Tensor, Tensor | None], _Product] | Non
     return twin
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one thread for PyTorch's operations; this affects the whole process, so a program opts in.
-
-    The operations for a single token take microseconds: sharing them among threads gains little while the
-    other cores are idle, and stalls decoding while they are busy.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def at_best_threads(chunks: Iterator[str], clock: Callable[[], float] = perf_counter) -> Iterator[str]:
     """Generate a sample with one thread or with all of them, whichever is faster at the moment.
 
     All threads read the weights faster while the other cores are idle, and wait for each other while they are
-    busy. Trials of a few tokens decide, less and less often. The text is the same. The number of threads is a
-    setting of the whole process, so a program opts in.
+    busy. Trials of a few tokens decide. The text is the same. The number of threads is a setting of the whole
+    process, so a program opts in.
 
     Args:
         chunks: From `Generator.stream`.
@@ -110,33 +89,18 @@ def at_best_threads(chunks: Iterator[str], clock: Callable[[], float] = perf_cou
     Yields:
         The chunks.
     """
-    before = torch.get_num_threads()
     # Elsewhere the last bits of a product depend on the number of threads.
-    most = before if _has_avx() else 1
-    best, wait = 1, _FIRST_WAIT
-    try:
-        torch.set_num_threads(best)
-        yield from islice(chunks, 1)  # which the prompt is read for
-        while most > 1:
-            medians = {}
-            for threads in (best, most + 1 - best):
-                torch.set_num_threads(threads)
-                seconds = []
-                for _ in range(_TRIAL):
-                    started = clock()
-                    chunk = next(chunks, None)
-                    if chunk is None:
-                        return
-                    seconds.append(clock() - started)
-                    yield chunk
-                medians[threads] = median(seconds)
-            best = min(medians, key=lambda threads: medians[threads])
-            torch.set_num_threads(best)
-            yield from islice(chunks, wait)
-            wait = min(2 * wait, _LAST_WAIT)
-        yield from chunks
-    finally:
-        torch.set_num_threads(before)
+    if not _has_avx():
+        with threads.one_thread():
+            yield from chunks
+        return
+    with threads.best_number(clock) as pace:
+        while True:
+            with pace.piece():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
 
 
 def _product_for(model: GPT, copy_weights: bool) -> Callable[[Tensor, Tensor | None], _Product] | None:

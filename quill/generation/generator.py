@@ -9,6 +9,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
+from quill import threads
 from quill.config.keyword_types import SampleSettings
 from quill.config.keywords import documented
 from quill.config.reading import check
@@ -286,10 +287,11 @@ def rows_at_once(shape: Shape) -> int:
 
 def _draw(decoder: Decoder, logits: Tensor, sampler: Sampler, rows: Sequence[Row], limit: int) -> None:
     """Sample side by side until every row has ended."""
-    for drawn in range(limit):
-        chosen = sampler(logits)
-        for row, token in zip(rows, chosen[:, 0].tolist(), strict=True):
-            row.feed(token)
-        if all(row.done for row in rows) or drawn + 1 == limit:
-            return
-        logits = decoder.feed(chosen)
+    with threads.best_waiting(logits.device.type) as pace:
+        for drawn in pace.each(range(limit)):
+            chosen = sampler(logits)
+            for row, token in zip(rows, chosen[:, 0].tolist(), strict=True):
+                row.feed(token)
+            if all(row.done for row in rows) or drawn + 1 == limit:
+                return
+            logits = decoder.feed(chosen)

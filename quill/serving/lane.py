@@ -15,11 +15,12 @@ from torch import Tensor
 
 from quill.errors import DivergedError
 from quill.generation.batch import Batch, BatchRow
-from quill.generation.cpu import FEW_TOKENS, one_thread
+from quill.generation.cpu import FEW_TOKENS
 from quill.generation.generator import Generator
 from quill.generation.row import Row
 from quill.generation.sampling import Sampler, check_finite, draw_together
 from quill.serving.jobs import Job, Piece, TokenInfo
+from quill.threads import one_thread
 from quill.tokenizers.base import StreamDecoder
 
 Deliver = Callable[[Job, list[Piece], Exception | None], None]

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from quill import fsio
+from quill import fsio, threads
 from quill.checkpoint.load import WEIGHTS, load_checkpoint
 from quill.checkpoint.resume_state import load_state, save_state
 from quill.checkpoint.weights import save_weights
@@ -277,6 +277,7 @@ class Run:
         )
         self._loggers = loggers.Loggers(log_to, logged, self.config.train.log_interval)
         self._log = RunLog(draft, self.config.train.log_interval, self.trainer.step)
+        self._pace = threads.best_waiting("none" if group else self.trainer.device.kind)
 
     def __enter__(self) -> Self:
         return self
@@ -284,6 +285,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._pace.close()
         for warning in self._loggers.close():
             self._emit(Notice(warning))
         self._log.close()
@@ -330,7 +332,8 @@ class Run:
         if self._budget is not None and self._fit:
             self.trainer.horizon = self._budget.horizon(self.trainer.step)
         device = self.trainer.device
-        self.trainer.enqueue(self._poll)
+        with self._pace.piece():
+            self.trainer.enqueue(self._poll)
         if self.trainer.device != device:
             self._emit(Notice(f"step {self.trainer.step:,} ran out of memory and was repeated"))
             for note in _how_it_fits(self.config, self.trainer.device):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from quill.generation import cpu
 from quill.generation.cpu import for_decoding
 from quill.generation.decoding import Decoder
 from quill.model.gpt import GPT
+from quill.threads import one_thread
 
 MakeModel = Callable[..., GPT]
 BLOCKS = discovery.names("model.blocks")
@@ -145,7 +145,7 @@ def test_product_is_a_linear_layer(
 def test_a_product_is_the_same_on_any_number_of_threads(product: Callable[..., Any]) -> None:
     for n_out, n_in in ((384, 1536), (1152, 384), (65, 384)):
         multiply, x = product(torch.randn(n_out, n_in), torch.randn(n_out)), torch.randn(1, 1, n_in)
-        with cpu.one_thread():
+        with one_thread():
             wanted = multiply(x)
             for threads in (2, 3, 5):
                 torch.set_num_threads(threads)
@@ -162,7 +162,7 @@ def test_logits_are_the_same_bits_on_any_number_of_threads() -> None:
     twin = for_decoding(model)
     for prompt in (1, 140):
         fed = torch.randint(0, 65, (1, prompt + 100))
-        with cpu.one_thread():
+        with one_thread():
             pair = Decoder(twin), Decoder(twin)
             logits = [decoder.feed(fed[:, :prompt]) for decoder in pair]
             for n in range(prompt, prompt + 100):
@@ -244,7 +244,7 @@ def test_a_sample_takes_the_number_of_threads_that_is_faster(faster: int) -> Non
         assert torch.get_num_threads() == 3
         assert used[0] == 1
         assert set(used) == {1, 3}
-        assert used.count(faster) > 370
+        assert used.count(faster) > 360
         half = cpu.at_best_threads(chunks(), clock)
         assert next(half) == "0"
         half.close()  # type: ignore[attr-defined]
@@ -257,11 +257,3 @@ def test_a_sample_takes_the_number_of_threads_that_is_faster(faster: int) -> Non
 def test_a_short_sample_is_whole_on_any_number_of_threads(number: int) -> None:
     chunks = [str(n) for n in range(number)]
     assert list(cpu.at_best_threads(iter(chunks))) == chunks
-
-
-def test_one_thread_is_restored_afterwards() -> None:
-    threads = torch.get_num_threads()
-    with suppress(ZeroDivisionError), cpu.one_thread():
-        assert torch.get_num_threads() == 1
-        raise ZeroDivisionError
-    assert torch.get_num_threads() == threads
