@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         prepare,
         rm,
         show,
+        tasks,
         train,
     )
     from quill.config.settings import DataConfig, ModelConfig, RunConfig, SampleConfig, TrainConfig
@@ -50,6 +51,7 @@ _API = (
     "prepare",
     "rm",
     "show",
+    "tasks",
     "train",
 )
 _HOMES = {
@@ -82,6 +84,7 @@ __all__ = [
     "prepare",
     "rm",
     "show",
+    "tasks",
     "train",
 ]
 

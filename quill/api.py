@@ -343,6 +343,39 @@ def cloze(
     return cloze.measure(loaded.model, loaded.tokenizer, questions, unknown=unknown)
 
 
+def tasks(
+    reference: Reference,
+    names: str | Sequence[str],
+    *,
+    registry: StrPath | None = None,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Measure a model on tasks of lm-evaluation-harness, which the extra `lm-eval` installs.
+
+    Args:
+        reference: The model.
+        names: A task that the harness knows, a YAML file of one, or several of them.
+        registry: The registry's folder; found as the command line finds it if None.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        For each task and metric `task`, `metric`, `filter`, `value`, `standard_error` (None without one) and
+        `examples`.
+
+    Raises:
+        InputError: No task is named, the harness is not installed, or a character of a task has no token.
+        NotFoundError: There is no such model or task.
+        ResourceError: A task fails, for example because its data cannot be downloaded.
+    """
+    from quill.errors import InputError
+    from quill.evaluation import harness
+
+    wanted = [names] if isinstance(names, str) else list(names)
+    if not wanted:
+        raise InputError("no task is named", why="at least 1 is needed")
+    return harness.measure(load(reference, registry=registry, device=device), wanted)
+
+
 def export(
     reference: Reference,
     format: str = "hf",

@@ -336,3 +336,29 @@ def test_a_device_that_cannot_exist_is_refused_in_plain_words(tiny: Version) -> 
     with pytest.raises(InputError, match="'foo'") as caught:
         quill.load(tiny, device="foo")
     assert caught.value.why == "choose auto, cpu, cuda, cuda:N, mps"
+
+
+def test_tasks_are_named_and_need_the_harness(
+    tiny_registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the figures are is tested with the harness, in `tests/evaluation/test_harness.py`."""
+    parameters = inspect.signature(quill.tasks).parameters
+    assert list(parameters) == ["reference", "names", "registry", "device"]
+    with pytest.raises(InputError, match="no task is named"):
+        quill.tasks("tiny", [], registry=tiny_registry.root)
+    with pytest.raises(NotFoundError):
+        quill.tasks("none", "hellaswag", registry=tiny_registry.root)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(InputError, match="cannot run tasks") as error:
+        quill.tasks("tiny", "hellaswag", registry=tiny_registry.root, device="cpu")
+    assert error.value.hint == "pip install 'quill-gpt[lm-eval]'"
+
+
+def test_tasks_get_the_model_and_every_name(tiny_registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    from quill.evaluation import harness
+
+    asked: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(harness, "measure", lambda model, names: asked.append((model.name, names)) or [])
+    assert quill.tasks("tiny", "a", registry=tiny_registry.root, device="cpu") == []
+    assert quill.tasks("tiny", ("a", "b.yaml"), registry=tiny_registry.root, device="cpu") == []
+    assert asked == [("tiny:v1", ["a"]), ("tiny:v1", ["a", "b.yaml"])]
