@@ -871,3 +871,73 @@ def test_without_transformers_verifying_says_what_to_install(publish, monkeypatc
         exporting.export(publish("gpt2"), "hf", tmp_path / "out", verify=True)
     assert caught.value.hint == "pip install transformers"
     assert exporting.export(publish("gpt2", name="b"), "hf", tmp_path / "out").path.is_dir()
+
+
+@pytest.mark.parametrize("kind", ["char", "word"])
+@pytest.mark.parametrize("block", ["gpt2", "modern"])
+def test_transformers_generates_a_batch_of_texts_of_several_lengths(
+    kind, block, publish, tokenizers, tmp_path
+):
+    """The shorter ones are filled up; each is continued as alone."""
+    version = publish(block, kind)
+    HF.write(load_checkpoint(version), tmp_path / "hf", "float32")
+    model = theirs_of(tmp_path / "hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.pad_token_id < model.config.vocab_size == len(tokenizer)
+    texts = ["The", "A\nsea and\n", "old"]
+    options = {"max_new_tokens": 6, "do_sample": False}
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+    found = model.generate(**batch, **options)
+    for text, ids in zip(texts, found, strict=True):
+        alone = model.generate(**tokenizer(text, return_tensors="pt"), **options)[0]
+        assert ids[-len(alone) :].tolist() == alone.tolist()
+        assert alone[: -options["max_new_tokens"]].tolist() == tokenizers[kind].encode(text)
+        # A symbol in the place of a padding token is the only one that is left out.
+        shown = tokenizer.decode(alone, skip_special_tokens=True)
+        assert shown == tokenizers[kind].decode(alone.tolist()).replace(tokenizer.pad_token, "")
+    assert tokenizer.pad_token == {"char": "😀", "word": "<unk>"}[kind]
+
+
+def test_fine_tuning_has_the_losses_of_transformers(char, tmp_path):
+    """Before a step, and after one of AdamW that decays matrices alone, with gradients that are clipped."""
+    from quill.data.batches import batch
+    from quill.data.dataset import Dataset
+    from quill.training.events import Stepped
+    from quill.training.run import train
+
+    theirs = saved(tmp_path / "saved", gpt2_config(), char)
+    registry = Registry(tmp_path / "weights")
+    importing.import_model(str(tmp_path / "saved"), registry, name="theirs")
+    (tmp_path / "text.txt").write_text("the tide is in, and the bells are rung.\n" * 30)
+    own = {"lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    settings = {
+        "data.source": str(tmp_path / "text.txt"), "train.init_from": "theirs", "train.batch_size": 3,
+        "train.optimizer": "adamw", "train.learning_rate": own["lr"], "train.schedule": "constant",
+        "train.beta1": 0.9, "train.beta2": 0.95, "train.weight_decay": 0.1, "train.grad_clip": 0.1,
+        "train.warmup_iters": 0, "train.max_iters": 2, "train.eval_interval": 2, "train.device": "cpu",
+        "train.dtype": "float32", "train.compile": "off",
+    }  # fmt: skip
+    config = reading.parse({"name": "tuned"}, settings, origin="the tests")
+    found: list[Any] = []
+    train(config, registry, tmp_path / "data", observer=found.append)
+    ours = [event.loss for event in found if isinstance(event, Stepped)]
+
+    [folder] = [path.parent for path in (tmp_path / "data").glob("*/manifest.json")]
+    tokens = Dataset.open(folder).train
+    parameters = list(theirs.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1]},
+        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, **own)
+    wanted = []
+    for step in range(2):
+        x, y = batch(tokens, seed=config.train.seed, step=step, batch_size=3, block_size=20)
+        loss = torch.nn.functional.cross_entropy(theirs(x).logits.flatten(0, 1), y.flatten())
+        wanted.append(loss.item())
+        loss.backward()
+        assert torch.nn.utils.clip_grad_norm_(parameters, 0.1) > 0.1
+        adamw.step()
+        adamw.zero_grad()
+    assert ours == pytest.approx(wanted, abs=1e-4)
+    assert abs(wanted[1] - wanted[0]) > 0.01, "the step must show"

@@ -70,6 +70,10 @@ def settings(tokenizer: Tokenizer, context: int) -> dict[str, Any]:
     if tokenizer.eot_id is not None:
         end = tokenizer.token_bytes(tokenizer.eot_id).decode()
         made |= {"bos_token": end, "eos_token": end, "pad_token": end}
+    elif tokenizer.kind == "word":
+        made["pad_token"] = UNKNOWN
+    elif tokenizer.kind == "char":
+        made["pad_token"] = char.padding(tokenizer.to_dict()["vocabulary"])
     return made
 
 

@@ -6,6 +6,7 @@ that it does not know. So a normalizer removes such characters first, as quill d
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from quill.tokenizers.word import UNKNOWN
 if TYPE_CHECKING:
     from quill.tokenizers.base import Tokenizer
 
+# Unicode's classes of characters, those first that text can spare: symbols, marks, numbers, punctuation.
+_RARE = "SMNPLCZ"
 _ANY = r"[\s\S]"
 # The same by others.
 _ANY_TOO = (_ANY, "(?m).", r".|\n")
@@ -34,6 +37,15 @@ def write(stored: Mapping[str, Any]) -> dict[str, Any]:
         "decoder": {"type": "Fuse"},
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},
     }
+
+
+def padding(characters: Iterable[str]) -> str:
+    """The character that fills up short texts of a batch, unseen by attention.
+
+    Without one, programs add a token, for which the model has no embedding. As transformers leaves it out of
+    what it decodes without special tokens, it is one that few texts need: a symbol such as $ if there is one.
+    """
+    return min(characters, key=lambda c: (_RARE.index(unicodedata.category(c)[0]), -ord(c)))
 
 
 def normalizer(characters: Iterable[str]) -> dict[str, Any]:
