@@ -76,6 +76,7 @@ def prepare(
     registry: StrPath | None = None,
     force: bool = False,
     workers: int | None = None,
+    shard: tuple[int, int] | None = None,
     observer: preparing.Observer | None = None,
     **settings: Unpack[TextSettings],
 ) -> Dataset:
@@ -87,6 +88,7 @@ def prepare(
         registry: The registry whose datasets are used.
         force: Rebuild even if the dataset is up to date.
         workers: Number of threads that encode; one per processor if None.
+        shard: Prepare only the second of eight shards of the text, for (2, 8), as the dataset NAME-2-of-8.
         observer: Called with progress and notices.
         **settings: Fields of DataConfig, such as tokenizer="bpe", vocab_size=4096.
 
@@ -100,7 +102,9 @@ def prepare(
 
     config = reading.check(DataConfig, {"source": source, **settings}, origin="the arguments")
     root = locate(_registry(registry).root)
-    return preparing.prepare(config, root, name=name, force=force, workers=workers, observer=observer)
+    return preparing.prepare(
+        config, root, name=name, force=force, workers=workers, observer=observer, shard=shard
+    )
 
 
 @keywords.documented(SECTIONS)

@@ -47,6 +47,7 @@ _FLAGS = {
     "val_fraction": 0.1,
     "encoding": "utf-8",
     "text_field": "text",
+    "shard": None,
 }
 
 
@@ -261,7 +262,8 @@ class Dataset:
             return ""
         if wanted.get("tokenizer") != self.settings.get("tokenizer"):
             wanted["vocab_size"] = (settings or {}).get("vocab_size")
-        words = ["quill", "prepare", *given, "--name", name or self.name]
+        suffix = f"-{self.settings['shard'].replace('/', '-of-')}" if "shard" in self.settings else ""
+        words = ["quill", "prepare", *given, "--name", name or self.name.removesuffix(suffix)]
         for key, default in _FLAGS.items():
             if wanted.get(key, default) != default:
                 words += [f"--{key.replace('_', '-')}", str(wanted[key])]

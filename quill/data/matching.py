@@ -6,14 +6,16 @@ A dataset is identified by its key, a hash of the text and of the settings that 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from quill import strictjson
+from quill import fsio, strictjson
 from quill.config.settings import DataConfig
 from quill.data.dataset import Dataset
-from quill.errors import InputError, shorten
+from quill.data.named_sources import OnBytes
+from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, shorten
 from quill.tokenizers import base
 
 DEFAULT_TOKENIZER = "char"
@@ -25,6 +27,22 @@ _KEYED = ("tokenizer", "vocab_size", "vocabulary", "val_fraction")
 _GIVEN = "tokenizer_sha256"
 # Recorded if characters were skipped.
 _UNKNOWN = "unknown"
+# Recorded for a shard of a text, such as "2/8".
+SHARD = "shard"
+
+
+class Wanted(NamedTuple):
+    """A dataset to be made.
+
+    Attributes:
+        key: Its key.
+        settings: What its manifest is to record.
+        origin: Hash of its sources' paths; None for a stream.
+    """
+
+    key: str
+    settings: Mapping[str, Any]
+    origin: str | None
 
 
 def settings_of(config: DataConfig, tokenizer: base.Tokenizer | None) -> dict[str, Any]:
@@ -51,7 +69,7 @@ def key_of(settings: Mapping[str, Any], sha256: str, layout: str = "") -> str:
         sha256: The text's hash, as in Survey.
         layout: Hash of where its documents begin, as in Survey.
     """
-    keyed = {k: settings[k] for k in (*_KEYED, _GIVEN, _UNKNOWN) if k in settings}
+    keyed = {k: settings[k] for k in (*_KEYED, _GIVEN, _UNKNOWN, SHARD) if k in settings}
     made_of = {"schema": 1, "text": sha256, "layout": layout, **keyed}
     return hashlib.sha256(strictjson.canonical(made_of)).hexdigest()
 
@@ -137,3 +155,54 @@ def _path_of(dataset: Dataset) -> str:
 
 def _plain(value: Any) -> str:
     return "unset" if value is None else shorten(value, 40).strip("'")
+
+
+def choose(
+    root: Path, names: Sequence[str], wanted: Wanted, *, force: bool, on_bytes: OnBytes | None
+) -> tuple[str, Dataset | None]:
+    """Return the first usable name and the dataset that has it now.
+
+    A name is usable if it is free or its dataset is this one or an older state of it. A damaged dataset
+    is removed; nothing is lost.
+
+    Args:
+        root: The data root.
+        names: The names to try.
+        wanted: The dataset to be made.
+        force: Replace another dataset.
+        on_bytes: Called with the progress of verifying.
+
+    Raises:
+        RefusedError: No name is usable.
+    """
+    taken = RefusedError("no name is free")
+    for name in names:
+        path = root / name
+        if not os.path.lexists(path):
+            return name, None
+        if fsio.is_removed(path):
+            fsio.discard(path, root / fsio.TRASH)
+            return name, None
+        try:
+            there = Dataset.open(path)
+            if there.key == wanted.key and not force:
+                there.verify(on_bytes, again=False)
+        except CorruptError:
+            fsio.discard(path, root / fsio.TRASH)
+            return name, None
+        except NotFoundError:
+            taken = RefusedError(
+                f"'{path}' exists but is not a dataset",
+                why="quill only replaces what it made",
+                hint=f"name={name}-2",
+            )
+            continue
+        older = there.origin is not None and there.origin == wanted.origin
+        if there.key == wanted.key or force or (older and there.settings == wanted.settings):
+            return name, there
+        taken = RefusedError(
+            f"dataset '{name}' exists already",
+            why=difference(there, wanted.settings) or "it was made of another text",
+            hint="force=True",
+        )
+    raise taken

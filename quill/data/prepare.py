@@ -19,11 +19,12 @@ from quill.data import encode, locks, matching, named_sources, shards, sources, 
 from quill.data.dataset import SPLITS, TOKENIZER, Dataset
 from quill.data.named_sources import NAMED, OnBytes
 from quill.data.unfinished import Unfinished
-from quill.errors import CorruptError, InputError, NotFoundError, RefusedError, shorten
+from quill.errors import CorruptError, InputError, shorten
 from quill.tokenizers import base
 
 # Bytes of the largest id.
 _WIDEST = max(shards.WIDTHS.values())
+_MOST_SHARDS = 9999
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def prepare(
     workers: int | None = None,
     observer: Observer | None = None,
     tokenizer: base.Tokenizer | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> Dataset:
     """Prepare a dataset, unless it exists.
 
@@ -72,6 +74,8 @@ def prepare(
         workers: Threads that encode; None: one per processor.
         observer: Called with progress and notices.
         tokenizer: The tokenizer to encode with, such as a model's; None: made as the settings say.
+        shard: Prepare only the second of eight shards of the text, for (2, 8), as the dataset NAME-2-of-8;
+            see `merge`.
 
     Returns:
         The dataset, new or not.
@@ -82,9 +86,16 @@ def prepare(
         RefusedError: The name belongs to another dataset.
         ResourceError: Disk, permission or network.
     """
-    if name is not None:
-        naming.check(name, "dataset")
     settings = matching.settings_of(config, tokenizer)
+    if shard is not None:
+        if not 1 <= shard[0] <= shard[1] <= _MOST_SHARDS:
+            raise InputError(
+                f"shard {shard[0]}/{shard[1]} is out of range",
+                why=f"shards go from 1/n to n/n, n <= {_MOST_SHARDS:,}",
+            )
+        settings[matching.SHARD] = f"{shard[0]}/{shard[1]}"
+    if name is not None:
+        name = naming.check(f"{name}{_suffix(shard)}", "dataset")
     for source in [config.source] if isinstance(config.source, str) else config.source:
         if source in NAMED:
             _restore(source, root)
@@ -96,10 +107,14 @@ def prepare(
         on_bytes=reporter(observer),
     ) as text:
         preparation = _Preparation(
-            text, settings, root, workers, observer, tokenizer, config.unknown or "error"
+            text, settings, root, workers, observer, tokenizer, config.unknown or "error", shard
         )
         with locks.shared(root / (name or text.label)):
             return preparation.run(name, force=force)
+
+
+def _suffix(shard: tuple[int, int] | None) -> str:
+    return f"-{shard[0]}-of-{shard[1]}" if shard else ""
 
 
 def _restore(source: str, root: Path) -> None:
@@ -142,6 +157,7 @@ class _Preparation:
         observer: Observer | None,
         tokenizer: base.Tokenizer | None,
         unknown: Literal["add", "skip", "error"],
+        shard: tuple[int, int] | None,
     ) -> None:
         self.text = text
         self.settings = settings
@@ -152,6 +168,7 @@ class _Preparation:
         self.kind = base.load(settings["tokenizer"])
         self.unknown = unknown
         self.skipped = ""
+        self.shard = shard
 
     def run(self, name: str | None, *, force: bool) -> Dataset:
         """Find the dataset, or make it under the first name that is free."""
@@ -188,9 +205,19 @@ class _Preparation:
                 facts = store.link(staged, same)
             else:
                 facts = self._build(staged, surveyed or self._survey(), work)
+            if self.shard:
+                facts["whole"] = self._key_of_whole(same, surveyed)
             facts["source"] |= {"given": list(self.text.given), "whence": self.text.origin, "stamp": stamp}
             store.write_manifest(staged, key, self.settings, facts)
         return Dataset.open(target)
+
+    def _key_of_whole(self, same: Dataset | None, surveyed: survey.Survey | None) -> str:
+        """Return the key of the dataset that a shard belongs to."""
+        if surveyed is None:
+            assert same is not None
+            return str(same.manifest["whole"])
+        settings = {k: v for k, v in self.settings.items() if k != matching.SHARD}
+        return matching.key_of(settings, surveyed.sha256, surveyed.layout)
 
     def _resumed(self, key: str, surveyed: survey.Survey | None) -> AbstractContextManager[Unfinished | None]:
         """Open what an interrupted preparation left of a text that may fill more than one file."""
@@ -208,14 +235,17 @@ class _Preparation:
         # A byte-pair token is about four bytes of text.
         needed = surveyed.characters if tokenizer.learns == "characters" else surveyed.bytes // 4
         done = sum(w.bytes for split in SPLITS for w in work.shards(split)) if work else 0
-        fsio.require_space(staged, needed * width - done, "the tokens")
-        reading = encode.Reading(self.text, self._cut(surveyed.characters), "encoding")
+        of = self.shard[1] if self.shard else 1
+        fsio.require_space(staged, needed * width // of - done, "the tokens")
+        at = self._cut(surveyed.characters)
+        reading = encode.Reading(self.text, at, "encoding")
+        characters = {"train": at, "val": surveyed.characters - at}
         files: dict[str, dict[str, Any]] = {}
         splits: dict[str, dict[str, int]] = {}
         for split, chunks in (("train", reading.first()), ("val", reading.second())):
             kept = encode.without(chunks, self.skipped) if self.skipped else chunks
             try:
-                written, splits[split] = self._encode(split, kept, tokenizer, staged, work)
+                written, splits[split] = self._encode(split, kept, tokenizer, staged, work, characters[split])
             except InputError:
                 # The survey accepted this text, so what fails now is another text.
                 self.text.require_unchanged()
@@ -245,9 +275,13 @@ class _Preparation:
         tokenizer: base.Tokenizer,
         staged: Path,
         work: Unfinished | None,
+        characters: int,
     ) -> tuple[dict[str, shards.Written], dict[str, int]]:
         """Encode one split; return its files by name, and its counts."""
         extent = encode.Extent(start=work.position(split) if work else encode.Position())
+        if self.shard:
+            number, of = self.shard
+            extent.first, extent.last = (characters * n // of for n in (number - 1, number))
         arrays = encode.encode(chunks, tokenizer, workers=self.workers, extent=extent)
 
         def note(shard: shards.Written, left: int) -> None:
@@ -351,46 +385,12 @@ class _Preparation:
 
     def _names(self, key: str) -> list[str]:
         """Names to try, in order; the last one is free unless the dataset exists."""
-        label, kind = self.text.label, self.settings["tokenizer"]
-        suffixes = (kind, f"{kind}-{key[:8]}")
+        label, kind, end = self.text.label, self.settings["tokenizer"], _suffix(self.shard)
+        suffixes = (f"{kind}{end}", f"{kind}-{key[:8]}{end}")
         # The text's own name does not stand for tokens of a vocabulary that is another model's.
-        plain = [label] if self.tokenizer is None else []
+        plain = [f"{label}{end}"] if self.tokenizer is None else []
         return [*plain, *(f"{label[: 63 - len(suffix)]}-{suffix}" for suffix in suffixes)]
 
     def _choose(self, names: Sequence[str], key: str, *, force: bool) -> tuple[str, Dataset | None]:
-        """Return the first usable name and the dataset that has it now.
-
-        A name is usable if it is free or its dataset is this one or an older state of it. A damaged dataset
-        is removed; nothing is lost.
-        """
-        taken = RefusedError("no name is free")
-        for name in names:
-            path = self.root / name
-            if not os.path.lexists(path):
-                return name, None
-            if fsio.is_removed(path):
-                fsio.discard(path, self.root / fsio.TRASH)
-                return name, None
-            try:
-                there = Dataset.open(path)
-                if there.key == key and not force:
-                    there.verify(reporter(self.observer), again=False)
-            except CorruptError:
-                fsio.discard(path, self.root / fsio.TRASH)
-                return name, None
-            except NotFoundError:
-                taken = RefusedError(
-                    f"'{path}' exists but is not a dataset",
-                    why="quill only replaces what it made",
-                    hint=f"name={name}-2",
-                )
-                continue
-            older = there.origin is not None and there.origin == self.text.origin
-            if there.key == key or force or (older and there.settings == self.settings):
-                return name, there
-            taken = RefusedError(
-                f"dataset '{name}' exists already",
-                why=matching.difference(there, self.settings) or "it was made of another text",
-                hint="force=True",
-            )
-        raise taken
+        wanted = matching.Wanted(key, self.settings, self.text.origin)
+        return matching.choose(self.root, names, wanted, force=force, on_bytes=reporter(self.observer))
