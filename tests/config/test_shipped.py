@@ -1,4 +1,4 @@
-"""The shipped configs: they are valid, train models of different names, and build without allocating weights."""
+"""The shipped configs: they are valid, named as expected, and build without allocating weights."""
 
 from __future__ import annotations
 

@@ -122,7 +122,8 @@ def embedding_picture(model: Generator) -> str:
         (("hot", "vowels"), ("cold", "consonants"), ("fourth", "capitals"), ("third", "space and marks"))
     ):
         body.append(_text(40 + 130 * at, 26, label, kind, size=13, bold=True))
-    return _svg(640, 420, "The embeddings of the characters, in two of 256 dimensions", body)
+    title = f"The embeddings of the characters, in two of {vectors.shape[1]} dimensions"
+    return _svg(640, 420, title, body)
 
 
 def _principal(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ SERVE = [sys.executable, "-c", "from quill.cli.app import run; run()", "serve", 
 WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 # The view, the height, in light or dark, and the file of each picture of the manual.
 MANUAL = (("write", 1020, "light", "playground.png"), ("card", 760, "dark", "playground-card.png"))
-LINK = "#model=shakespeare:v1&prompt=JULIET:%0A&seed=5&length=220&temperature=0.8"
+LINK = "#model=shakespeare:v2&prompt=JULIET:%0A&seed=5&length=220&temperature=0.8"
 
 
 def empty(page: Any) -> None:

@@ -22,7 +22,8 @@ function facts(doc) {
     ["Trained on", data?.name && `${data.name}${data.tokens ? `, ${plural(data.tokens, "token")}` : ""}`],
     ["Training", doc.steps && `${plural(doc.steps, "step")}${doc.seconds ? ` in ${duration(doc.seconds)}` : ""}${doc.device ? ` on ${doc.device}` : ""}`],
     ["Weights", doc.best_step && doc.best_step !== doc.steps && `from step ${count(doc.best_step)}, which had the lowest loss`],
-    ["Validation loss", loss != null && `${loss.toFixed(4)} nats a token: as unsure as among ${Math.exp(loss).toPrecision(3)} tokens`],
+    ["Temperature", doc.temperature != null && `logits divided by ${doc.temperature.toPrecision(3)}`],
+    [doc.held_out ? "Held-out loss" : "Validation loss", loss != null && `${loss.toFixed(4)} nats a token${doc.held_out ? ` on ${count(doc.held_out)} tokens of the training text` : ""}: as unsure as among ${Math.exp(loss).toPrecision(3)} tokens`],
     ["Bits per byte", doc.bits_per_byte?.toFixed(4)],
     ["Fine-tuned from", named(doc.parent)],
     ["Taught by", doc.teachers?.map(named).filter(Boolean).join(", ")],
@@ -83,7 +84,7 @@ function losses(curves) {
 
 /** The card of a model. */
 export function card(doc) {
-  const big = [[doc.parameters, count, "parameters"], [doc.bytes, bytes, "on disk"], [doc.best_val_loss, (loss) => loss.toFixed(3), "validation loss"]];
+  const big = [[doc.parameters, count, "parameters"], [doc.bytes, bytes, "on disk"], [doc.best_val_loss, (loss) => loss.toFixed(3), doc.held_out ? "held-out loss" : "validation loss"]];
   return h("article", { class: "panel card" },
     h("header", {}, h("h2", {}, h("bdi", {}, doc.reference)),
       h("dl", { class: "big" }, big.filter(([value]) => value != null).map(([value, say, what]) => h("div", {}, h("dt", {}, what), h("dd", {}, say(value)))))),
