@@ -196,9 +196,10 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
     assert sample.returncode == 0, sample.stderr
     assert len(sample.stdout) >= 20
     listed = run(wheel, cwd, "list", "--json")
-    (row,) = json.loads(listed.stdout)["models"]
-    assert row["reference"].startswith("shakespeare:v") and row["shipped"]
-    assert run(wheel, cwd, "verify", "shakespeare").returncode == 0
+    rows = json.loads(listed.stdout)["models"]
+    assert sorted(row["reference"].partition(":")[0] for row in rows) == ["harpoon", "shakespeare"]
+    assert all(row["shipped"] for row in rows)
+    assert run(wheel, cwd, "verify", "shakespeare", "harpoon").returncode == 0
     trained = run(
         wheel, cwd, "train", "--config", "quickstart", "--max-iters", "2", "--batch-size", "2",
         "--warmup-iters", "1", "--eval-iters", "1", "--device", "cpu",
@@ -213,7 +214,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(wheel, tmp_path):
 def test_a_wheel_contains_no_models_but_the_shipped_ones(wheel):
     packed = wheel / "quill" / "_shipped"
     assert sorted(os.listdir(packed)) == ["configs", "weights"]
-    assert sorted(os.listdir(packed / "weights")) == [".quill.json", "shakespeare"]
+    assert sorted(os.listdir(packed / "weights")) == [".quill.json", "harpoon", "shakespeare"]
     assert set(shipped.configs()) == {p.stem for p in (packed / "configs").glob("*.json")} - {"schema"}
 
 
