@@ -326,6 +326,7 @@ def test_a_link_holds_the_settings_and_writes_the_same_text(opened: Open) -> Non
     again = opened()
     again.goto(link)
     again.reload()
+    again.wait_for_selector("#other-model option", state="attached")
     assert again.locator("#prompt").input_value() == PROMPT
     assert again.locator("#other-model").input_value() == "other"
     for field, value in (
