@@ -181,8 +181,8 @@ class _Sizing:
         if steps < _FEWEST_STEPS:
             raise InputError(
                 f"{duration(self._seconds)} are too short for a run",
-                why=f"{_FEWEST_STEPS} steps take {duration(_FEWEST_STEPS * step)} here, and what is no step "
-                f"takes {duration(costs.total)}",
+                why=f"{_FEWEST_STEPS} steps take {duration(_FEWEST_STEPS * step)} here, and all else "
+                f"{duration(costs.total)}",
                 hint="allow more time",
             )
         return Sized(
