@@ -20,6 +20,7 @@ from typing import Any, Literal, TextIO
 from quill.cli import _tables
 from quill.cli._tables import Canvas, Column, Row
 from quill.errors import QuillError, cut
+from quill.units import duration
 
 Form = Literal["human", "json", "quiet"]
 # Reports progress: the stage, how much of it is done, and the total if it is known.
@@ -212,7 +213,7 @@ class Output:
         elif self.live:
             from quill.cli._progress import bar
 
-            with bar(self._err) as (report, self._hide_bar):
+            with bar(self._err, unit) as (report, self._hide_bar):
                 yield lambda stage, done, total: report(safe_line(stage), done, total)
             self._hide_bar = None
         else:
@@ -220,13 +221,22 @@ class Output:
 
     def _lines(self, unit: Callable[[float], str]) -> Report:
         last = self.clock()
+        since, at, before = last, "", 0.0  # When this stage was last seen, and how far it was.
 
         def report(stage: str, done: float, total: float | None) -> None:
-            nonlocal last
-            if self.clock() - last >= LINE_INTERVAL:
-                last = self.clock()
-                share = f", {done / total:.0%} of {unit(total)}" if total else ""
-                self.say(f"{stage}: {unit(done)}{share}")
+            nonlocal last, since, at, before
+            now = self.clock()
+            if stage != at:
+                since, at, before = now, stage, done
+            if now - last >= LINE_INTERVAL:
+                share = left = ""
+                if total:
+                    share = f", {done / total:.0%} of {unit(total)}"
+                    if done > before:
+                        left = f", {duration((total - done) * (now - since) / (done - before))} left"
+                self.say(f"{stage}: {unit(done)}{share}{left}")
+                last = since = now
+                before = done
 
         return report
 

@@ -13,7 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -273,6 +273,7 @@ def _folder(path: Path) -> list[Path]:
 
 def _copy_stream(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_bytes: OnBytes | None) -> Path:
     """Copy a stream to disk, since text is read more than once."""
+    total = _length(stream)
 
     def chunks() -> Iterator[bytes]:
         done = 0
@@ -285,7 +286,7 @@ def _copy_stream(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_b
                 return
             done += len(data)
             if on_bytes:
-                on_bytes("receiving", done, None)
+                on_bytes("receiving", done, total)
             yield data
 
     fsio.make_dir(root)
@@ -293,6 +294,15 @@ def _copy_stream(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_b
     with fsio.guard(path, "write"):
         fsio.create(path, chunks())
     return path
+
+
+def _length(stream: BinaryIO) -> int | None:
+    """Return the bytes left of a stream, if it is a file: standard input may have been redirected."""
+    with suppress(OSError, ValueError):
+        found = os.fstat(stream.fileno())
+        if stat.S_ISREG(found.st_mode):
+            return found.st_size - stream.tell()
+    return None
 
 
 def _label(source: str) -> str:

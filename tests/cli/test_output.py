@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -232,8 +233,43 @@ def test_progress_in_a_pipe_is_one_line_every_thirty_seconds():
         for second in range(100):
             now[0] = float(second)
             report("encoding", second * 1e6, 100e6)
-    assert err.getvalue().splitlines() == [f"encoding: {done} MB, {done}% of 100 MB" for done in (30, 60, 90)]
+        now[0] = 120.0
+        report("receiving", 5e6, None)
+    left = {30: "1m 10s", 60: "40s", 90: "10s"}
+    assert err.getvalue().splitlines() == [
+        *(f"encoding: {done} MB, {done}% of 100 MB, {left[done]} left" for done in left),
+        "receiving: 5.0 MB",
+    ]
     assert out.getvalue() == ""
+
+
+def test_the_time_left_is_that_of_the_speed_now():
+    now = [0.0]
+    o, _, err = sink(clock=lambda: now[0])
+    with o.progress(units.size) as report:
+        for second, megabytes in ((0, 0), (10, 500), (30, 500), (60, 530)):
+            now[0] = second
+            report("encoding", megabytes * 1e6, 1000e6)
+        report("encoding", 531e6, 1000e6)
+    assert err.getvalue().splitlines() == [
+        "encoding: 500 MB, 50% of 1.0 GB, 30s left",
+        "encoding: 530 MB, 53% of 1.0 GB, 7m 50s left",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("total", "shown"), [(100e6, r" +60% 60 MB of 100 MB [-0-9:]{7}"), (None, r" +60 MB *")]
+)
+def test_a_bar_has_bytes_and_the_time_left_where_the_size_is_known(monkeypatch, total, shown):
+    monkeypatch.setenv("COLUMNS", "70")
+    o, _, err = sink(terminal=True, env={})
+    with o.progress(units.size) as report:
+        for step in range(1, 4):
+            report("encoding", step * 20e6, total)
+    drawn = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err.getvalue())
+    last = [line for line in re.split(r"[\r\n]+", drawn) if line.strip()][-1]
+    assert re.fullmatch(f"encoding [━╸╺]+{shown}", last)
+    assert len(last) <= 70
 
 
 def test_a_warning_has_a_line_of_its_own_above_a_progress_bar(monkeypatch):

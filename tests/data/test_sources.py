@@ -405,6 +405,17 @@ def test_progress_goes_up_to_the_size(write: Write, data: Path, monkeypatch: pyt
     assert seen[-1] == ("reading", 13_500, 13_500)
 
 
+def test_a_redirected_file_has_a_known_size(
+    write: Write, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("a.txt", "word " * 900)
+    seen: list[tuple[str, int, int | None]] = []
+    with open(path) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        with sources.find("-", data, on_bytes=lambda *told: seen.append(told)):
+            assert seen == [("receiving", 4500, 4500)]
+
+
 def test_f18_a_file_that_changes_while_being_read_is_refused(write: Write, data: Path) -> None:
     path = write("a.txt")
     with sources.find(str(path), data) as text:
