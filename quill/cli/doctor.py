@@ -31,6 +31,7 @@ _EXTRAS = {
     "rustbpe": ("--tokenizer bpe", "bpe"),
     "zstandard": (".zst files", "zst"),
     "pyarrow": (".parquet files", "parquet"),
+    "datasets": ("prepare hf:", "hub"),
     "huggingface_hub": ("hf: models", "hf"),
     "onnx": ("--format onnx", "onnx"),
     "xllamacpp": ("--format gguf --verify", "gguf"),

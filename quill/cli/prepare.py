@@ -39,8 +39,8 @@ def command(
         list[str] | None,
         Argument(
             metavar="SOURCE",
-            help="Files, folders and globs (.txt .md .jsonl .parquet; .gz .zst .xz .bz2); '-' for stdin; or "
-            "a named source: harpoon, shakespeare.",
+            help="Files, folders and globs (.txt .md .jsonl .parquet; .gz .zst .xz .bz2); '-' for stdin; hf:"
+            "OWNER/NAME[@REVISION][:CONFIG[:SPLIT]]; or a named source: harpoon, shakespeare, openwebtext.",
         ),
     ] = None,
     name: Annotated[

@@ -63,7 +63,8 @@ class DataConfig(Section):
 
     source: str | list[str] = setting(
         "harpoon",
-        "Prepared dataset, named source (harpoon, shakespeare), or files, folders and globs.",
+        "Prepared dataset, named source (harpoon, shakespeare, openwebtext), hf:OWNER/NAME, or files, "
+        "folders and globs.",
         flag="data",
     )
     tokenizer: str | None = setting(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quill import fsio, strictjson
-from quill.data import shards
+from quill.data import hub, shards
 from quill.data.named_sources import NAMED, OnBytes
 from quill.data.shards import Shard
 from quill.errors import CorruptError, NotFoundError, QuillError, ResourceError, newer, shorten
@@ -256,7 +256,7 @@ class Dataset:
         """
         given = self.manifest["source"]["given"]
         wanted = {**self.settings, **(settings or {})}
-        if not given or not all(g in NAMED or os.path.exists(g) for g in given):
+        if not given or not all(g in NAMED or hub.is_hub(g) or os.path.exists(g) for g in given):
             return ""
         if wanted.get("vocabulary") or "tokenizer_sha256" in wanted:
             return ""

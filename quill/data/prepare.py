@@ -207,7 +207,7 @@ class _Preparation:
                 facts = self._build(staged, surveyed or self._survey(), work)
             if self.shard:
                 facts["whole"] = self._key_of_whole(same, surveyed)
-            facts["source"] |= {"given": list(self.text.given), "whence": self.text.origin, "stamp": stamp}
+            facts["source"] |= {"whence": self.text.origin, "stamp": stamp, **self.text.facts()}
             store.write_manifest(staged, key, self.settings, facts)
         return Dataset.open(target)
 

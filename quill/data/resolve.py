@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from quill.config.settings import DataConfig
-from quill.data import matching, sources, store
+from quill.data import hub, matching, sources, store
 from quill.data.dataset import MANIFEST, Dataset
 from quill.data.named_sources import NAMED
 from quill.data.prepare import Observer, prepare, reporter
@@ -39,7 +39,7 @@ def ensure(
     """
     given = [config.source] if isinstance(config.source, str) else config.source
     source = given[0] if len(given) == 1 else ""
-    if not source or "/" in source or source == sources.STDIN:
+    if not source or "/" in source or source == sources.STDIN or source.startswith(hub.PREFIX):
         return prepare(config, root, observer=observer, tokenizer=tokenizer)
     if os.path.lexists(root / source / MANIFEST):
         try:
@@ -55,11 +55,11 @@ def ensure(
                 return dataset
             if source not in NAMED:
                 raise matching.refuse(dataset, conflicts, config, tokenizer)
-    elif source not in NAMED and not os.path.exists(source) and not glob.has_magic(source):
+    elif not (source in NAMED or source in hub.NAMED or os.path.exists(source) or glob.has_magic(source)):
         have = ", ".join(d.name for d in store.datasets(root))
         raise NotFoundError(
             f"no dataset named '{source}' in {root}",
-            why=f"datasets: {have or 'none'}; named sources: {', '.join(NAMED)}",
+            why=f"datasets: {have or 'none'}; named sources: {', '.join((*NAMED, *hub.NAMED))}",
             hint="name one of them, or a text file",
         )
     if source in NAMED and (same := _same_text(source, config, root, observer, tokenizer)):

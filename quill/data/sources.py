@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders, globs, standard input and named sources.
+"""Where text comes from: files, folders, globs, standard input, named sources and datasets of the Hub.
 
 Once found, a text can be read from start to end any number of times, as a stream of documents.
 """
@@ -12,14 +12,14 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from quill import fsio, strictjson
-from quill.data import documents, named_sources
+from quill.data import documents, hub, named_sources
 from quill.data.named_sources import NAMED, OnBytes
 from quill.errors import InputError, NotFoundError, ResourceError, shorten
 
@@ -58,6 +58,7 @@ class Text:
         encoding: Encoding of text files; records are always UTF-8.
         text_field: Field of a record that contains the text.
         origin: Hash of the sources' absolute paths; None for a stream.
+        downloads: Datasets of the Hub by the file that each is copied to when the text is first read.
         on_bytes: Called with stage, bytes read, and total bytes.
     """
 
@@ -68,6 +69,7 @@ class Text:
     encoding: str = "utf-8"
     text_field: str = "text"
     origin: str | None = None
+    downloads: Mapping[Path, hub.Repository] = field(default_factory=dict)
     on_bytes: OnBytes | None = None
     size: int = field(init=False)
     _seen: list[tuple[str, int, int, int, int]] = field(init=False)
@@ -78,11 +80,24 @@ class Text:
 
     def stamp(self) -> str | None:
         """Return a hash of the files' paths, sizes and times; None if a change could go unnoticed."""
-        newest = max((max(entry[2:4]) for entry in self._seen), default=0)
+        files = [entry for entry in self._seen if Path(entry[0]) not in self.downloads]
+        newest = max((max(entry[2:4]) for entry in files), default=0)
         if self.origin is None or newest > (time.time() - _SETTLED_SECONDS) * 1e9:
             return None
-        seen = [(os.path.abspath(entry[0]), *entry[1:]) for entry in self._seen]
+        if not all(self.revisions.values()):
+            return None
+        seen: list[Any] = [(os.path.abspath(entry[0]), *entry[1:]) for entry in files]
+        seen += self.revisions.items()
         return hashlib.sha256(strictjson.canonical(seen)).hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a manifest records of the sources."""
+        return {"given": list(self.given), **({"revisions": self.revisions} if self.downloads else {})}
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Commit of each dataset of the Hub, by its source; empty for a folder."""
+        return {found.source: found.revision for found in self.downloads.values()}
 
     def require_unchanged(self) -> None:
         """Compare each file's size and times with those at the start.
@@ -104,6 +119,7 @@ class Text:
         Yields:
             The text in order; never an empty chunk.
         """
+        self._download()
         chunk = Chunk([""])
         length = 0
         first = True
@@ -131,12 +147,23 @@ class Text:
             self.on_bytes(stage, done, self.size)
         self.require_unchanged()
 
+    def _download(self) -> None:
+        missing = [path for path in self.downloads if not path.exists()]
+        for path in missing:
+            self.downloads[path].copy(path.parent, self.text_field, self.on_bytes)
+        if missing:
+            self._seen = self._stat()
+            self.size = sum(entry[1] for entry in self._seen)
+
     def _stat(self) -> list[tuple[str, int, int, int, int]]:
         seen = []
         for path in self.files:
             try:
                 s = path.stat()
             except FileNotFoundError:
+                if path in self.downloads:
+                    seen.append((str(path), 0, 0, 0, 0))
+                    continue
                 raise changed(str(path)) from None
             except OSError as e:
                 raise ResourceError(f"cannot read '{path}'", why=e.strerror or str(e)) from e
@@ -156,14 +183,14 @@ def find(
     """Find the text of one or more sources; a stream is copied to disk until the end of the context.
 
     Args:
-        source: Named sources, files, folders, globs, or "-" for standard input.
+        source: Named sources, files, folders, globs, datasets of the Hub, or "-" for standard input.
         root: The data root, for downloads and copies of streams.
         encoding: Encoding of text files.
         text_field: Field of a record that contains the text.
         on_bytes: Called with the progress of reading and downloading.
 
     Raises:
-        NotFoundError: There is no such file.
+        NotFoundError: There is no such file or dataset.
         InputError: It is not text, or there is no such encoding.
         ResourceError: It cannot be read or downloaded.
     """
@@ -172,13 +199,22 @@ def find(
     with ExitStack() as stack:
         files: list[Path] = []
         names: list[str] = []
+        downloads: dict[Path, hub.Repository] = {}
         streamed = False
         for one in given:
+            if hub.is_hub(one):
+                copy = stack.enter_context(_scratch(root)) / hub.COPY
+                downloads[copy] = hub.find(one)
+                files.append(copy)
+                names.append(one)
+                continue
             found, stream = _locate(one, root, stack, on_bytes)
             files += found
             names += [stream] if stream else map(str, found)
             streamed = streamed or bool(stream)
-        paths = strictjson.canonical([one if one in NAMED else os.path.abspath(one) for one in given])
+        paths = strictjson.canonical(
+            [one if one in NAMED or hub.is_hub(one) else os.path.abspath(one) for one in given]
+        )
         yield Text(
             label=_label(given[0]),
             given=given,
@@ -187,6 +223,7 @@ def find(
             encoding=codec,
             text_field=text_field,
             origin=None if streamed else hashlib.sha256(paths).hexdigest(),
+            downloads=downloads,
             on_bytes=on_bytes,
         )
 
@@ -232,7 +269,7 @@ def _glob(pattern: str) -> list[Path]:
     if not glob.has_magic(pattern):
         raise NotFoundError(
             f"no file '{pattern}'",
-            why=f"it is not one of the named sources either: {', '.join(NAMED)}",
+            why=f"it is not one of the named sources either: {', '.join((*NAMED, *hub.NAMED))}",
             hint="check the path",
         )
     found = [Path(p) for p in sorted(glob.glob(_literal(pattern), recursive=True)) if os.path.isfile(p)]
@@ -271,6 +308,11 @@ def _folder(path: Path) -> list[Path]:
     return files
 
 
+def _scratch(root: Path) -> AbstractContextManager[Path]:
+    fsio.make_dir(root)
+    return fsio.scratch(root)
+
+
 def _copy_stream(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_bytes: OnBytes | None) -> Path:
     """Copy a stream to disk, since text is read more than once."""
     total = _length(stream)
@@ -289,8 +331,7 @@ def _copy_stream(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_b
                 on_bytes("receiving", done, total)
             yield data
 
-    fsio.make_dir(root)
-    path = stack.enter_context(fsio.scratch(root)) / "text"
+    path = stack.enter_context(_scratch(root)) / "text"
     with fsio.guard(path, "write"):
         fsio.create(path, chunks())
     return path
@@ -307,8 +348,11 @@ def _length(stream: BinaryIO) -> int | None:
 
 def _label(source: str) -> str:
     """Make a dataset name from a source: the last folder or file without its suffixes."""
-    if source in NAMED:
+    if source in NAMED or source in hub.NAMED:
         return source
+    if hub.is_hub(source):
+        # The repository's name, without its owner, revision, configuration and split.
+        source = source.removeprefix(hub.PREFIX).partition(":")[0].partition("@")[0]
     if source == STDIN:
         return "stdin"
     path = Path(os.path.abspath(source))
