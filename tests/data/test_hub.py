@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from quill.config.settings import DataConfig
-from quill.data import resolve, sources
+from quill.data import merge, resolve, sources
 from quill.data.prepare import prepare
 from quill.errors import InputError, NotFoundError, QuillError, ResourceError
 
@@ -120,6 +120,17 @@ def test_a_dataset_without_an_owner_and_a_named_one_can_be_trained_on(
 ) -> None:
     assert resolve.ensure(config("hf:tides"), data).name == "tides"
     assert resolve.ensure(config("openwebtext", tokenizer="word"), data).name == "openwebtext"
+
+
+def test_shards_of_a_hub_dataset_merge_to_the_whole(server: Hub, data: Path, config: Config) -> None:
+    source = config("hf:org/tides", tokenizer="word")
+    whole = prepare(source, data, name="whole", workers=2)
+    for number in (1, 2, 3):
+        prepare(source, data, name="tides", shard=(number, 3), workers=number)
+    merged = merge.merge("tides", data)
+    assert merged.manifest["files"] == whole.manifest["files"]
+    assert merged.manifest["source"]["revisions"] == {"hf:org/tides": COMMIT}
+    assert merged.key == whole.key
 
 
 def test_hub_and_files_can_be_mixed(server: Hub, data: Path, write: Callable[..., Path]) -> None:
