@@ -7,30 +7,34 @@ the huggingface_hub package. Code in a repository is never executed: the dataset
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from quill import fsio
+from quill import fsio, strictjson
 from quill.data.named_sources import OnBytes
-from quill.errors import InputError, NotFoundError, QuillError, ResourceError, shorten
+from quill.errors import CorruptError, InputError, NotFoundError, QuillError, ResourceError, shorten
 
 PREFIX = "hf:"
 # Datasets with a name.
 NAMED = {"openwebtext": "hf:Skylion007/openwebtext"}
-# What the copy is called; it is read as any such file.
-COPY = "documents.jsonl.gz"
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-# Characters of JSON that are compressed at a time.
-_MEMBER = 1 << 22
+# Characters that are compressed at a time, and how often that is done for one file of a copy.
+_MEMBER, _MEMBERS = 1 << 22, 64
+_RECORD = "copied.json"
+_LONGEST_RECORD = 1 << 24
+# Part of the folder's name: raised when a copy would be written in another way.
+_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -51,59 +55,142 @@ class Repository:
     split: str
     revision: str
 
-    def copy(self, folder: Path, text_field: str, on_bytes: OnBytes | None) -> Path:
-        """Stream the texts into a file.
+    def folder(self, root: Path, text_field: str) -> AbstractContextManager[Path]:
+        """Open the folder for a copy: what an interruption left of it, else an empty one.
 
         Args:
-            folder: Where it is written.
+            root: The data root.
             text_field: Field of a record that contains the text.
-            on_bytes: Called with "downloading", the characters so far, and None.
+        """
+        fsio.make_dir(root)
+        if not self.revision:
+            return fsio.scratch(root)
+        made_of = ["hub", self.path, self.config, self.split, self.revision, text_field, _SCHEMA]
+        return fsio.lasting(root, hashlib.sha256(strictjson.canonical(made_of)).hexdigest(), _RECORD)
+
+    def copy(self, folder: Path, text_field: str, on_bytes: OnBytes | None) -> list[Path]:
+        """Stream the texts into files; what the folder has already is not streamed again.
+
+        Args:
+            folder: Where they are written, from `folder`.
+            text_field: Field of a record that contains the text.
+            on_bytes: Called with "downloading", the characters so far, and the total if it can be estimated.
+
+        Returns:
+            The files, in order, to be read as any JSON lines.
 
         Raises:
             NotFoundError: There is no such dataset.
             InputError: It has no such configuration, split or field.
             ResourceError: The network or the disk does not allow it.
         """
-        path = folder / COPY
-        with fsio.guard(path, "write"):
-            fsio.create(path, self._members(text_field, on_bytes))
-        return path
+        copied = _Copied.read(folder)
+        if not copied.whole:
+            records = self._records(copied.state)
+            members = self._members(records, text_field, copied, on_bytes)
+            while not copied.whole:
+                path = folder / _name(copied.files)
+                fsio.delete(path)  # Not recorded, so incomplete.
+                with fsio.guard(path, "write"):
+                    fsio.create(path, islice(members, _MEMBERS))
+                    copied.whole = not path.stat().st_size
+                if not copied.whole:
+                    copied.files += 1
+                copied.state = records.state_dict()
+                copied.write(folder)
+        return [folder / _name(number) for number in range(copied.files)]
 
-    def _members(self, text_field: str, on_bytes: OnBytes | None) -> Iterator[bytes]:
-        lines: list[str] = []
-        size = done = 0
-        for text in self._texts(text_field):
-            lines.append(json.dumps({text_field: text}, ensure_ascii=False) + "\n")
-            size += len(text)
-            if size >= _MEMBER:
-                yield gzip.compress("".join(lines).encode(), 1)
-                done += size
-                lines, size = [], 0
-                if on_bytes:
-                    on_bytes("downloading", done, None)
-        yield gzip.compress("".join(lines).encode(), 1)
-
-    def _texts(self, text_field: str) -> Iterator[str]:
+    def _records(self, state: Any) -> Any:
+        """Open the stream of records, where it was left."""
         try:
             datasets = _datasets(self.source)
             with _silent(datasets):
-                records: Iterable[dict[str, Any]] = datasets.load_dataset(
+                records = datasets.load_dataset(
                     self.path,
                     name=self.config or None,
                     split=self.split,
                     revision=self.revision or None,
                     streaming=True,
                 )
-            for number, record in enumerate(records, 1):
-                text = record.get(text_field)
-                if isinstance(text, str):
-                    yield text
-                elif text_field not in record or text is not None:
-                    raise _not_text(self.source, record, text_field, number)
+            if state is not None:
+                records.load_state_dict(state)
         except QuillError:
             raise
         except Exception as e:
             raise _translated(e, self.source) from e
+        return records
+
+    def _members(
+        self, records: Any, text_field: str, copied: _Copied, on_bytes: OnBytes | None
+    ) -> Iterator[bytes]:
+        """Compress the texts, several at a time; between two, `copied` counts what the stream has given."""
+        expected = getattr((records.info.splits or {}).get(self.split), "num_examples", None)
+        stream = self._translating(records)
+        size = 1
+        while size:
+            lines: list[str] = []
+            size = 0
+            for record in stream:
+                copied.records += 1
+                text = record.get(text_field)
+                if isinstance(text, str):
+                    lines.append(json.dumps({text_field: text}, ensure_ascii=False) + "\n")
+                    size += len(text)
+                elif text_field not in record or text is not None:
+                    raise _not_text(self.source, record, text_field, copied.records)
+                if size >= _MEMBER:
+                    break
+            copied.characters += size
+            if on_bytes:
+                total = expected and copied.characters * max(expected, copied.records) // max(
+                    copied.records, 1
+                )
+                on_bytes("downloading", copied.characters, total or None)
+            if lines:
+                yield gzip.compress("".join(lines).encode(), 1, mtime=0)
+
+    def _translating(self, records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        try:
+            yield from records
+        except Exception as e:
+            raise _translated(e, self.source) from e
+
+
+@dataclass
+class _Copied:
+    """How far a copy is.
+
+    Attributes:
+        files: Number of files that are complete.
+        records: Number of records in them, and of those without text.
+        characters: Characters of their texts.
+        state: Where the stream continues, as the datasets package has it.
+        whole: Whether there are no more records.
+    """
+
+    files: int = 0
+    records: int = 0
+    characters: int = 0
+    state: Any = None
+    whole: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> _Copied:
+        path = folder / _RECORD
+        try:
+            raw = fsio.read_plain(path, _LONGEST_RECORD)
+        except FileNotFoundError:
+            return cls()
+        return cls(**strictjson.parse(raw, origin=str(path), error=CorruptError))
+
+    def write(self, folder: Path) -> None:
+        """Record it, durably."""
+        fsio.settle(folder)
+        fsio.write_json(folder / _RECORD, asdict(self))
+
+
+def _name(number: int) -> str:
+    return f"documents-{number:05}.jsonl.gz"
 
 
 def is_hub(source: str) -> bool:

@@ -13,7 +13,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,7 +58,8 @@ class Text:
         encoding: Encoding of text files; records are always UTF-8.
         text_field: Field of a record that contains the text.
         origin: Hash of the sources' absolute paths; None for a stream.
-        downloads: Datasets of the Hub by the file that each is copied to when the text is first read.
+        downloads: Datasets of the Hub, by the folder among `files` that each is copied to when the text is
+            first read, and whose files then replace it.
         on_bytes: Called with stage, bytes read, and total bytes.
     """
 
@@ -80,7 +81,7 @@ class Text:
 
     def stamp(self) -> str | None:
         """Return a hash of the files' paths, sizes and times; None if a change could go unnoticed."""
-        files = [entry for entry in self._seen if Path(entry[0]) not in self.downloads]
+        files = [entry for entry in self._seen if not self._is_copy(Path(entry[0]))]
         newest = max((max(entry[2:4]) for entry in files), default=0)
         if self.origin is None or newest > (time.time() - _SETTLED_SECONDS) * 1e9:
             return None
@@ -148,22 +149,29 @@ class Text:
         self.require_unchanged()
 
     def _download(self) -> None:
-        missing = [path for path in self.downloads if not path.exists()]
-        for path in missing:
-            self.downloads[path].copy(path.parent, self.text_field, self.on_bytes)
-        if missing:
-            self._seen = self._stat()
-            self.size = sum(entry[1] for entry in self._seen)
+        if self.downloads.keys().isdisjoint(self.files):
+            return
+        found: list[tuple[Path, str]] = []
+        for path, name in zip(self.files, self.names, strict=True):
+            dataset = self.downloads.get(path)
+            copies = dataset.copy(path, self.text_field, self.on_bytes) if dataset else [path]
+            found += ((copy, name) for copy in copies)
+        self.files, self.names = tuple(path for path, _ in found), tuple(name for _, name in found)
+        self._seen = self._stat()
+        self.size = sum(entry[1] for entry in self._seen)
+
+    def _is_copy(self, path: Path) -> bool:
+        return path in self.downloads or path.parent in self.downloads
 
     def _stat(self) -> list[tuple[str, int, int, int, int]]:
         seen = []
         for path in self.files:
+            if path in self.downloads:
+                seen.append((str(path), 0, 0, 0, 0))
+                continue
             try:
                 s = path.stat()
             except FileNotFoundError:
-                if path in self.downloads:
-                    seen.append((str(path), 0, 0, 0, 0))
-                    continue
                 raise changed(str(path)) from None
             except OSError as e:
                 raise ResourceError(f"cannot read '{path}'", why=e.strerror or str(e)) from e
@@ -203,14 +211,15 @@ def find(
         streamed = False
         for one in given:
             if hub.is_hub(one):
-                copy = stack.enter_context(_scratch(root)) / hub.COPY
-                downloads[copy] = hub.find(one)
-                files.append(copy)
+                found = hub.find(one)
+                folder = stack.enter_context(found.folder(root, text_field))
+                downloads[folder] = found
+                files.append(folder)
                 names.append(one)
                 continue
-            found, stream = _locate(one, root, stack, on_bytes)
-            files += found
-            names += [stream] if stream else map(str, found)
+            located, stream = _locate(one, root, stack, on_bytes)
+            files += located
+            names += [stream] if stream else map(str, located)
             streamed = streamed or bool(stream)
         paths = strictjson.canonical(
             [one if one in NAMED or hub.is_hub(one) else os.path.abspath(one) for one in given]
@@ -308,11 +317,6 @@ def _folder(path: Path) -> list[Path]:
     return files
 
 
-def _scratch(root: Path) -> AbstractContextManager[Path]:
-    fsio.make_dir(root)
-    return fsio.scratch(root)
-
-
 def _copy_stream(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_bytes: OnBytes | None) -> Path:
     """Copy a stream to disk, since text is read more than once."""
     total = _length(stream)
@@ -331,7 +335,8 @@ def _copy_stream(stream: BinaryIO, name: str, root: Path, stack: ExitStack, on_b
                 on_bytes("receiving", done, total)
             yield data
 
-    path = stack.enter_context(_scratch(root)) / "text"
+    fsio.make_dir(root)
+    path = stack.enter_context(fsio.scratch(root)) / "text"
     with fsio.guard(path, "write"):
         fsio.create(path, chunks())
     return path

@@ -19,7 +19,7 @@ from quill.data import shards
 from quill.data.encode import Position
 from quill.data.named_sources import OnBytes
 from quill.data.shards import Written
-from quill.errors import CorruptError, InputError, QuillError
+from quill.errors import QuillError
 
 _RECORD = "shards.json"
 _LONGEST_RECORD = 1 << 24
@@ -105,10 +105,7 @@ class Unfinished:
 
 @contextmanager
 def resumed(root: Path, key: str, on_bytes: OnBytes) -> Iterator[Unfinished]:
-    """Open the shards of a dataset that is being prepared; deleted at the end of the context.
-
-    An interruption or a disk that fails leaves them. An error in the text deletes them: it has to change, and
-    they are of the old one.
+    """Open the shards of a dataset that is being prepared, in a `lasting` folder.
 
     Args:
         root: The data root.
@@ -116,13 +113,5 @@ def resumed(root: Path, key: str, on_bytes: OnBytes) -> Iterator[Unfinished]:
         on_bytes: Called with "verifying", the bytes done, and the total.
     """
     made_of = [key, shards.SHARD_BYTES, __version__, _SCHEMA]
-    with fsio.lasting(root, hashlib.sha256(strictjson.canonical(made_of)).hexdigest()) as folder:
-        keep = False
-        try:
-            yield Unfinished(folder, on_bytes)
-        except BaseException as e:
-            keep = not isinstance(e, InputError | CorruptError) and (folder / _RECORD).exists()
-            raise
-        finally:
-            if not keep:
-                fsio.delete(folder)
+    with fsio.lasting(root, hashlib.sha256(strictjson.canonical(made_of)).hexdigest(), _RECORD) as folder:
+        yield Unfinished(folder, on_bytes)

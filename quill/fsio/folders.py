@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from quill.errors import CorruptError, RefusedError, ResourceError
+from quill.errors import CorruptError, InputError, RefusedError, ResourceError
 from quill.fsio import layers
 from quill.fsio.failures import guard, upwards
 from quill.fsio.locking import lock_folder
@@ -57,15 +57,17 @@ def scratch(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def lasting(parent: Path, key: str) -> Iterator[Path]:
+def lasting(parent: Path, key: str, record: str) -> Iterator[Path]:
     """Create a folder for work that a later process can resume, or open the one that was left.
 
-    The caller deletes it when the work is done. `quill gc` removes one that nothing uses any more. While
-    another process works in it, this is a `scratch` folder.
+    It is deleted at the end of the context, also after an error in the input, which has to change; after any
+    other error it stays if there is something to resume. `quill gc` removes one that nothing uses any more.
+    While another process works in it, this is a `scratch` folder.
 
     Args:
         parent: The folder to create it in; it exists.
         key: At least 12 hex digits that stand for the work.
+        record: The file in it that says what is done; without it there is nothing to resume.
     """
     folder = parent / f"{TEMPORARY}0-{key[:12]}"
     while True:
@@ -83,9 +85,15 @@ def lasting(parent: Path, key: str) -> Iterator[Path]:
         if fd is None or (folder.is_dir() and os.path.samestat(os.fstat(fd), os.stat(folder))):
             break
         os.close(fd)
+    keep = False
     try:
         yield folder
+    except BaseException as e:
+        keep = not isinstance(e, InputError | CorruptError) and (folder / record).exists()
+        raise
     finally:
+        if not keep:
+            delete(folder)
         if fd is not None:
             os.close(fd)
 

@@ -11,15 +11,41 @@ from typing import Any
 
 import pytest
 
+from quill import fsio
 from quill.config.settings import DataConfig
-from quill.data import merge, resolve, sources
+from quill.data import encode, hub, merge, resolve, sources
 from quill.data.prepare import prepare
 from quill.errors import InputError, NotFoundError, QuillError, ResourceError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-RECORDS = [{"id": i, "text": f"{i} bells and the tide is in.\r\n", "none": None} for i in range(200)]
+RECORDS: list[dict[str, Any]] = [
+    {"id": i, "text": f"{i} bells and the tide is in.\r\n", "none": None} for i in range(200)
+]
 
 Config = Callable[..., DataConfig]
+
+
+class Stream:
+    """The records of a Hub in memory, as the datasets package streams them."""
+
+    def __init__(self, server: Hub) -> None:
+        self.server = server
+        self.at = 0
+        self.info = SimpleNamespace(splits={"train": SimpleNamespace(num_examples=len(server.records))})
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while self.at < len(self.server.records):
+            if self.at == self.server.breaks_at:
+                raise ConnectionError("reset")
+            self.server.given += 1
+            self.at += 1
+            yield self.server.records[self.at - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
 
 
 class Hub:
@@ -30,6 +56,8 @@ class Hub:
         self.asked: list[tuple[str, str | None]] = []
         self.loaded: list[dict[str, Any]] = []
         self.failure: Exception | None = None
+        self.breaks_at = -1
+        self.given = 0
 
     def dataset_info(self, name: str, revision: str | None = None) -> SimpleNamespace:
         self.asked.append((name, revision))
@@ -37,9 +65,9 @@ class Hub:
             raise self.failure
         return SimpleNamespace(sha=COMMIT)
 
-    def load_dataset(self, path: str, **settings: Any) -> Iterator[dict[str, Any]]:
+    def load_dataset(self, path: str, **settings: Any) -> Stream:
         self.loaded.append({"path": path, **settings})
-        return iter(self.records)
+        return Stream(self)
 
 
 @pytest.fixture
@@ -161,11 +189,13 @@ def test_fields_are_named_if_the_text_is_elsewhere(server: Hub, data: Path) -> N
         "record 1: the field 'id' is not" in refusal("hf:org/tides", data, InputError, text_field="id").what
     )
     assert read("hf:org/tides", data, text_field="none") == []
+    assert list(data.iterdir()) == []
 
 
 def _error(name: str, base: type[Exception] = Exception) -> Exception:
     """An error of a class that a package declares, by its name."""
-    return type(name, (base,), {})("words of the package\nand more")
+    error: Exception = type(name, (base,), {})("words of the package\nand more")
+    return error
 
 
 @pytest.mark.parametrize(
@@ -191,20 +221,94 @@ def test_failures_of_the_hub_are_plain(
     assert error.hint
 
 
-def test_a_network_that_fails_half_way_leaves_nothing(server: Hub, data: Path, config: Config) -> None:
-    def records() -> Iterator[dict[str, Any]]:
-        yield from RECORDS
-        raise ConnectionError("reset")
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of files of two members of 100 characters."""
+    monkeypatch.setattr(hub, "_MEMBER", 100)
+    monkeypatch.setattr(hub, "_MEMBERS", 2)
 
-    server.records = records()  # type: ignore[assignment]
-    with pytest.raises(ResourceError, match="reset"):
-        prepare(config("hf:org/tides"), data)
-    assert [p.name for p in data.iterdir() if not p.name.startswith(".")] == []
+
+@pytest.mark.usefixtures("small")
+def test_a_download_that_breaks_is_resumed(server: Hub, data: Path, config: Config) -> None:
+    whole = prepare(config("hf:org/tides"), data.parent / "whole")
+    server.given = 0
+    for server.breaks_at in (7, 60, 61, 150):
+        with pytest.raises(ResourceError, match="reset"):
+            prepare(config("hf:org/tides"), data)
+        assert [p.name for p in data.iterdir() if not p.name.startswith(".")] == []
+    server.breaks_at = -1
+    dataset = prepare(config("hf:org/tides"), data)
+    # What is complete is not streamed again: at most one file is, each time.
+    assert 200 < server.given < 200 + 4 * 12
+    assert dataset.manifest["files"] == whole.manifest["files"]
+    assert list(data.glob(".tmp*")) == []
+
+
+@pytest.mark.usefixtures("small")
+def test_a_copy_that_is_complete_outlives_an_interruption(
+    server: Hub, data: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encode, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config("hf:org/tides"), data)
+    prepare(config("hf:org/tides"), data)
+    assert (len(server.loaded), server.given) == (1, 200)
+
+
+@pytest.mark.usefixtures("small")
+def test_progress_estimates_the_total_by_the_number_of_records(server: Hub, data: Path) -> None:
+    seen: list[tuple[int, int | None]] = []
+
+    def note(stage: str, done: int, total: int | None) -> None:
+        if stage == "downloading":
+            seen.append((done, total))
+
+    with sources.find("hf:org/tides", data, on_bytes=note) as text:
+        list(text.chunks("reading"))
+    characters = sum(len(r["text"]) for r in RECORDS)
+    assert seen[-1] == (characters, characters)
+    assert all(total is not None and done <= total for done, total in seen)
+    assert seen[0][1] == pytest.approx(characters, rel=0.1)
 
 
 def test_without_the_package_the_hint_installs_it(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert refusal("hf:org/tides", data, InputError).hint == "pip install 'quill-gpt[hub]'"
+
+
+@pytest.mark.usefixtures("small")
+def test_the_real_package_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    repository = tmp_path / "tides"
+    repository.mkdir()
+    for number in range(3):
+        lines = "".join(json.dumps(record) + "\n" for record in RECORDS[number::3])
+        (repository / f"train-{number}.jsonl").write_text(lines)
+    found = hub.find(f"hf:{repository}")
+    folders = [tmp_path / "at-once", tmp_path / "resumed"]
+    for folder in folders:
+        folder.mkdir()
+    found.copy(folders[0], "text", None)
+    original = fsio.create
+    for place in (3, 1, 2):
+        calls = iter([*range(place), None])
+
+        def create(path: Path, chunks: Any, calls: Any = calls) -> str:
+            if next(calls) is None:
+                raise KeyboardInterrupt
+            return original(path, chunks)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fsio, "create", create)
+            with pytest.raises(KeyboardInterrupt):
+                found.copy(folders[1], "text", None)
+    contents = [[path.read_bytes() for path in found.copy(f, "text", None)] for f in folders]
+    assert contents[0] == contents[1]
+    assert len(contents[0]) > 10
 
 
 def test_the_real_package_streams_a_folder(data: Path, tmp_path: Path, config: Config) -> None:
@@ -218,6 +322,7 @@ def test_the_real_package_streams_a_folder(data: Path, tmp_path: Path, config: C
     dataset = prepare(config(f"hf:{repository}"), data)
     assert dataset.manifest["source"]["documents"] == 200
     assert dataset.stamp is None
+    assert list(data.glob(".tmp*")) == []
     assert "Available" in refusal(f"hf:{repository}::nonesuch", data, InputError).why
     assert "Available" in refusal(f"hf:{repository}:nonesuch", data, InputError).why
     assert refusal("hf:./nonesuch", data, NotFoundError).exit_code == 3
