@@ -88,7 +88,8 @@ def prepare(
         registry: The registry whose datasets are used.
         force: Rebuild even if the dataset is up to date.
         workers: Number of threads that encode; one per processor if None.
-        shard: Prepare only the second of eight shards of the text, for (2, 8), as the dataset NAME-2-of-8.
+        shard: Prepare only the second of eight shards of the text, for (2, 8), as the dataset NAME-2-of-8;
+            `merge` makes them one.
         observer: Called with progress and notices.
         **settings: Fields of DataConfig, such as tokenizer="bpe", vocab_size=4096.
 
@@ -105,6 +106,35 @@ def prepare(
     return preparing.prepare(
         config, root, name=name, force=force, workers=workers, observer=observer, shard=shard
     )
+
+
+def merge(
+    name: str,
+    *,
+    registry: StrPath | None = None,
+    force: bool = False,
+    observer: preparing.Observer | None = None,
+) -> Dataset:
+    """Merge all shards of a text into the dataset that a single call would have prepared, and remove them.
+
+    Args:
+        name: The name that the shards were prepared for, which the dataset gets.
+        registry: The registry whose datasets are used.
+        force: Replace another dataset of that name.
+        observer: Called with progress.
+
+    Raises:
+        InputError: Shards are missing, or are of different texts, settings or versions of quill.
+        NotFoundError: There are no shards.
+        CorruptError: A file of one is damaged.
+        RefusedError: The name belongs to another dataset.
+    """
+    from quill.data import merge as merging
+    from quill.data import prepare as preparing
+    from quill.data.store import locate
+
+    root = locate(_registry(registry).root)
+    return merging.merge(name, root, force=force, on_bytes=preparing.reporter(observer))
 
 
 @keywords.documented(SECTIONS)

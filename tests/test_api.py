@@ -70,15 +70,23 @@ def test_keywords_are_the_fields_of_the_settings(
 
 
 def test_it_takes_every_argument_of_the_library() -> None:
+    from quill.data.merge import merge
     from quill.data.prepare import prepare
     from quill.formats.exporting import export
     from quill.formats.importing import import_model
     from quill.training.run import train
 
-    renamed = {"format_name": "format", "version": "reference", "root": "registry", "data_root": "registry"}
+    renamed = {
+        "format_name": "format",
+        "version": "reference",
+        "root": "registry",
+        "data_root": "registry",
+        "on_bytes": "observer",
+    }
     for ours, theirs in (
         (quill.train, train),
         (quill.prepare, prepare),
+        (quill.merge, merge),
         (quill.export, export),
         (quill.import_model, import_model),
     ):
@@ -177,6 +185,24 @@ def test_text_is_prepared_and_a_model_trained_from_a_dict(tmp_path: Path, tiny_t
     assert compared.settings == {"train.max_iters": (2, 4), "train.seed": (1337, 7)}
     assert compared.figures["steps"] == (2, 4)
     assert "train.seed" in compared._repr_html_()
+
+
+def test_shards_are_merged(tmp_path: Path, tiny_text: str) -> None:
+    text = tmp_path / "tide.txt"
+    text.write_text(tiny_text)
+    root = tmp_path / "weights"
+    whole = quill.prepare(str(text), name="whole", registry=root)
+    with pytest.raises(NotFoundError, match="no shards of 'tide'"):
+        quill.merge("tide", registry=root)
+    quill.prepare(str(text), name="tide", registry=root, shard=(2, 2))
+    with pytest.raises(InputError, match="1 of the 2 shards"):
+        quill.merge("tide", registry=root)
+    quill.prepare(str(text), name="tide", registry=root, shard=(1, 2))
+    seen: list[Any] = []
+    merged = quill.merge("tide", registry=root, observer=seen.append)
+    assert merged.path == tmp_path / "data" / "tide"
+    assert merged.manifest["files"] == whole.manifest["files"]
+    assert "merging" in {event.stage for event in seen}
 
 
 def test_a_name_in_configs_is_a_config_and_another_is_data(
