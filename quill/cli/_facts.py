@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _UNITS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
@@ -129,3 +129,11 @@ def progress(row: Any) -> str:
         of = f"/{row['max_iters']:,}" if row.get("max_iters") else ""
         return f"{row['state']}, step {row['step']:,}{of}"
     return str(row["state"])
+
+
+def dropped(found: Mapping[str, int] | None) -> str:
+    """The duplicates that a dataset leaves out, as `Dataset.duplicates`; empty if none were sought."""
+    if not found:
+        return ""
+    documents = f"{found['documents']:,} document{'s' if found['documents'] != 1 else ''}"
+    return f"{found['exact']:,} exact and {found['near']:,} near duplicates of {documents}"

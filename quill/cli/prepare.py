@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from quill.cli import options
+from quill.cli import _facts, options
 from quill.cli.options import Session
 from quill.cli.output import Output
 from quill.config.settings import DataConfig
@@ -143,7 +143,8 @@ def watch(output: Output) -> Iterator[Observer]:
 def describe(dataset: Dataset) -> str:
     """A dataset in one line: its tokens, its vocabulary, and where it is."""
     kind, width = dataset.manifest["tokenizer"]["kind"], dataset.manifest["tokenizer"]["vocab_size"]
+    dropped = f", without {_facts.dropped(dataset.duplicates)}" if dataset.duplicates else ""
     return (
         f"{dataset.count('train'):,} tokens for training, {dataset.count('val'):,} for validation, "
-        f"{kind} vocabulary of {width:,}, in {dataset.path}"
+        f"{kind} vocabulary of {width:,}{dropped}, in {dataset.path}"
     )

@@ -29,6 +29,7 @@ class TextSettings(TypedDict, total=False):
     val_fraction: float
     text_field: str
     encoding: str
+    dedup: Literal["exact", "near"] | None
 
 
 class RunSettings(TypedDict, total=False):
@@ -42,6 +43,7 @@ class RunSettings(TypedDict, total=False):
     val_fraction: float
     text_field: str
     encoding: str
+    dedup: Literal["exact", "near"] | None
     block: str
     n_layer: int
     n_head: int

@@ -90,6 +90,11 @@ class DataConfig(Section):
         "text", "Field of a JSON Lines record, or column of a Parquet file, that contains the text."
     )
     encoding: str = setting("utf-8", "Character encoding of the text files.")
+    dedup: Literal["exact", "near"] | None = setting(
+        None,
+        "Drop documents that repeat an earlier one: exact (equal but for case and spaces), or near (also "
+        "those that differ in a few words).",
+    )
 
     @field_validator("tokenizer")
     @classmethod

@@ -47,6 +47,7 @@ _FLAGS = {
     "val_fraction": 0.1,
     "encoding": "utf-8",
     "text_field": "text",
+    "dedup": None,
     "shard": None,
 }
 
@@ -112,6 +113,12 @@ class Dataset:
     def settings(self) -> dict[str, Any]:
         """The settings it was prepared with, by their names in DataConfig."""
         return dict(self.manifest["settings"])
+
+    @property
+    def duplicates(self) -> dict[str, int]:
+        """Counts of the text's documents, and of those dropped, exact and near; empty if none were sought."""
+        found: dict[str, int] = self.manifest["source"].get("duplicates", {})
+        return found
 
     @property
     def origin(self) -> str | None:
@@ -383,6 +390,7 @@ def _validate(path: Path, manifest: Any) -> None:
             and all(type(source[of]) is int and source[of] >= 0 for of in ("bytes", "documents"))
             and isinstance(source["given"], list)
             and all(isinstance(given, str) for given in source["given"])
+            and all(type(n) is int for n in source.get("duplicates", {}).values())
             and isinstance(settings["tokenizer"], str)
             and type(settings["val_fraction"]) in (int, float)
             and isinstance(tokenizer["kind"], str)

@@ -27,6 +27,8 @@ _KEYED = ("tokenizer", "vocab_size", "vocabulary", "val_fraction")
 _GIVEN = "tokenizer_sha256"
 # Recorded if characters were skipped.
 _UNKNOWN = "unknown"
+# Recorded if documents were left out; the text's own hash covers which.
+_DEDUP = "dedup"
 # Recorded for a shard of a text, such as "2/8".
 SHARD = "shard"
 
@@ -53,6 +55,8 @@ def settings_of(config: DataConfig, tokenizer: base.Tokenizer | None) -> dict[st
         tokenizer: The tokenizer to encode with, if it exists already.
     """
     settings = {k: getattr(config, k) for k in _SETTINGS}
+    if config.dedup:
+        settings[_DEDUP] = config.dedup
     if tokenizer is not None:
         settings["tokenizer"] = tokenizer.kind
         if tokenizer.learns == "text":
@@ -78,9 +82,9 @@ def difference(dataset: Dataset, settings: Mapping[str, Any]) -> str:
     """Describe the settings in which an existing dataset differs from a new one; empty if in none."""
     was = dataset.settings
     return ", ".join(
-        f"its {k} is {_plain(was.get(k))}, not {_plain(settings[k])}"
-        for k in _SETTINGS
-        if was.get(k) != settings[k]
+        f"its {k} is {_plain(was.get(k))}, not {_plain(settings.get(k))}"
+        for k in (*_SETTINGS, _DEDUP)
+        if was.get(k) != settings.get(k)
     )
 
 
@@ -111,6 +115,8 @@ def conflicts(
     default = DataConfig.model_fields["val_fraction"].default
     if config.val_fraction not in (default, was["val_fraction"]):
         found["val_fraction"] = (was["val_fraction"], config.val_fraction)
+    if config.dedup not in (None, was.get(_DEDUP)):
+        found[_DEDUP] = (was.get(_DEDUP), config.dedup)
     return found
 
 

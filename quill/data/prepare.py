@@ -8,14 +8,25 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from quill import fsio, naming, strictjson
 from quill.config.settings import DataConfig
-from quill.data import encode, locks, matching, named_sources, shards, sources, store, survey, unfinished
+from quill.data import (
+    duplicates,
+    encode,
+    locks,
+    matching,
+    named_sources,
+    shards,
+    sources,
+    store,
+    survey,
+    unfinished,
+)
 from quill.data.dataset import SPLITS, TOKENIZER, Dataset
 from quill.data.named_sources import NAMED, OnBytes
 from quill.data.unfinished import Unfinished
@@ -32,7 +43,7 @@ class Progress:
     """How far a stage is.
 
     Attributes:
-        stage: receiving, downloading, verifying, reading, learning or encoding.
+        stage: receiving, downloading, verifying, comparing, reading, learning or encoding.
         done_bytes: Bytes of the source read so far.
         total_bytes: Bytes in total, where that is known.
     """
@@ -99,18 +110,21 @@ def prepare(
     for source in [config.source] if isinstance(config.source, str) else config.source:
         if source in NAMED:
             _restore(source, root)
-    with sources.find(
-        config.source,
-        root,
-        encoding=config.encoding,
-        text_field=config.text_field,
-        on_bytes=reporter(observer),
-    ) as text:
+    with (
+        sources.find(
+            config.source,
+            root,
+            encoding=config.encoding,
+            text_field=config.text_field,
+            on_bytes=reporter(observer),
+        ) as text,
+        ExitStack() as stack,
+    ):
         preparation = _Preparation(
-            text, settings, root, workers, observer, tokenizer, config.unknown or "error", shard
+            text, settings, root, workers, observer, tokenizer, config.unknown or "error", shard, stack
         )
-        with locks.shared(root / (name or text.label)):
-            return preparation.run(name, force=force)
+        stack.enter_context(locks.shared(root / (name or text.label)))
+        return preparation.run(name, force=force)
 
 
 def _suffix(shard: tuple[int, int] | None) -> str:
@@ -158,6 +172,7 @@ class _Preparation:
         tokenizer: base.Tokenizer | None,
         unknown: Literal["add", "skip", "error"],
         shard: tuple[int, int] | None,
+        stack: ExitStack,
     ) -> None:
         self.text = text
         self.settings = settings
@@ -169,6 +184,8 @@ class _Preparation:
         self.unknown = unknown
         self.skipped = ""
         self.shard = shard
+        self.stack = stack
+        self.dropped: dict[str, Any] = {}
 
     def run(self, name: str | None, *, force: bool) -> Dataset:
         """Find the dataset, or make it under the first name that is free."""
@@ -177,6 +194,7 @@ class _Preparation:
         surveyed = None
         same = next((d for d in known if self._is_stamped(d, stamp) and self._is_intact(d)), None)
         if same is None:
+            self._drop_duplicates()
             surveyed = self._survey()
             self._handle_unknown(surveyed)
             key = matching.key_of(self.settings, surveyed.sha256, surveyed.layout)
@@ -208,8 +226,25 @@ class _Preparation:
             if self.shard:
                 facts["whole"] = self._key_of_whole(same, surveyed)
             facts["source"] |= {"whence": self.text.origin, "stamp": stamp, **self.text.facts()}
+            if surveyed:
+                facts["source"].pop("duplicates", None)  # Of another text that came to the same.
+                facts["source"] |= self.dropped
             store.write_manifest(staged, key, self.settings, facts)
         return Dataset.open(target)
+
+    def _drop_duplicates(self) -> None:
+        """Find the documents that repeat another one, and leave them out of every further reading."""
+        how = self.settings.get("dedup")
+        if how is None:
+            return
+        finding = duplicates.found(self.text, self.root, how, self.workers, reporter(self.observer))
+        found = self.stack.enter_context(finding)
+        self.text.dropped = found
+        self.dropped["duplicates"] = {"documents": found.documents, "exact": found.exact, "near": found.near}
+        if found.documents == 1 and self.observer:
+            self.observer(
+                Notice("there are no duplicates: the text is one document, as each plain text file is")
+            )
 
     def _key_of_whole(self, same: Dataset | None, surveyed: survey.Survey | None) -> str:
         """Return the key of the dataset that a shard belongs to."""

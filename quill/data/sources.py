@@ -12,7 +12,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +61,7 @@ class Text:
         downloads: Datasets of the Hub, by the folder among `files` that each is copied to when the text is
             first read, and whose files then replace it.
         on_bytes: Called with stage, bytes read, and total bytes.
+        dropped: Numbers of the documents that are left out, from 0.
     """
 
     label: str
@@ -72,6 +73,7 @@ class Text:
     origin: str | None = None
     downloads: Mapping[Path, hub.Repository] = field(default_factory=dict)
     on_bytes: OnBytes | None = None
+    dropped: Container[int] = ()
     size: int = field(init=False)
     _seen: list[tuple[str, int, int, int, int]] = field(init=False)
 
@@ -122,12 +124,14 @@ class Text:
         """
         self._download()
         chunk = Chunk([""])
-        length = 0
+        length = number = done = 0
         first = True
-        done = 0
         for path, name, entry in zip(self.files, self.names, self._seen, strict=True):
             read = documents.read(path, name=name, encoding=self.encoding, text_field=self.text_field)
             for begins, text, data, position in read:
+                number += begins and not first
+                if number in self.dropped:
+                    continue
                 alone = chunk == [""]
                 if begins and not first:
                     chunk.append(text)

@@ -30,7 +30,7 @@ Resume = Literal["auto", "never", "must"]
 # computes, what it logs, keeps and measures, and where the text was read from (the text has a key).
 _FREE = frozenset({
     "name", "$schema", "schema_version", "data.source", "data.encoding", "data.text_field",
-    "train.device", "train.dtype", "train.compile", "train.keep_states", "train.log_interval",
+    "data.dedup", "train.device", "train.dtype", "train.compile", "train.keep_states", "train.log_interval",
     "train.eval_interval", "train.patience", "train.calibrate", "train.sample_every",
     "train.micro_batch_size", "train.gradient_checkpointing", "train.sharding",
 })  # fmt: skip

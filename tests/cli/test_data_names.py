@@ -88,3 +88,12 @@ def test_datasets_are_removed_together_with_models(prepared, registry, publish, 
 def test_f13_names_that_are_no_datasets(name, prepared, capsys):
     for command in (["show", name], ["rm", name, "-y"]):
         assert run(capsys, *command)[0] in (2, 3)
+
+
+def test_dropped_duplicates_are_counted(tmp_path, registry, capsys):
+    text = tmp_path / "sea.jsonl"
+    text.write_text('{"text": "a bell at sea"}\n' * 3 + '{"text": "and a light"}\n')
+    main(["prepare", str(text), f"--registry={registry.root}", "--dedup", "exact"])
+    assert "without 2 exact and 0 near duplicates of 4 documents, in" in capsys.readouterr().err
+    main(["show", "data:sea", f"--registry={registry.root}"])
+    assert "dropped      2 exact and 0 near duplicates of 4 documents\n" in capsys.readouterr().out
