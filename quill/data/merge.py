@@ -2,15 +2,21 @@
 
 A shard is a dataset, NAME-2-of-8, of the ids that the whole has there, so put together they are those of the
 whole. Only the places where files are cut differ, and merging cuts them where the whole would be cut.
+
+The tasks of a datatrove pipeline each write a shard of documents that no other task sees. These are joined by
+what separates documents, and the key of the whole is made of theirs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from quill import fsio, naming
 from quill.data import locks, matching, remove, shards, store
@@ -45,7 +51,8 @@ def merge(name: str, root: Path, *, force: bool = False, on_bytes: OnBytes | Non
     names = [dataset.name for dataset in found]
     _check_alike(name, found)
     settings = {k: v for k, v in found[0].settings.items() if k != matching.SHARD}
-    wanted = matching.Wanted(found[0].manifest["whole"], settings, found[0].origin)
+    key = found[0].manifest["whole"] or _hash(dataset.key for dataset in found)
+    wanted = matching.Wanted(key, settings, found[0].origin)
     _, there = matching.choose(root, [name], wanted, force=force, on_bytes=on_bytes)
     target = root / name
     if not there or there.key != wanted.key or force:
@@ -124,10 +131,19 @@ def _write(staged: Path, found: Sequence[Dataset], on_bytes: OnBytes | None) -> 
         dataset.verify(on_bytes, again=False)
     done = 0
 
+    first = found[0].manifest
+    separator = [] if first["whole"] else _separator(found[0])
+    joins = dict.fromkeys(SPLITS, 0)
+
     def ids(split: Split) -> Iterator[Ids]:
         nonlocal done
+        there = False
         for dataset in found:
             tokens = dataset.split(split)
+            if separator and there and len(tokens):
+                joins[split] += 1
+                yield np.array(separator, tokens.dtype)
+            there = there or len(tokens) > 0
             for at in range(0, len(tokens), _STEP):
                 read = tokens[at : at + _STEP]
                 done += read.nbytes
@@ -135,21 +151,42 @@ def _write(staged: Path, found: Sequence[Dataset], on_bytes: OnBytes | None) -> 
                     on_bytes("merging", done, total)
                 yield read
 
-    first = found[0].manifest
     files: dict[str, dict[str, Any]] = {}
     splits: dict[str, dict[str, int]] = {}
     for split in SPLITS:
         written = shards.write(staged, staged, split, ids(split))
         files |= {name: {"bytes": w.bytes, "sha256": w.sha256} for name, w in written.items()}
-        facts = first["splits"][split]
-        splits[split] = {of: sum(d.manifest["splits"][split][of] for d in found) for of in facts}
+        splits[split] = {
+            of: sum(d.manifest["splits"][split][of] for d in found) + joins[split]
+            for of in first["splits"][split]
+        } | {"tokens": sum(w.tokens for w in written.values())}
     fsio.create(staged / TOKENIZER, [fsio.read_plain(found[0].path / TOKENIZER, 1 << 30)])
     files[TOKENIZER] = first["files"][TOKENIZER]
-    stamps = {d.stamp for d in found}
     return {
-        "source": {**first["source"], "stamp": found[0].stamp if len(stamps) == 1 else None},
+        "source": _source(found),
         "tokenizer": first["tokenizer"],
         "dtype": first["dtype"],
         "splits": splits,
         "files": files,
     }
+
+
+def _separator(dataset: Dataset) -> list[int]:
+    """Return the ids that stand between two documents."""
+    tokenizer = dataset.tokenizer
+    return tokenizer.encode("\n") if tokenizer.eot_id is None else [tokenizer.eot_id]
+
+
+def _source(found: Sequence[Dataset]) -> dict[str, Any]:
+    """Return the manifest's facts about the text of the whole."""
+    first, stamps = found[0].manifest, {d.stamp for d in found}
+    sources = [d.manifest["source"] for d in found]
+    if first["whole"]:
+        return {**sources[0], "stamp": found[0].stamp if len(stamps) == 1 else None}
+    counts = {of: sum(source[of] for source in sources) for of in ("documents", "bytes")}
+    sha256 = _hash(source["sha256"] for source in sources)
+    return {**counts, "sha256": sha256, "given": [], "whence": None, "stamp": None}
+
+
+def _hash(hashes: Iterable[str]) -> str:
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()

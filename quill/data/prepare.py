@@ -73,6 +73,7 @@ def prepare(
     observer: Observer | None = None,
     tokenizer: base.Tokenizer | None = None,
     shard: tuple[int, int] | None = None,
+    apart: bool = False,
 ) -> Dataset:
     """Prepare a dataset, unless it exists.
 
@@ -87,6 +88,7 @@ def prepare(
         tokenizer: The tokenizer to encode with, such as a model's; None: made as the settings say.
         shard: Prepare only the second of eight shards of the text, for (2, 8), as the dataset NAME-2-of-8;
             see `merge`.
+        apart: The source is the text of this shard alone, which may be empty; other shards have others.
 
     Returns:
         The dataset, new or not.
@@ -121,7 +123,7 @@ def prepare(
         ExitStack() as stack,
     ):
         preparation = _Preparation(
-            text, settings, root, workers, observer, tokenizer, config.unknown or "error", shard, stack
+            text, settings, root, workers, observer, tokenizer, config.unknown or "error", shard, apart, stack
         )
         stack.enter_context(locks.shared(root / (name or text.label)))
         return preparation.run(name, force=force)
@@ -172,6 +174,7 @@ class _Preparation:
         tokenizer: base.Tokenizer | None,
         unknown: Literal["add", "skip", "error"],
         shard: tuple[int, int] | None,
+        apart: bool,
         stack: ExitStack,
     ) -> None:
         self.text = text
@@ -184,6 +187,7 @@ class _Preparation:
         self.unknown = unknown
         self.skipped = ""
         self.shard = shard
+        self.apart = apart
         self.stack = stack
         self.dropped: dict[str, Any] = {}
 
@@ -246,8 +250,10 @@ class _Preparation:
                 Notice("there are no duplicates: the text is one document, as each plain text file is")
             )
 
-    def _key_of_whole(self, same: Dataset | None, surveyed: survey.Survey | None) -> str:
-        """Return the key of the dataset that a shard belongs to."""
+    def _key_of_whole(self, same: Dataset | None, surveyed: survey.Survey | None) -> str | None:
+        """Return the key of the dataset that a shard belongs to, if the whole text is known."""
+        if self.apart:
+            return None
         if surveyed is None:
             assert same is not None
             return str(same.manifest["whole"])
@@ -270,7 +276,7 @@ class _Preparation:
         # A byte-pair token is about four bytes of text.
         needed = surveyed.characters if tokenizer.learns == "characters" else surveyed.bytes // 4
         done = sum(w.bytes for split in SPLITS for w in work.shards(split)) if work else 0
-        of = self.shard[1] if self.shard else 1
+        of = self.shard[1] if self.shard and not self.apart else 1
         fsio.require_space(staged, needed * width // of - done, "the tokens")
         at = self._cut(surveyed.characters)
         reading = encode.Reading(self.text, at, "encoding")
@@ -314,7 +320,7 @@ class _Preparation:
     ) -> tuple[dict[str, shards.Written], dict[str, int]]:
         """Encode one split; return its files by name, and its counts."""
         extent = encode.Extent(start=work.position(split) if work else encode.Position())
-        if self.shard:
+        if self.shard and not self.apart:
             number, of = self.shard
             extent.first, extent.last = (characters * n // of for n in (number - 1, number))
         arrays = encode.encode(chunks, tokenizer, workers=self.workers, extent=extent)
@@ -366,6 +372,8 @@ class _Preparation:
         """Read the text once, and refuse one that a model cannot learn from."""
         found = survey.survey(self.text, alphabet=self.kind.learns == "characters")
         n, cut = found.characters, self._cut(found.characters)
+        if self.apart:
+            return found
         if n == 0:
             fault = "is empty"
         elif found.blank:
