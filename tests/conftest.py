@@ -39,6 +39,11 @@ for _name in ("SIGHUP", "SIGTERM"):
         signal.signal(getattr(signal, _name), signal.SIG_DFL)
 
 
+# Workers share the cores, and threads that wait for each other beside busy processes spin.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 # Tests know which models there are; those of the shipped ones turn them on again.
 os.environ["QUILL_SHIPPED"] = "off"
 
