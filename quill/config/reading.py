@@ -36,7 +36,8 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
 
     Args:
         path: The file: quill's sections, or the flat form of older projects. If there is no such file, the
-            name of a config that comes with quill.
+            name of a config that comes with quill. A config without a name gets that of its file, and none
+            if it came through a pipe.
         overrides: Values by dotted path, such as {"train.batch_size": 8}; they win over the file.
 
     Raises:
@@ -46,7 +47,9 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
     path = _find(path)
     document = strictjson.read(path, most=_MOST_BYTES)
     config = parse(document, overrides, origin=str(path), folder=path.parent)
-    return config if config.name else config.model_copy(update={"name": path.stem.lower()})
+    # A pipe is named after its descriptor.
+    unnamed = not config.name and path.is_file()
+    return config.model_copy(update={"name": path.stem.lower()}) if unnamed else config
 
 
 def _find(path: Path) -> Path:

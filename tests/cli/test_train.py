@@ -94,6 +94,18 @@ def test_json_is_one_event_a_line(place, capsys):
     assert found[-1]["manifest"]["steps"] == 4
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="there is no /dev/fd here")
+def test_a_config_without_a_name_from_a_pipe_is_named_after_the_data(place, capsys):
+    read, write = os.pipe()
+    os.write(write, b'{"train": {"min_lr": 0.0001}}')
+    os.close(write)
+    try:
+        assert train(f"--config=/dev/fd/{read}", "-q") == 0
+    finally:
+        os.close(read)
+    assert capsys.readouterr().out == "tiny:v1\n"
+
+
 def test_a_config_file_and_flags_that_win(place, capsys):
     settings = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 16}
     fit = {"batch_size": 4, "max_iters": 99, "warmup_iters": 0, "device": "cpu", "dtype": "float32"}

@@ -286,6 +286,7 @@ def test_a_config_can_come_through_a_pipe() -> None:
     os.write(write, b'{"train": {"batch_size": 3}}')
     os.close(write)
     try:
-        assert reading.load(Path(f"/dev/fd/{read}")).train.batch_size == 3
+        config = reading.load(Path(f"/dev/fd/{read}"))
+        assert (config.name, config.train.batch_size) == (None, 3)
     finally:
         os.close(read)
