@@ -60,8 +60,8 @@ def command(
 ) -> None:
     """Turn text into a dataset for training.
 
-    Does nothing if the dataset is up to date. The end of the text becomes the validation split. Prints the
-    dataset's name.
+    Does nothing if the dataset is up to date. The end of the text, or some of its documents if they are many,
+    becomes the validation split. Prints the dataset's name.
     """
     if merge is None:
         dataset = _prepare(session, source or [], name, workers, shard, force=force)

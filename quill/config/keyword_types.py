@@ -27,6 +27,7 @@ class TextSettings(TypedDict, total=False):
     vocabulary: list[str] | None
     unknown: Literal["add", "skip", "error"] | None
     val_fraction: float
+    split: Literal["end", "documents"] | None
     text_field: str
     encoding: str
     dedup: Literal["exact", "near"] | None
@@ -41,6 +42,7 @@ class RunSettings(TypedDict, total=False):
     vocabulary: list[str] | None
     unknown: Literal["add", "skip", "error"] | None
     val_fraction: float
+    split: Literal["end", "documents"] | None
     text_field: str
     encoding: str
     dedup: Literal["exact", "near"] | None

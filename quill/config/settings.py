@@ -84,7 +84,12 @@ class DataConfig(Section):
         "to add.",
     )
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = setting(
-        0.1, "Fraction of the text, taken from its end, to hold out for validation."
+        0.1, "Fraction of the text, or of its documents, to hold out for validation."
+    )
+    split: Literal["end", "documents"] | None = setting(
+        None,
+        "What to hold out for validation: the end of the text, or documents chosen by a hash of their "
+        "content; defaults to documents if there are ten to hold out.",
     )
     text_field: str = setting(
         "text", "Field of a JSON Lines record, or column of a Parquet file, that contains the text."

@@ -48,6 +48,7 @@ _FLAGS = {
     "encoding": "utf-8",
     "text_field": "text",
     "dedup": None,
+    "split": None,
     "shard": None,
 }
 
@@ -267,6 +268,8 @@ class Dataset:
             return ""
         if wanted.get("vocabulary") or "tokenizer_sha256" in wanted:
             return ""
+        if self.manifest["source"]["documents"] > 1:
+            wanted.setdefault("split", "end")
         if wanted.get("tokenizer") != self.settings.get("tokenizer"):
             wanted["vocab_size"] = (settings or {}).get("vocab_size")
         suffix = f"-{self.settings['shard'].replace('/', '-of-')}" if "shard" in self.settings else ""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from quill.data import sides
 from quill.data.sources import Chunk, Text
 from quill.tokenizers.base import Tokenizer
 
@@ -67,6 +68,46 @@ class Reading:
         for chunk in self._chunks:
             self._digest.update(chunk.utf8())
             yield chunk
+
+
+class ReadingByDocument:
+    """The same for a text split by its documents: it is read once for each split.
+
+    Args:
+        text: The text.
+        share: The fraction of documents that are held out.
+        stage: What the readings are for.
+    """
+
+    def __init__(self, text: Text, share: float, stage: str) -> None:
+        self._text = text
+        self._share = share
+        self._stage = stage
+        self._found: set[str] = set()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what was read; empty if two readings differ."""
+        return "".join(self._found) if len(self._found) == 1 else ""
+
+    def first(self) -> Iterator[Chunk]:
+        """Read the documents that are not held out."""
+        return self._read((0.0, 1 - self._share), held_out=False)
+
+    def second(self) -> Iterator[Chunk]:
+        """Read those that are."""
+        return self._read((1 - self._share, 1.0), held_out=True)
+
+    def _read(self, span: tuple[float, float], *, held_out: bool) -> Iterator[Chunk]:
+        digest = hashlib.sha256()
+
+        def hashed() -> Iterator[Chunk]:
+            for chunk in self._text.chunks(self._stage, span=span):
+                digest.update(chunk.utf8())
+                yield chunk
+
+        yield from sides.select(hashed(), self._share, held_out=held_out)
+        self._found.add(digest.hexdigest())
 
 
 class Position(NamedTuple):

@@ -29,6 +29,8 @@ _GIVEN = "tokenizer_sha256"
 _UNKNOWN = "unknown"
 # Recorded if documents were left out; the text's own hash covers which.
 _DEDUP = "dedup"
+# Recorded if documents are held out; without it, the end of the text is.
+SPLIT, DOCUMENTS, END = "split", "documents", "end"
 # Recorded for a shard of a text, such as "2/8".
 SHARD = "shard"
 
@@ -40,11 +42,24 @@ class Wanted(NamedTuple):
         key: Its key.
         settings: What its manifest is to record.
         origin: Hash of its sources' paths; None for a stream.
+        any_split: Whether an existing dataset may have held out something else.
     """
 
     key: str
     settings: Mapping[str, Any]
     origin: str | None
+    any_split: bool = False
+
+    def matches(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a dataset of these settings is what was asked for."""
+        return settings == self.settings or (
+            self.any_split and without_split(settings) == without_split(self.settings)
+        )
+
+
+def without_split(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without what is held out for validation."""
+    return {k: v for k, v in settings.items() if k != SPLIT}
 
 
 def settings_of(config: DataConfig, tokenizer: base.Tokenizer | None) -> dict[str, Any]:
@@ -57,6 +72,8 @@ def settings_of(config: DataConfig, tokenizer: base.Tokenizer | None) -> dict[st
     settings = {k: getattr(config, k) for k in _SETTINGS}
     if config.dedup:
         settings[_DEDUP] = config.dedup
+    if config.split == DOCUMENTS:
+        settings[SPLIT] = DOCUMENTS
     if tokenizer is not None:
         settings["tokenizer"] = tokenizer.kind
         if tokenizer.learns == "text":
@@ -73,18 +90,18 @@ def key_of(settings: Mapping[str, Any], sha256: str, layout: str = "") -> str:
         sha256: The text's hash, as in Survey.
         layout: Hash of where its documents begin, as in Survey.
     """
-    keyed = {k: settings[k] for k in (*_KEYED, _GIVEN, _UNKNOWN, SHARD) if k in settings}
+    keyed = {k: settings[k] for k in (*_KEYED, _GIVEN, _UNKNOWN, SPLIT, SHARD) if k in settings}
     made_of = {"schema": 1, "text": sha256, "layout": layout, **keyed}
     return hashlib.sha256(strictjson.canonical(made_of)).hexdigest()
 
 
 def difference(dataset: Dataset, settings: Mapping[str, Any]) -> str:
     """Describe the settings in which an existing dataset differs from a new one; empty if in none."""
-    was = dataset.settings
+    was, new = ({SPLIT: END, **found} for found in (dataset.settings, settings))
     return ", ".join(
-        f"its {k} is {_plain(was.get(k))}, not {_plain(settings.get(k))}"
-        for k in (*_SETTINGS, _DEDUP)
-        if was.get(k) != settings.get(k)
+        f"its {k} is {_plain(was.get(k))}, not {_plain(new.get(k))}"
+        for k in (*_SETTINGS, _DEDUP, SPLIT)
+        if was.get(k) != new.get(k)
     )
 
 
@@ -117,6 +134,8 @@ def conflicts(
         found["val_fraction"] = (was["val_fraction"], config.val_fraction)
     if config.dedup not in (None, was.get(_DEDUP)):
         found[_DEDUP] = (was.get(_DEDUP), config.dedup)
+    if config.split not in (None, was.get(SPLIT, END)):
+        found[SPLIT] = (was.get(SPLIT, END), config.split)
     return found
 
 
@@ -204,7 +223,7 @@ def choose(
             )
             continue
         older = there.origin is not None and there.origin == wanted.origin
-        if there.key == wanted.key or force or (older and there.settings == wanted.settings):
+        if there.key == wanted.key or force or (older and wanted.matches(there.settings)):
             return name, there
         taken = RefusedError(
             f"dataset '{name}' exists already",

@@ -1,13 +1,14 @@
 """Text into a prepared dataset, once: text that was tokenized before is found again under any name.
 
-As nanoGPT does it, the validation split is the end of the text, and each split is encoded separately.
+Each split is encoded separately. The validation split is the end of the text, as nanoGPT does it, or of many
+documents those that a hash of their content chooses.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from quill.tokenizers import base
 # Bytes of the largest id.
 _WIDEST = max(shards.WIDTHS.values())
 _MOST_SHARDS = 9999
+# Documents held out on average from which on a text is split by documents if nothing else is set.
+_MANY = 10
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,17 @@ def prepare(
         ExitStack() as stack,
     ):
         preparation = _Preparation(
-            text, settings, root, workers, observer, tokenizer, config.unknown or "error", shard, apart, stack
+            text,
+            settings,
+            root,
+            workers,
+            observer,
+            tokenizer,
+            config.unknown or "error",
+            shard,
+            apart,
+            config.split,
+            stack,
         )
         stack.enter_context(locks.shared(root / (name or text.label)))
         return preparation.run(name, force=force)
@@ -175,6 +188,7 @@ class _Preparation:
         unknown: Literal["add", "skip", "error"],
         shard: tuple[int, int] | None,
         apart: bool,
+        split: Literal["end", "documents"] | None,
         stack: ExitStack,
     ) -> None:
         self.text = text
@@ -188,6 +202,8 @@ class _Preparation:
         self.skipped = ""
         self.shard = shard
         self.apart = apart
+        # Each of its shards alone cannot know how many documents there are.
+        self.split = "end" if apart and split is None else split
         self.stack = stack
         self.dropped: dict[str, Any] = {}
 
@@ -201,10 +217,11 @@ class _Preparation:
             self._drop_duplicates()
             surveyed = self._survey()
             self._handle_unknown(surveyed)
-            key = matching.key_of(self.settings, surveyed.sha256, surveyed.layout)
-            same = next((d for d in known if d.key == key and self._is_intact(d)), None)
-        else:
+            key = self._key_of(self.settings, surveyed)
+            same = self._find_same(known, key, surveyed)
+        if same is not None:
             key = same.key
+            self._take_split(same)
         there: Dataset | None
         if name is not None:
             name, there = self._choose([name], key, force=force)
@@ -236,6 +253,18 @@ class _Preparation:
             store.write_manifest(staged, key, self.settings, facts)
         return Dataset.open(target)
 
+    def _find_same(self, known: Sequence[Dataset], key: str, surveyed: survey.Survey) -> Dataset | None:
+        """Find a dataset of the text; one that exists keeps its split, unless another is set."""
+        keys = [key]
+        if self.split is None:
+            keys.append(self._key_of(matching.without_split(self.settings), surveyed))
+        equal = sorted((d for d in known if d.key in keys), key=lambda d: keys.index(d.key))
+        return next(filter(self._is_intact, equal), None)
+
+    def _take_split(self, same: Dataset) -> None:
+        split = {k: v for k, v in same.settings.items() if k == matching.SPLIT}
+        self.settings = {**matching.without_split(self.settings), **split}
+
     def _drop_duplicates(self) -> None:
         """Find the documents that repeat another one, and leave them out of every further reading."""
         how = self.settings.get("dedup")
@@ -258,6 +287,9 @@ class _Preparation:
             assert same is not None
             return str(same.manifest["whole"])
         settings = {k: v for k, v in self.settings.items() if k != matching.SHARD}
+        return self._key_of(settings, surveyed)
+
+    def _key_of(self, settings: Mapping[str, Any], surveyed: survey.Survey) -> str:
         return matching.key_of(settings, surveyed.sha256, surveyed.layout)
 
     def _resumed(self, key: str, surveyed: survey.Survey | None) -> AbstractContextManager[Unfinished | None]:
@@ -278,9 +310,12 @@ class _Preparation:
         done = sum(w.bytes for split in SPLITS for w in work.shards(split)) if work else 0
         of = self.shard[1] if self.shard and not self.apart else 1
         fsio.require_space(staged, needed * width // of - done, "the tokens")
-        at = self._cut(surveyed.characters)
-        reading = encode.Reading(self.text, at, "encoding")
-        characters = {"train": at, "val": surveyed.characters - at}
+        characters = self._characters(surveyed)
+        reading: encode.Reading | encode.ReadingByDocument
+        if matching.SPLIT in self.settings:
+            reading = encode.ReadingByDocument(self.text, self.settings["val_fraction"], "encoding")
+        else:
+            reading = encode.Reading(self.text, characters["train"], "encoding")
         files: dict[str, dict[str, Any]] = {}
         splits: dict[str, dict[str, int]] = {}
         for split, chunks in (("train", reading.first()), ("val", reading.second())):
@@ -370,10 +405,14 @@ class _Preparation:
 
     def _survey(self) -> survey.Survey:
         """Read the text once, and refuse one that a model cannot learn from."""
-        found = survey.survey(self.text, alphabet=self.kind.learns == "characters")
-        n, cut = found.characters, self._cut(found.characters)
+        share = self.settings["val_fraction"]
+        found = survey.survey(self.text, alphabet=self.kind.learns == "characters", share=share)
         if self.apart:
             return found
+        if self.split is None and _can_split(found, share):
+            self.settings = {**self.settings, matching.SPLIT: matching.DOCUMENTS}
+        n, cut = found.characters, self._characters(found)["train"]
+        hint = "name a longer text"
         if n == 0:
             fault = "is empty"
         elif found.blank:
@@ -382,14 +421,16 @@ class _Preparation:
             fault = "repeats one character"
         elif cut == 0:
             fault = "leaves nothing to train on"
+        elif share and self.split == matching.DOCUMENTS and not found.held_out:
+            fault, hint = "has no document to hold out", "set data.split=end"
         else:
             return found
         files = len(self.text.files)
         raise InputError(
             f"'{self.text.given[0]}' {fault}: {n:,} characters in {files:,} file{'s' if files != 1 else ''}",
-            why=f"with val_fraction {self.settings['val_fraction']} the training split has {cut:,}, "
+            why=f"with val_fraction {share} the training split has {cut:,}, "
             "and a model learns from at least two different characters",
-            hint="name a longer text",
+            hint=hint,
         )
 
     def _handle_unknown(self, surveyed: survey.Survey) -> None:
@@ -412,12 +453,16 @@ class _Preparation:
             characters = "1 new character is" if len(new) == 1 else f"{len(new):,} new characters are"
             self.observer(Notice(f"{characters} {done}: {shorten(''.join(new))}"))
 
-    def _cut(self, characters: int) -> int:
-        """Characters of the training split, as nanoGPT counts them: int(n * 0.9)."""
-        return int(characters * (1 - self.settings["val_fraction"]))
+    def _characters(self, surveyed: survey.Survey) -> dict[str, int]:
+        """Characters of each split; at the end of a text as nanoGPT counts them: int(n * 0.9)."""
+        if matching.SPLIT in self.settings:
+            return {"train": surveyed.kept_characters, "val": surveyed.held_out_characters}
+        cut = int(surveyed.characters * (1 - self.settings["val_fraction"]))
+        return {"train": cut, "val": surveyed.characters - cut}
 
     def _is_stamped(self, dataset: Dataset, stamp: str | None) -> bool:
-        return stamp is not None and dataset.stamp == stamp and dataset.settings == self.settings
+        wanted = self._wanted(dataset.key)
+        return stamp is not None and dataset.stamp == stamp and wanted.matches(dataset.settings)
 
     def _is_intact(self, dataset: Dataset) -> bool:
         try:
@@ -435,5 +480,13 @@ class _Preparation:
         return [*plain, *(f"{label[: 63 - len(suffix)]}-{suffix}" for suffix in suffixes)]
 
     def _choose(self, names: Sequence[str], key: str, *, force: bool) -> tuple[str, Dataset | None]:
-        wanted = matching.Wanted(key, self.settings, self.text.origin)
-        return matching.choose(self.root, names, wanted, force=force, on_bytes=reporter(self.observer))
+        on_bytes = reporter(self.observer)
+        return matching.choose(self.root, names, self._wanted(key), force=force, on_bytes=on_bytes)
+
+    def _wanted(self, key: str) -> matching.Wanted:
+        return matching.Wanted(key, self.settings, self.text.origin, any_split=self.split is None)
+
+
+def _can_split(surveyed: survey.Survey, share: float) -> bool:
+    """Whether documents are so many that about the share of them is held out."""
+    return surveyed.documents * share >= _MANY and 0 < surveyed.held_out < surveyed.documents

@@ -112,12 +112,15 @@ class Text:
             if before != now:
                 raise changed(before[0])
 
-    def chunks(self, stage: str, size: int = documents.BUFFER // 2) -> Iterator[Chunk]:
+    def chunks(
+        self, stage: str, size: int = documents.BUFFER // 2, *, span: tuple[float, float] = (0.0, 1.0)
+    ) -> Iterator[Chunk]:
         """Read the whole text.
 
         Args:
             stage: What the reading is for, passed to `on_bytes`.
             size: Approximate characters or bytes in a chunk.
+            span: Where the stage is before and after this reading, if it takes several.
 
         Yields:
             The text in order; never an empty chunk.
@@ -143,14 +146,17 @@ class Text:
                 if length >= size:
                     yield chunk
                     chunk, length = Chunk([""]), 0
-                    if self.on_bytes:
-                        self.on_bytes(stage, done + position(), self.size)
+                    self._report(stage, span, done + position())
             done += entry[1]
         if chunk != [""]:
             yield chunk
-        if self.on_bytes:
-            self.on_bytes(stage, done, self.size)
+        self._report(stage, span, done)
         self.require_unchanged()
+
+    def _report(self, stage: str, span: tuple[float, float], done: int) -> None:
+        if self.on_bytes:
+            start, end = span
+            self.on_bytes(stage, int(start * self.size + (end - start) * done), self.size)
 
     def _download(self) -> None:
         if self.downloads.keys().isdisjoint(self.files):

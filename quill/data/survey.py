@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quill.data.sides import Sides
 from quill.data.sources import Text
 
 # Characters looked up at a time, few enough for a processor's cache.
@@ -26,6 +27,8 @@ class Survey:
         alphabet: The distinct characters, sorted, if they were asked for.
         blank: Whether it is all white space.
         uniform: Whether it repeats a single character.
+        held_out: Number of documents that are held out by their content.
+        held_out_characters: Code points in them, including one newline between two of them.
     """
 
     characters: int
@@ -36,17 +39,29 @@ class Survey:
     alphabet: str
     blank: bool
     uniform: bool
+    held_out: int
+    held_out_characters: int
+
+    @property
+    def kept_characters(self) -> int:
+        """Code points in the other documents, including one newline between two of them."""
+        # Where both sides have documents, one newline is between the two.
+        rest = self.characters - self.held_out_characters
+        return rest - 1 if 0 < self.held_out < self.documents else rest
 
 
-def survey(text: Text, *, alphabet: bool) -> Survey:
+def survey(text: Text, *, alphabet: bool, share: float) -> Survey:
     """Read a text once and count what is in it.
 
     Args:
         text: The text.
         alphabet: Whether to collect its distinct characters.
+        share: The fraction of documents to hold out.
     """
     digest, layout = hashlib.sha256(), hashlib.sha256()
+    sides = Sides(share)
     characters = n_bytes = begins = 0
+    held_out = held_out_characters = 0
     seen = _Alphabet()
     blank = uniform = True
     first = ""
@@ -56,6 +71,10 @@ def survey(text: Text, *, alphabet: bool) -> Survey:
             characters += len(fragment) + 1
             layout.update(characters.to_bytes(8, "little"))
         characters += len(chunk[-1])
+        for fragment, starts, side in sides.of(chunk):
+            if side:
+                held_out += starts
+                held_out_characters += len(fragment)
         joined, data = chunk.joined(), chunk.utf8()
         digest.update(data)
         n_bytes += len(data)
@@ -73,6 +92,8 @@ def survey(text: Text, *, alphabet: bool) -> Survey:
         alphabet=seen.sorted(),
         blank=blank,
         uniform=uniform,
+        held_out=held_out,
+        held_out_characters=held_out_characters + max(held_out - 1, 0),
     )
 
 

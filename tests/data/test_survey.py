@@ -19,8 +19,8 @@ def test_a_survey_counts_what_is_there(tmp_path: Path, data: Path) -> None:
         files.append(str(tmp_path / f"{i}.txt"))
     whole = "\n".join(texts)
     with sources.find(files, data) as found:
-        counted = survey.survey(found, alphabet=True)
-        assert survey.survey(found, alphabet=False).alphabet == ""
+        counted = survey.survey(found, alphabet=True, share=0.1)
+        assert survey.survey(found, alphabet=False, share=0.1).alphabet == ""
     assert counted.characters == len(whole)
     assert counted.bytes == len(whole.encode())
     assert counted.documents == 3
@@ -37,7 +37,7 @@ def test_the_layout_of_documents_counts(tmp_path: Path, data: Path) -> None:
             (tmp_path / f"{i}.txt").write_text(text)
             files.append(str(tmp_path / f"{i}.txt"))
         with sources.find(files, data) as found:
-            counted = survey.survey(found, alphabet=False)
+            counted = survey.survey(found, alphabet=False, share=0.1)
         return counted.sha256, counted.layout
 
     one, other = layout("a\nb", "c"), layout("a", "b\nc")
