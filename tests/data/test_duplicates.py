@@ -150,7 +150,7 @@ def test_other_passes_leave_them_out(write: Write, data: Path, tmp_path: Path, c
     assert source["duplicates"] == {"documents": 50, "exact": 43, "near": 0}
     assert (source["documents"], source["sha256"]) == (7, kept.manifest["source"]["sha256"])
     assert made.settings["dedup"] == "exact" and "dedup" not in kept.settings
-    assert made.prepare_command().endswith("--name sea --dedup exact")
+    assert made.prepare_command().endswith("--name sea --dedup exact --split end")
     assert list(dict.fromkeys(e.stage for e in told if isinstance(e, Progress))) == [
         "comparing",
         "reading",
