@@ -8,12 +8,13 @@ import pytest
 
 from quill.config import reading
 from quill.model.gpt import n_params, outline
+from quill.training.schedule import rate
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(p for p in (ROOT / "configs").glob("*.json") if p.name != "schema.json")
 # The name `harpoon` is that of the small model, which ships.
 NAMES = {"harpoon": "harpoon-large", "harpoon-small": "harpoon"}
-VOCABULARY = {"gpt2": 50257, "harpoon": 135, "harpoon-small": 135, "quickstart": 135}
+VOCABULARY = {"gpt2": 50257, "finetune-gpt2": 50257, "harpoon": 135, "harpoon-small": 135, "quickstart": 135}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -34,7 +35,7 @@ def test_it_refers_to_the_schema_next_to_it(path: Path) -> None:
     ("name", "parameters"),
     [
         ("harpoon", 226_922_631),
-        ("gpt2", 124_439_808),
+        ("gpt2", 124_439_808 + (50_304 - 50_257) * 768),
         ("shakespeare-nanogpt", 10_745_088),
         ("bigram", 65 * 65),
     ],
@@ -42,6 +43,15 @@ def test_it_refers_to_the_schema_next_to_it(path: Path) -> None:
 def test_parameter_counts_of_shipped_configs(name: str, parameters: int) -> None:
     model = reading.load(ROOT / f"configs/{name}.json").model
     assert n_params(model.shape(VOCABULARY.get(name, 65))) == parameters
+
+
+@pytest.mark.parametrize("name", ["gpt2", "finetune-gpt2"])
+def test_the_learning_rate_of_gpt2_falls_to_a_tenth(name: str) -> None:
+    train = reading.load(ROOT / f"configs/{name}.json").train
+    rates = [rate(step, train) for step in range(0, train.max_iters + 1, train.max_iters // 20)]
+    assert max(rates) == pytest.approx(1, rel=0.02)
+    assert rates[-1] == pytest.approx(0.1)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
 
 
 def test_quillgpts_shakespeare_has_its_count() -> None:
