@@ -250,8 +250,11 @@ def _json_lines(file: _File, name: str, text_field: str) -> Iterator[tuple[bool,
                 f"{where} is not UTF-8: byte {offset + e.start:,} is {line[e.start]:#04x}", why=e.reason
             ) from None
         offset += len(line)
-        if record.strip():
-            yield True, _text_of(record, where, text_field), b""
+        if not record.isspace():
+            text = _text_of(record, where, text_field)
+            # A line may be large, and what it contains is in use for a while.
+            del line, record
+            yield True, text, b""
 
 
 def _text_of(record: str, where: str, text_field: str) -> str:

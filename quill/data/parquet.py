@@ -12,7 +12,8 @@ from quill.errors import CorruptError, InputError, shorten
 _BUFFER = 1 << 20
 # Uncompressed bytes of the rows that are decoded at once, if all rows are equally long.
 _BATCH = 1 << 22
-_MOST_ROWS = 4096
+# Rows may be much longer than their mean, and equal ones are stored once.
+_MOST_ROWS = 256
 _COLUMNS_SHOWN = 8
 
 
@@ -41,7 +42,7 @@ def read(file: FileIO, name: str, column: str) -> Iterator[str]:
     try:
         with parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as table:
             _require_text(table.schema_arrow, name, column)
-            for batch in table.iter_batches(_rows(table.metadata), columns=[column], use_threads=False):
+            for batch in _batches(table, column):
                 for text in batch.column(0):
                     row += 1
                     if text.is_valid:
@@ -84,8 +85,14 @@ def _require_text(schema: Any, name: str, column: str) -> None:
     )
 
 
-def _rows(metadata: Any) -> int:
-    """Return how many rows to decode at once."""
-    size: int = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-    rows: int = metadata.num_rows
-    return max(1, min(_MOST_ROWS, _BATCH * rows // max(1, size)))
+def _batches(table: Any, column: str) -> Iterator[Any]:
+    """Decode a column, a few rows at a time."""
+    for number in range(table.num_row_groups):
+        rows = _rows(table.metadata.row_group(number))
+        yield from table.iter_batches(rows, row_groups=[number], columns=[column], use_threads=False)
+
+
+def _rows(group: Any) -> int:
+    """Return how many rows of a row group to decode at once, by their mean size."""
+    rows: int = _BATCH * group.num_rows // max(1, group.total_byte_size)
+    return max(1, min(_MOST_ROWS, rows))

@@ -125,7 +125,20 @@ def test_without_pyarrow_the_hint_installs_it(
 def test_few_rows_are_decoded_at_once(table: Callable[..., Path]) -> None:
     # Equal texts would be stored once, and the size in the metadata is that of what is stored.
     path = table("a.parquet", text=[f"{i} " * 50_000 for i in range(200)], row_group_size=200)
-    assert 1 <= parquet._rows(pq.read_metadata(path)) <= parquet._BATCH // 100_000
+    assert 1 <= parquet._rows(pq.read_metadata(path).row_group(0)) <= parquet._BATCH // 100_000
+
+
+def test_each_row_group_has_its_own_number_of_rows(
+    table: Callable[..., Path], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows sorted by their length must not be decoded as if all had the mean length."""
+    texts = [*(f"{i}" for i in range(20_000)), *(f"{i} " * 50_000 for i in range(40))]
+    path = table("a.parquet", text=texts, row_group_size=10_000)
+    most, rows = [], parquet._rows
+    monkeypatch.setattr(parquet, "_rows", lambda group: most.append(rows(group)) or most[-1])
+    assert list(filter(None, read(path, data))) == texts
+    assert most[0] == most[1] == 256
+    assert most[2] <= parquet._BATCH // 100_000
 
 
 def test_the_position_in_the_file_grows(table: Callable[..., Path]) -> None:
