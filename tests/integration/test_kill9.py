@@ -104,8 +104,8 @@ def test_f26_f27_f28_a_training_struck_at_a_write_goes_on_as_if_nothing_had_been
         elif way == "short":
             assert code == 0
         elif code == 0:
-            # What cannot be tidied up, or noted in a lock, is no failure of the training.
-            assert struck in ("unlink", "rmdir", "ftruncate", "pwrite"), err
+            # What cannot be tidied up, noted in a lock or remembered for next time is no failure.
+            assert result(Registry(place.weights).resolve(name).path) == place.whole, (struck, err)
         else:
             assert code == 7, err
             assert (
