@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from quill import fsio, shipped
-from quill.errors import CorruptError, NotFoundError, QuillError, RefusedError, newer
+from quill.errors import CorruptError, InputError, NotFoundError, QuillError, RefusedError, newer, shorten
 from quill.registry import aliases, folder, locks, manifest, names, version
 from quill.registry.draft import Draft
 from quill.registry.folder import Folder
@@ -52,14 +52,17 @@ def locate(
         flag: The value of `--registry`.
         env: The environment.
         cwd: Where to start looking; None for the working directory.
+
+    Raises:
+        InputError: What was given is no path.
     """
     below = (
         None if env.get(_SHIPPED, "").lower() in ("off", "0", "no", "false") else shipped.folder("weights")
     )
     if flag:
-        return Location(fsio.expanded(flag), "--registry says so", below)
+        return Location(_expanded(flag), "--registry says so", below)
     if env.get(_ENVIRONMENT):
-        return Location(fsio.expanded(env[_ENVIRONMENT]), f"{_ENVIRONMENT} says so", below)
+        return Location(_expanded(env[_ENVIRONMENT]), f"{_ENVIRONMENT} says so", below)
     # A working directory that was deleted has nothing above it either.
     with suppress(FileNotFoundError):
         start = (cwd or Path.cwd()).absolute()
@@ -74,6 +77,12 @@ def locate(
         if own.is_absolute():
             return Location(own / _FOLDER, "it is your own, and no other is near", below)
     return Location(Path(_FOLDER), "no other is near, and you have no home folder", below)
+
+
+def _expanded(path: str | Path) -> Path:
+    if "\0" in str(path):
+        raise InputError(f"{shorten(str(path))} is not a path", why="it contains a NUL")
+    return fsio.expanded(path)
 
 
 class Model(NamedTuple):

@@ -637,6 +637,10 @@ class TestLocate:
         assert locate(None, env, tmp_path).root == Path("/from/env")
         assert locate(None, {"QUILL_REGISTRY": ""}, tmp_path).root == tmp_path / "weights"
 
+    def test_a_nul_is_in_no_path(self):
+        with pytest.raises(InputError, match="contains a NUL"):
+            locate("a\0b", {})
+
     def test_the_nearest_marked_folder_upwards(self, tmp_path):
         (tmp_path / "weights").mkdir()
         fsio.write_json(tmp_path / "weights" / MARKER, {"format": 1})
