@@ -38,8 +38,8 @@ class QuillWriter(pipeline.PipelineStep):  # type: ignore[misc, unused-ignore]
 
     Args:
         name: Name of the dataset.
-        registry: The registry that the dataset lies beside; all tasks reach it under this path.
-        tokenizer: One with a vocabulary of its own: gpt2, cl100k_base or o200k_base.
+        registry: Path of the registry on a disk that all tasks share; the dataset is stored beside it.
+        tokenizer: gpt2, cl100k_base or o200k_base; the others learn from the text.
         workers: Threads that encode, in each task.
         force: Replace shards of the same names.
         **settings: Further fields of DataConfig, such as val_fraction=0.01.

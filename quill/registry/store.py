@@ -54,7 +54,7 @@ def locate(
         cwd: Where to start looking; None for the working directory.
 
     Raises:
-        InputError: What was given is no path.
+        InputError: The path contains a NUL.
     """
     below = (
         None if env.get(_SHIPPED, "").lower() in ("off", "0", "no", "false") else shipped.folder("weights")
