@@ -135,5 +135,5 @@ def dropped(found: Mapping[str, int] | None) -> str:
     """The duplicates that a dataset leaves out, as `Dataset.duplicates`; empty if none were sought."""
     if not found:
         return ""
-    documents = plural(found["documents"], "document")
+    documents = f"{found['documents']:,} document{'s' if found['documents'] != 1 else ''}"
     return f"{found['exact']:,} exact and {found['near']:,} near duplicates of {documents}"
