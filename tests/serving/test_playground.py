@@ -105,6 +105,19 @@ def test_text_streams_in_and_is_shaded_by_probability(opened: Open, site: Runnin
     assert window.get_by_role("status").text_content() == "Done, 40 tokens"
 
 
+def test_generate_waits_for_the_list_of_models(opened: Open) -> None:
+    held: list[Any] = []
+    window = opened(
+        prompt=PROMPT, seed=7, length=5, answers={"**/v1/models*": lambda route: held.append(route)}
+    )
+    window.get_by_role("button", name="Generate").click()
+    assert texts(window) == []
+    held[0].continue_()
+    finish(window)
+    assert len(texts(window)) == 1
+    assert window.get_by_role("status").text_content() == "Done, 5 tokens"
+
+
 @pytest.mark.parametrize(
     "action",
     [

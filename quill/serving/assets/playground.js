@@ -162,6 +162,7 @@ const request = (model, seed) => ({ model, ...sampling(state), seed });
 const newSeed = () => Math.floor(Math.random() * 2 ** 31);
 
 async function generate() {
+  await loaded;
   if (running || !models.length) return;
   alternatives.close();
   used = state.seed ?? newSeed();
@@ -219,6 +220,7 @@ const alternatives = new Alternatives($("alternatives"), {
 // Looking inside, and the card
 
 async function look() {
+  await loaded;
   const wanted = JSON.stringify([state.model, state.prompt, state.temperature, state.top_k, state.top_p]);
   if (wanted === explained) return;
   explained = wanted;
@@ -306,4 +308,4 @@ const fold = () => { $("settings").open = !NARROW.matches; };
 NARROW.addEventListener("change", fold);
 fold();
 start();
-load().catch((error) => $("trouble").replaceChildren(message(error)));
+const loaded = load().catch((error) => $("trouble").replaceChildren(message(error)));
