@@ -148,7 +148,7 @@ def test_f32_f33_several_at_any_moment_without_locks_make_one_model(place, injec
             code, said = finish(child), error(place, f"{name}-{i}")
             codes.append(code)
             assert "Traceback" not in said
-            assert code != 3 or "in the meantime" in said, said
+            assert code != 3 or "in the meantime" in said or "it is unfinished" in said, said
         assert finish(start(place.arguments(name), place.folder, place.folder / "again")) == 0
         assert Registry(place.weights).resolve(name).damaged is None
     for version in Registry(place.weights).entries(all_versions=True):
