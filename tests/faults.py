@@ -46,7 +46,7 @@ ROWS = {
     "F12": Row("a layout of a newer quill"),
     "F13": Row("names that are none"),
     "F14": Row("links in the registry that point outside"),
-    "F15": Row("control sequences and markup in names, metadata, model text"),
+    "F15": Row("control sequences and markup in names, configs, metadata, model text"),
     "F16": Row("too little text"),
     "F17": Row("text that is not text, a folder, a FIFO, a missing file"),
     "F18": Row("text that changes while it is prepared"),

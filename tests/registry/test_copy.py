@@ -528,8 +528,9 @@ class TestRemove:
 
 
 def until_unlocked(action: Callable[[], object]) -> None:
-    """Try again later, as the error says: on a busy machine the others may take longer than it waits."""
-    for _ in range(20):
+    """Try again later, as the error says: on a slow disk the others may take longer than it waits."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         with suppress(LockedError):
             action()
             return
