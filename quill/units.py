@@ -1,4 +1,4 @@
-"""Bytes, counts and durations as people read them."""
+"""Numbers, bytes, counts and durations as people read them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def duration(seconds: float | None) -> str:
         return f"{minutes}m {rest:02d}s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m" if hours < 48 else f"{hours // 24}d {hours % 24}h"
+
+
+def plural(number: object, noun: str) -> str:
+    """Write a number and its noun: "1 layer", "2 layers", "1,000 layers"; what is no number as it is."""
+    shown = f"{number:,}" if isinstance(number, int) else number
+    return f"{shown} {noun}" + ("" if number == 1 else "s")
 
 
 def _scale(value: float, units: Sequence[str], space: str, whole_from: float) -> str:

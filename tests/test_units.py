@@ -1,4 +1,4 @@
-"""Bytes, counts and durations as people read them."""
+"""Numbers, bytes, counts and durations as people read them."""
 
 from __future__ import annotations
 
@@ -61,3 +61,11 @@ def test_counts(number, shown):
 )
 def test_sizes(bytes, shown):
     assert units.size(bytes) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1000, "1,000 steps"), ("?", "? steps")],
+)
+def test_plurals(number, shown):
+    assert units.plural(number, "step") == shown

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quill.config.settings import RunConfig
-from quill.units import duration
+from quill.units import duration, plural
 
 # Text without any Markdown syntax.
 _WORDS = re.compile(r"(?!.*www\.)[A-Za-z0-9][A-Za-z0-9 .,:+-]*", re.IGNORECASE)
@@ -54,7 +54,7 @@ def _rows(config: RunConfig, facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List the table's rows; the text of an unknown fact is empty."""
     model, data = config.model, _table(facts.get("data"))
     architecture = (
-        f"{model.block}, {_plural(model.n_layer, 'layer')}, {_plural(model.n_head, 'head')}, "
+        f"{model.block}, {plural(model.n_layer, 'layer')}, {plural(model.n_head, 'head')}, "
         f"embedding size {model.n_embd:,}, context length {model.block_size:,}"
     )
     tokenizer = _inline(str(data.get("tokenizer") or facts.get("tokenizer") or config.data.tokenizer or ""))
@@ -103,7 +103,7 @@ def _training(facts: Mapping[str, Any]) -> str:
     averaged = "; a moving average of the weights" if facts.get("averaged") else ""
     temperature = facts.get("temperature")
     calibrated = f"; logits divided by {temperature:.3g} to fit it" if temperature is not None else ""
-    return f"{_plural(steps, 'step')}{took}{device}{dtype}{kept}{averaged}{calibrated}"
+    return f"{plural(steps, 'step')}{took}{device}{dtype}{kept}{averaged}{calibrated}"
 
 
 def _origin(parent: Mapping[str, Any], imported: Mapping[str, Any]) -> str:
@@ -134,10 +134,6 @@ def _pairs(values: Any) -> str:
 
 def _table(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _plural(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _number(number: int | None) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from quill.cli import _facts
 from quill.cli._tables import Column, Style
 from quill.errors import InputError, shorten
-from quill.units import count, size
+from quill.units import count, plural, size
 
 if TYPE_CHECKING:
     from quill.cli.options import Session
@@ -54,7 +54,7 @@ _RECORD = (
     Column("tokens", lambda r: f"{r['train_tokens']:,} for training, {r['val_tokens']:,} for validation"),
     Column("tokenizer", lambda r: f"{r['tokenizer']}, vocabulary of {r['vocab_size']:,}"),
     Column("alphabet", lambda r: shorten(r["alphabet"], 160) if r["alphabet"] else ""),
-    Column("text", lambda r: f"{size(r['text_bytes'])} in {_facts.plural(r['documents'], 'document')}"),
+    Column("text", lambda r: f"{size(r['text_bytes'])} in {plural(r['documents'], 'document')}"),
     Column("dropped", lambda r: _facts.dropped(r["duplicates"])),
     Column("sources", lambda r: _sources(r["sources"])),
     Column("sha256", lambda r: r["sha256"]),

@@ -7,13 +7,12 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from quill.cli._facts import plural
 from quill.cli._tables import Canvas, wrap
 from quill.cli.output import safe_line
 from quill.explanation.explanation import Explanation
 from quill.explanation.parts import Part, parts
 from quill.explanation.texts import Text, texts
-from quill.units import count
+from quill.units import count, plural
 
 _WIDTH = 80
 _SHADES = " ░▒▓█"

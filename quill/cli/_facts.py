@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from quill.units import plural
+
 _UNITS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
 
@@ -30,11 +32,6 @@ def ago(created: str | None, now: float) -> str:
         if passed >= seconds:
             return f"{plural(int(passed // seconds), unit)} ago"
     return "just now"
-
-
-def plural(number: Any, noun: str) -> str:
-    """A number and its noun: "1 layer", "2 layers"."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -135,5 +132,5 @@ def dropped(found: Mapping[str, int] | None) -> str:
     """The duplicates that a dataset leaves out, as `Dataset.duplicates`; empty if none were sought."""
     if not found:
         return ""
-    documents = f"{found['documents']:,} document{'s' if found['documents'] != 1 else ''}"
+    documents = plural(found["documents"], "document")
     return f"{found['exact']:,} exact and {found['near']:,} near duplicates of {documents}"

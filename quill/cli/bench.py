@@ -14,7 +14,7 @@ from quill.cli._completion import models
 from quill.cli._tables import Column
 from quill.cli.options import Session
 from quill.errors import InputError, NotFoundError
-from quill.units import count
+from quill.units import count, plural
 
 if TYPE_CHECKING:
     from quill.cli.output import Output
@@ -52,7 +52,7 @@ def _step(report: Any) -> str:
 
 def _device(report: Any) -> str:
     device = report["device"]
-    threads = f", {_facts.plural(device['threads'], 'thread')}" if device["name"] == "cpu" else ""
+    threads = f", {plural(device['threads'], 'thread')}" if device["name"] == "cpu" else ""
     return f"{device['name']}, {device['hardware']}{threads}"
 
 

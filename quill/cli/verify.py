@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument
 
-from quill.cli import _facts, options
+from quill.cli import options
 from quill.cli._completion import models
 from quill.cli._datasets import PREFIX
 from quill.cli._tables import Column, Style
 from quill.cli.options import Session
 from quill.errors import CorruptError
-from quill.units import size
+from quill.units import plural, size
 
 if TYPE_CHECKING:
     from quill.checkpoint.verify import Result
@@ -89,9 +89,7 @@ def command(
     if not found:
         output.say("nothing to verify")
     elif not wrong:
-        output.say(
-            f"no damage found: {size(done)} in {_facts.plural(sum(len(v.files) for v in found), 'file')}"
-        )
+        output.say(f"no damage found: {size(done)} in {plural(sum(len(v.files) for v in found), 'file')}")
     else:
         output.say(f"{len(wrong)} of {len(found)} are damaged or unreadable")
         for hint in dict.fromkeys(e.hint for v in wrong for e in v.errors if e.hint):

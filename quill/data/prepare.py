@@ -33,6 +33,7 @@ from quill.data.named_sources import NAMED, OnBytes
 from quill.data.unfinished import Unfinished
 from quill.errors import CorruptError, InputError, shorten
 from quill.tokenizers import base
+from quill.units import plural
 
 # Bytes of the largest id.
 _WIDEST = max(shards.WIDTHS.values())
@@ -427,7 +428,7 @@ class _Preparation:
             return found
         files = len(self.text.files)
         raise InputError(
-            f"'{self.text.given[0]}' {fault}: {n:,} characters in {files:,} file{'s' if files != 1 else ''}",
+            f"'{self.text.given[0]}' {fault}: {n:,} characters in {plural(files, 'file')}",
             why=f"with val_fraction {share} the training split has {cut:,}, "
             "and a model learns from at least two different characters",
             hint=hint,

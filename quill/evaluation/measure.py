@@ -21,6 +21,7 @@ from quill.errors import DivergedError, InputError
 from quill.evaluation.report import Collector, Report
 from quill.evaluation.temperature import Fit, Fitted
 from quill.model.gpt import GPT
+from quill.units import plural
 
 if TYPE_CHECKING:
     from quill.data.batches import Tokens
@@ -127,7 +128,7 @@ def evaluate(
     if len(tokens) < 2 or (iters is not None and len(tokens) <= T):
         needed = 2 if iters is None else T + 1
         raise InputError(
-            f"the text has only {len(tokens):,} token{'' if len(tokens) == 1 else 's'}",
+            f"the text has only {plural(len(tokens), 'token')}",
             why=f"measuring requires at least {needed:,}",
             hint="use a longer text",
         )

@@ -10,7 +10,7 @@ from quill.evaluation.curves import stream
 from quill.registry.draft import Draft
 from quill.registry.manifest import LOG, METRICS
 from quill.training.events import Evaluated, Event, Finished, Notice, Sampled, Saved, Stage, Started, Stepped
-from quill.units import duration
+from quill.units import duration, plural
 
 
 class RunLog:
@@ -74,7 +74,7 @@ def describe(event: Event) -> str:
             how = f"resuming at step {event.step:,} of" if event.resumed else "training for"
             compiled = ", compiled" if event.compiled else ""
             return (
-                f"{event.reference}: {how} {_steps(event.max_iters)}; "
+                f"{event.reference}: {how} {plural(event.max_iters, 'step')}; "
                 f"{event.parameters:,} parameters, "
                 f"{event.tokens_per_step:,} tokens per step, {event.device} {event.dtype}{compiled}; "
                 f"data {event.dataset}: {event.train_tokens:,} + {event.val_tokens:,} tokens"
@@ -91,7 +91,7 @@ def describe(event: Event) -> str:
         case Saved():
             return f"step {event.step:,}: resume state saved"
         case Finished():
-            text = f"{event.reference}: {event.reason} after {_steps(event.step)}"
+            text = f"{event.reference}: {event.reason} after {plural(event.step, 'step')}"
             if event.val_loss is not None:
                 averaged = ", averaged weights" if event.averaged else ""
                 text += f"; val loss {event.val_loss:.4f} (step {event.best_step:,}{averaged})"
@@ -109,7 +109,3 @@ def _chosen(event: Evaluated) -> dict[str, Any]:
     names = () if event.averaged_val_loss is None else ("averaged", "raw_val_loss", "averaged_val_loss")
     chosen: dict[str, Any] = {name: getattr(event, name) for name in names}
     return chosen if event.temperature is None else chosen | {"temperature": round(event.temperature, 4)}
-
-
-def _steps(n: int) -> str:
-    return f"{n:,} step{'' if n == 1 else 's'}"

@@ -59,6 +59,7 @@ from quill.training.publish import describe, publish
 from quill.training.resume import Found, Resume, begin, find, progress
 from quill.training.schedule import Budget
 from quill.training.trainer import Trainer
+from quill.units import plural
 
 # Few enough to be generated within a second or two: a signal waits for them.
 _SAMPLE = SampleConfig(max_new_tokens=150, seed=1)
@@ -212,8 +213,9 @@ def _how_it_fits(config: RunConfig, device: Device, sharing: memory.Sharing = me
         divided = "weights, gradients and optimizer state"
         notes.append(f"dividing {divided} among {sharing.processes} processes")
     if rows is not None and rows < B:
-        at_once = f"{rows:,} sequence{'' if rows == 1 else 's'}"
-        notes.append(f"computing each batch of {B:,} sequences in parts of at most {at_once}")
+        notes.append(
+            f"computing each batch of {B:,} sequences in parts of at most {plural(rows, 'sequence')}"
+        )
     if device.checkpointing:
         notes.append("recomputing activations for the backward pass instead of storing them")
     return notes
