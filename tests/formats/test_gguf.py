@@ -767,10 +767,10 @@ def test_f46_a_hostile_file_is_refused_at_once(case, tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(HOSTILE[case])
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(CorruptError) as caught:
         GGUF.read(path, Supplied())
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert tracemalloc.get_traced_memory()[1] < 8e6
     tracemalloc.stop()
     assert str(path) in caught.value.what and caught.value.exit_code == 5
