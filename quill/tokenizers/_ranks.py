@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -160,6 +161,13 @@ class RankTokenizer(base.Tokenizer):
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
+        return self._make_encoding()
+
+    @cached_property
+    def _of_threads(self) -> threading.local:
+        return threading.local()
+
+    def _make_encoding(self) -> tiktoken.Encoding:
         import tiktoken
 
         try:
@@ -181,8 +189,16 @@ class RankTokenizer(base.Tokenizer):
         yield text[at:], ""
 
     def _encode_numpy(self, text: str) -> base.Ids:
+        if threading.current_thread() is threading.main_thread():
+            encoding = self._encoding
+        else:
+            # Threads that share one wait for each other at every word: two were slower than one.
+            own = self._of_threads
+            if not hasattr(own, "encoding"):
+                own.encoding = self._make_encoding()
+            encoding = own.encoding
         # The name of a special token is plain text.
-        return self._encoding.encode_to_numpy(text, disallowed_special=())
+        return encoding.encode_to_numpy(text, disallowed_special=())
 
 
 class PublishedTokenizer(RankTokenizer):

@@ -73,9 +73,12 @@ def test_f28_killed_ten_times_and_repeated_it_is_the_same_dataset(tmp_path, tiny
         return start([*arguments, *dedup, "--quiet"], tmp_path, tmp_path / "said", small)
 
     def finished(place: str) -> Path:
+        made = tmp_path / place / "data" / "sea"
+        was_complete = made.exists()
         assert finish(prepare(place)) == 0, (tmp_path / "said.err").read_text()
-        assert list((tmp_path / place / "data").glob(".tmp-0-*")) == []
-        return tmp_path / place / "data" / "sea"
+        # What one leaves that was killed after it had published is for gc.
+        assert was_complete or list(made.parent.glob(".tmp-0-*")) == []
+        return made
 
     whole = finished("whole")
     assert min(len(shards.names(split, os.listdir(whole))) for split in SPLITS) > 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -36,6 +37,34 @@ def test_gpt2_equals_tiktokens(gpt2: base.Tokenizer, ranks: Path, monkeypatch: p
     theirs = tiktoken.get_encoding("gpt2")
     for text in ("  leading", "naïve café 你好 😀\r\n\r\n x=1;\t", "a" * 5000, " " * 5000, "'s't" * 99):
         assert gpt2.encode(text) == theirs.encode_ordinary(text) == gpt2.encode_array(text).tolist()
+
+
+def test_threads_encode_in_bulk_without_sharing(
+    gpt2: base.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A regular expression that two threads share makes both slower than one alone."""
+    tokenizer = base.read(gpt2.to_dict())
+    make = _ranks.RankTokenizer._make_encoding
+    makers: list[threading.Thread] = []
+    found: list[list[int]] = []
+    texts = ("The tide came in.", "At seven.")
+
+    def note(self: _ranks.RankTokenizer) -> object:
+        makers.append(threading.current_thread())
+        return make(self)
+
+    def encode() -> None:
+        found.extend(tokenizer.encode_array(text).tolist() for text in texts)
+
+    monkeypatch.setattr(_ranks.RankTokenizer, "_make_encoding", note)
+    children = [threading.Thread(target=encode) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    encode()
+    assert set(makers) == {*children, threading.current_thread()} and len(makers) == 3
+    assert sorted(found) == sorted([gpt2.encode(text) for text in texts] * 3)
 
 
 @pytest.mark.parametrize("unit", [" ", "\n", "a", "!", "好", "<|endoftext|>"])
