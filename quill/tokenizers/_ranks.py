@@ -61,6 +61,7 @@ class RankTokenizer(base.Tokenizer):
         self._specials = dict(specials)
         self._added = dict(added or {})
         self._pattern = pattern
+        self._of_threads = threading.local()
         self.eot_id = self._specials.get(END_OF_TEXT)
         named = {**self._specials, **self._added}
         self._ids = rank_ids(len(self._ranks), named.values())
@@ -162,10 +163,6 @@ class RankTokenizer(base.Tokenizer):
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
         return self._make_encoding()
-
-    @cached_property
-    def _of_threads(self) -> threading.local:
-        return threading.local()
 
     def _make_encoding(self) -> tiktoken.Encoding:
         import tiktoken
