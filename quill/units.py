@@ -1,4 +1,4 @@
-"""Numbers, bytes, counts and durations as people read them."""
+"""Counts, sizes and durations in a form for people."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def duration(seconds: float | None) -> str:
 
 
 def plural(number: object, noun: str) -> str:
-    """Write a number and its noun: "1 layer", "2 layers", "1,000 layers"; what is no number as it is."""
+    """Write a number and its noun: "1 layer", "1,000 layers"; anything but an integer is kept as it is."""
     shown = f"{number:,}" if isinstance(number, int) else number
     return f"{shown} {noun}" + ("" if number == 1 else "s")
 

@@ -1,4 +1,4 @@
-"""Numbers, bytes, counts and durations as people read them."""
+"""Counts, sizes and durations in a form for people."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class QuillWriter(pipeline.PipelineStep):  # type: ignore[misc, unused-ignore]
 
     Args:
         name: Name of the dataset.
-        registry: Path of the registry on a disk that all tasks share; the dataset is stored beside it.
+        registry: Path of the registry, on a disk shared by all tasks; the dataset is stored next to it.
         tokenizer: gpt2, cl100k_base or o200k_base; the others learn from the text.
         workers: Threads that encode, in each task.
         force: Replace shards of the same names.

@@ -462,9 +462,9 @@ def _directory_of(count: int, claimed: int, path: Path) -> Path:
 @pytest.mark.parametrize("claimed", [1_000_000, 10, 2**63])
 def test_f45_a_huge_directory_is_refused_before_it_is_parsed(tmp_path, claimed):
     path = _directory_of(1_000_000, claimed, tmp_path / "a.pt")
-    began = time.process_time()
+    began = time.monotonic()
     assert f"{child.MOST_DIRECTORY_BYTES:,}" in refused(path).why
-    assert time.process_time() - began < 0.5
+    assert time.monotonic() - began < 0.5
 
 
 def test_f45_a_directory_of_many_records_is_refused(tmp_path):

@@ -34,6 +34,19 @@ def test_the_fastest_choice_wins_and_a_tie_goes_to_the_first() -> None:
     assert 0.004 < best < 0.03
 
 
+def test_a_trial_ends_once_one_choice_is_far_ahead() -> None:
+    for seconds, timed in (({"a": 0.05, "b": 0.005}, 1), ({"a": 0.02, "b": 0.02}, 3)):
+        steps: list[str] = []
+
+        def step(choice: str, steps: list[str] = steps, seconds: dict[str, float] = seconds) -> None:
+            steps.append(choice)
+            time.sleep(seconds[choice])
+
+        autotune.fastest(["a", "b"], step)
+        # Each is warmed up, then they take turns.
+        assert steps == ["a", "b"] * (1 + timed)
+
+
 @pytest.fixture
 def setting(tiny_registry: Registry) -> tuple[GPT, RunConfig, Dataset]:
     """A model, a run with everything on auto, and its data."""
