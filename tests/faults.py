@@ -102,6 +102,7 @@ ROWS = {
     "F68": Row("command lines and artifacts of every kind that are fuzzed"),
     "F69": Row("a prompt of half a million characters, of which a model reads the end"),
     "F70": Row("a server that answers quill sample with anything"),
+    "F71": Row("a resume state whose files are whole and whose content is not that of its run"),
     "H1": Row("a request that is no JSON, or holds NaN or lone surrogates"),
     "H2": Row("an oversized request"),
     "H3": Row("a wrong or missing key"),

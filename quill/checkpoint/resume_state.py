@@ -75,12 +75,15 @@ def save_state(
     return draft.save_state(step, make, keep, facts)
 
 
-def load_state(draft: Draft, *, read: bool = True) -> Saved | None:
+def load_state(
+    draft: Draft, *, read: bool = True, parse: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> Saved | None:
     """Find the newest resume state that is not damaged.
 
     Args:
         draft: The run's draft.
         read: Whether to read its tensors, not only to check their files.
+        parse: Checks what the state has besides tensors, and completes it; it raises CorruptError.
 
     Returns:
         None if there is no state.
@@ -91,7 +94,7 @@ def load_state(draft: Draft, *, read: bool = True) -> Saved | None:
     notes: list[str] = []
     for state in draft.states():
         try:
-            info = state.load().read_object(INFO)
+            info = parse(state.load().read_object(INFO))
             return Saved(_tensors(state) if read else _checked(state), info, notes, state.path)
         except (CorruptError, NotFoundError) as e:
             notes.append(f"skipped the resume state {state.path.name}, which is damaged: {e}")

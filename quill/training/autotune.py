@@ -73,8 +73,8 @@ def choose(
         return memory.fit(config, chosen, teachers, sharing)
 
     if earlier is not None and earlier["device"].partition(":")[0] == device.partition(":")[0]:
-        rows, checkpointing = earlier.get("micro_batch_size"), earlier.get("gradient_checkpointing", False)
-        kept = Device(device, earlier["dtype"], earlier["compiled"], rows or c.batch_size, checkpointing)
+        rows, checkpointing = earlier["micro_batch_size"] or c.batch_size, earlier["gradient_checkpointing"]
+        kept = Device(device, earlier["dtype"], earlier["compiled"], rows, checkpointing)
         return fitted(kept)
     dtypes = candidates(device, c)
     if sharing.divided:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quill.checkpoint.shards import Layout
 from quill.config.settings import TrainConfig
 from quill.model.gpt import GPT
 from quill.training.muon import Muon, shrink
@@ -38,6 +39,7 @@ class Optimizer:
         is_muon = config.optimizer == "muon"
         hidden = {n: p for n, p in named.items() if is_muon and is_hidden(n, p)}
         rest = {n: p for n, p in named.items() if n not in hidden}
+        self._hidden = set(hidden.values())
         for_hidden = [muon(list(hidden.values()), config, getattr(torch, dtype))] if hidden else []
         self.optimizers: list[torch.optim.Optimizer] = [*for_hidden, _adamw(rest, config)]
         self._peaks = [(g, g["lr"], g[_decay_key(g)]) for o in self.optimizers for g in o.param_groups]
@@ -62,6 +64,19 @@ class Optimizer:
             for quantity, value in quantities.items()
             if isinstance(value, Tensor)
         }
+
+    def layouts(self) -> dict[str, dict[str, Layout]]:
+        """What `state` has of each parameter after its first step: momenta like it, and a counter."""
+        counter = Layout(torch.float32, ())
+        found = {}
+        for p, name in self._names.items():
+            like, is_muon = Layout(p.dtype, tuple(p.shape)), p in self._hidden
+            found[name] = (
+                {"momentum_buffer": like}
+                if is_muon
+                else {"step": counter, "exp_avg": like, "exp_avg_sq": like}
+            )
+        return found
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what `state` returned."""

@@ -58,6 +58,7 @@ from quill.training.processes import Group, PeerLostError
 from quill.training.publish import describe, publish
 from quill.training.resume import Found, Resume, begin, find, progress
 from quill.training.schedule import Budget
+from quill.training.state import parse
 from quill.training.trainer import Trainer
 from quill.units import plural
 
@@ -557,7 +558,7 @@ class Run:
     def _resume(self) -> Trainer:
         """A trainer at the last saved step, or at the first."""
         divided = self._is_divided()
-        state = load_state(self.draft, read=not divided)
+        state = load_state(self.draft, read=not divided, parse=parse)
         if state is None:
             return self._trainer({}, divided)
         facts = state.info
@@ -565,12 +566,12 @@ class Run:
         trainer = self._trainer(facts, divided)
         trainer.restore(state)
         self._best_loss, self._best_step = facts["best_val_loss"], facts["best_step"]
-        self._best_averaged = facts.get("best_averaged", False)
-        self._best_temperature = facts.get("best_temperature", 1.0)
+        self._best_averaged = facts["best_averaged"]
+        self._best_temperature = facts["best_temperature"]
         self._bad_evaluations, self._seconds_before = facts["bad_evaluations"], facts["seconds"]
-        self._id = facts.get("id", self._id)
+        self._id = facts["id"] or self._id
         # A run interrupted during an evaluation is evaluated again.
-        evaluated = facts.get("evaluated", True)
+        evaluated = facts["evaluated"]
         self._evaluated = trainer.step if evaluated else -1
         self._saved = (trainer.step, evaluated)
         return trainer

@@ -152,10 +152,12 @@ class Sharded(Member):
     def _restore(self, folder: Path, facts: dict[str, Any]) -> None:
         """Read this process's share of a state, which any number of processes has written."""
         parameters = dict(self.model.named_parameters())
-        if any(name.startswith("average/") for name in shards.layout(folder)):
+        found = shards.layout(folder)
+        self.check(found)
+        if any(name.startswith("average/") for name in found):
             self.averaged = self._copy()
         tensors = {n: t for n, t in self.state()[0].items() if not n.startswith("optimizer/")}
-        for name, (dtype, shape) in shards.layout(folder).items():
+        for name, (dtype, shape) in found.items():
             kind, _, quantity = name.partition("/")
             if kind == "optimizer":
                 like = parameters[quantity.rpartition("/")[0]]

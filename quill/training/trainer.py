@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from quill.checkpoint.resume_state import TENSORS, Saved
+from quill.checkpoint.shards import Layout
 from quill.checkpoint.weights import save_tensors
 from quill.config.settings import TrainConfig
 from quill.data.batches import batch
@@ -32,6 +33,7 @@ from quill.model.gpt import GPT, loss
 from quill.training import masking, schedule, teachers
 from quill.training.device import Device
 from quill.training.optimizer import Optimizer
+from quill.training.state import refuse_others
 
 if TYPE_CHECKING:
     from quill.data.batches import Tokens
@@ -422,8 +424,31 @@ class Trainer:
         save_tensors(folder / TENSORS, tensors)
 
     def restore(self, saved: Saved) -> None:
-        """Restore a resume state."""
+        """Restore a resume state.
+
+        Raises:
+            CorruptError: It is of another model, or of another optimizer.
+        """
+        self.check({n: Layout(t.dtype, tuple(t.shape)) for n, t in saved.tensors.items()})
         self.load_state(saved.tensors, saved.info["trainer"])
+
+    def check(self, found: Mapping[str, Layout]) -> None:
+        """Check that tensors, by name, are those that `state` returns.
+
+        Raises:
+            CorruptError: They are not.
+        """
+        kinds = {name.partition("/")[0] for name in found} & {"average"} | {"model"}
+        weights = self.model.state_dict()
+        wanted = {
+            f"{kind}/{n}": Layout(p.dtype, tuple(p.shape)) for kind in kinds for n, p in weights.items()
+        }
+        for name, quantities in self.optimizer.layouts().items():
+            own = {f"optimizer/{name}/{quantity}": layout for quantity, layout in quantities.items()}
+            # A parameter that has had no gradient yet has no momenta.
+            if own.keys() & found.keys():
+                wanted |= own
+        refuse_others(found, wanted)
 
     def whole(self, *, averaged: bool = False) -> GPT:
         """The model with all of its weights, or with their average; not to be changed."""
@@ -440,10 +465,9 @@ class Trainer:
             self.averaged = self._copy()
             self.averaged.load_state_dict(average)
         self.optimizer.load_state(under("optimizer/"))
-        self.step, self.first, self._scale = facts["step"], facts.get("first", 0), facts["scale"]
+        self.step, self.first, self._scale = facts["step"], facts["first"], facts["scale"]
         self._good_steps = facts["good_steps"]
-        # Earlier versions of quill evaluated in float32.
-        self.evaluates_in = replace(self.evaluates_in, dtype=facts.get("evaluates_in", "float32"))
+        self.evaluates_in = replace(self.evaluates_in, dtype=facts["evaluates_in"])
 
     def evaluate(self, val: Tokens, n_bytes: int, poll: Callable[[], None] = lambda: None) -> list[Fitted]:
         """The validation loss of the weights, and after it that of their average if there is one.

@@ -16,6 +16,7 @@ from quill.errors import DivergedError
 from quill.model.gpt import GPT, loss
 from quill.training import masking
 from quill.training.device import Device
+from quill.training.state import Trained
 from quill.training.trainer import Trainer
 
 TOKENS = np.random.default_rng(0).integers(0, 17, 2000).astype(np.uint16)
@@ -168,7 +169,7 @@ def test_a_run_in_bfloat16_evaluates_in_it_and_resumes_in_what_it_began_with() -
     half.load_state(tensors, facts)
     assert half.evaluate(TOKENS[:500], 500) == [rounded]
     del facts["evaluates_in"]
-    half.load_state(tensors, facts)
+    half.load_state(tensors, Trained.model_validate(facts).model_dump())
     assert half.evaluate(TOKENS[:500], 500) == [exact], "as earlier versions of quill did"
 
 
