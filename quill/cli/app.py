@@ -83,11 +83,12 @@ def _report(failure: Exception | KeyboardInterrupt, arguments: list[str]) -> int
     if isinstance(failure, BrokenPipeError):
         return 141
     if isinstance(failure, KeyboardInterrupt):
-        Output().say("interrupted")
-        return _code_of(failure)
+        return _end(failure)
     from quill.cli import _errors
 
     error = _errors.explain(failure, arguments, _params(arguments), _every_command)
+    if error.exit_code == 1 and (interrupt := _interrupt_behind(failure)):
+        return _end(interrupt)
     if isinstance(error, InterruptedRun):
         Output().note(error.what, shlex.join([PROGRAM, *arguments]))
     else:
@@ -97,6 +98,20 @@ def _report(failure: Exception | KeyboardInterrupt, arguments: list[str]) -> int
 
         traceback.print_exception(failure)
     return error.exit_code
+
+
+def _end(interrupt: KeyboardInterrupt) -> int:
+    Output().say("interrupted")
+    return _code_of(interrupt)
+
+
+def _interrupt_behind(failure: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that an exception wraps, as Python's does for one that comes while a class is made."""
+    while failure:
+        if isinstance(failure, KeyboardInterrupt):
+            return failure
+        failure = failure.__cause__ or failure.__context__
+    return None
 
 
 def _code_of(interrupt: KeyboardInterrupt) -> int:

@@ -15,6 +15,7 @@ import pytest
 
 from quill import errors
 from quill.cli import _errors, _flags, app
+from quill.cli._signals import Interrupted
 from quill.cli.app import main
 
 COMMANDS = list(app.commands())
@@ -199,6 +200,24 @@ def test_an_interrupted_run_is_a_note_and_no_error(monkeypatch, capsys):
     fail_with(KeyboardInterrupt(), monkeypatch)
     assert main(["train"]) == 130
     assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_f34_a_signal_that_comes_while_a_class_is_made_is_no_internal_error(monkeypatch, capsys):
+    class Field:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise Interrupted(15)
+
+    def dispatch(arguments: list[str]) -> int:
+        type("Made", (), {"field": Field()})
+        return 0
+
+    monkeypatch.setattr(app, "_dispatch", dispatch)
+    assert main(["list"]) == 143
+    assert capsys.readouterr() == ("", "interrupted\n")
+    failure = errors.ResourceError("cannot put it back")
+    failure.__cause__ = Interrupted(15)
+    fail_with(failure, monkeypatch)
+    assert main(["export"]) == 7, "what a cleanup could not do is told"
 
 
 def test_f40_out_of_memory_names_a_smaller_batch(monkeypatch, capsys):
