@@ -6,11 +6,13 @@ import io
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from quill.errors import InputError
 from quill.evaluation.curves import Curves, span
-from quill.evaluation.report import Report
+
+if TYPE_CHECKING:
+    from quill.evaluation.report import Report
 
 Form = Literal["svg", "png"]
 

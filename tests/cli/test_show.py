@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -112,6 +113,18 @@ def test_metrics_are_drawn(curved, capsys):
     assert "training: 1.5000 at step 40" in out
     assert any(ord(c) in BRAILLE for c in out)
     assert "\x1b" not in out
+
+
+def test_what_reads_no_weights_loads_no_torch(curved, registry):
+    curved("a")
+    curved("a")
+    commands = [["show", "a"], ["show", "a", "--metrics"], ["show", "a", "--metrics", "--json"]]
+    commands += [["compare", "a:v1", "a:v2"], ["gc", "--dry-run"], ["list"], ["alias", "list"]]
+    code = f"import sys\nfrom quill.cli.app import main\nassert not any(map(main, {commands}))\n"
+    env = {**os.environ, "QUILL_REGISTRY": str(registry.root)}
+    checked = code + "assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", checked], capture_output=True, env=env)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 def test_metrics_for_programs(curved, capsys):
