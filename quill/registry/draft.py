@@ -96,10 +96,11 @@ class ResumeState(Folder):
 
         Raises:
             NotFoundError: It has none.
-            CorruptError: It is damaged, or a link.
+            CorruptError: It is damaged, or a link, or in a linked folder.
             InputError: It was made by a newer quill.
         """
-        refuse_link(self.path)
+        for folder in (self.path.parent, self.path):
+            refuse_link(folder)
         self.manifest = manifest.read(self.path)
         return self
 
@@ -333,6 +334,7 @@ class Draft(Folder):
             The state's folder.
 
         Raises:
+            CorruptError: The folder of the states is a link.
             LockedError: Another process has taken the draft over.
             ResourceError: Disk or permission; the earlier states are untouched.
         """
@@ -340,6 +342,7 @@ class Draft(Folder):
         status = {k: v for k, v in (self.status() or {}).items() if k in _DURABLE} | dict(facts or {})
         folder = self.path / manifest.STATE
         target = folder / f"{_STEP}{step:06d}"
+        refuse_link(folder)
         fsio.make_dir(folder)
         # A run that resumed from an earlier state, because this one was damaged, replaces it.
         with fsio.stage(target, fence=self.check_owner) as staged:

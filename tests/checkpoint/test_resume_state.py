@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from crashing import snapshot
 
 from quill.checkpoint.resume_state import load_state, save_state
 from quill.errors import CorruptError, ResourceError
@@ -45,6 +46,16 @@ def test_the_newest_state_is_loaded(draft):
         "state.json",
         "state.safetensors",
     ]
+
+
+def test_f14_states_are_neither_read_nor_written_nor_removed_through_a_link(draft, tmp_path):
+    (draft.path / "state").rename(tmp_path / "outside")
+    (draft.path / "state").symlink_to(tmp_path / "outside")
+    before = snapshot(tmp_path / "outside")
+    for act in (lambda: load_state(draft), lambda: save(draft, 1500), lambda: save(draft, 10)):
+        with pytest.raises(CorruptError, match="symbolic link"):
+            act()
+    assert snapshot(tmp_path / "outside") == before
 
 
 def test_only_the_newest_states_are_kept(draft):
