@@ -33,7 +33,7 @@ PROCESS_WIDE = {
 
 # Restored before the function returns: dropout seeds a forked generator, decoding opts into one thread.
 RESTORED = {
-    "quill/training/device.py": {"torch.manual_seed"},
+    "quill/training/device.py": {"torch.manual_seed", "torch.use_deterministic_algorithms"},
     "quill/threads.py": {"torch.set_num_threads"},
 }
 

@@ -35,6 +35,8 @@ def prepare(env: MutableMapping[str, str] = os.environ) -> None:
     """
     if not env.keys() & set(_WAITING):
         env["GOMP_SPINCOUNT"] = _SPIN_TURNS
+    # cuBLAS's own choice of memory for its products lets their last bits differ between runs.
+    env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     quota = _quota()
     if quota and not env.keys() & set(_THREADS) and quota < (os.cpu_count() or 1):
         env[_THREADS[0]] = str(quota)

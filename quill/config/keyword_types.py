@@ -110,4 +110,5 @@ class RunSettings(TypedDict, total=False):
     device: str
     sharding: Literal["auto", "off", "full"]
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    deterministic: bool
     compile: Literal["auto", "on", "off"]

@@ -117,7 +117,7 @@ def _trace(model: GPT, dtype: torch.dtype) -> ExportedProgram:
     twin.load_state_dict({n: t.detach().to(dtype) for n, t in model.state_dict().items()}, assign=True)
     twin.eval().requires_grad_(False)
     context = model.shape.block_size
-    if model.shape.n_layer and not twin.learned_positions:
+    if twin.uses_rotations:
         # A table that exists already becomes a constant; one made while tracing is made in every call.
         twin.rotations()
     dynamic = {0: Dim("batch", min=1)}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from quill.generation.cuda import Recorder
 from quill.generation.decoding import Decoder
 from quill.model.gpt import GPT
 from quill.model.kv_cache import KVCache
@@ -72,6 +73,7 @@ class Batch:
     def __init__(self, model: GPT, slots: int) -> None:
         self.model = model
         self._cache = model.new_cache(slots)
+        self._recorder = Recorder(model, self._cache)
         self.rows: list[BatchRow | None] = [None] * slots
         # Memory that was never written may contain NaN, which no mask keeps out of a product.
         self._unwritten = set(range(slots))
@@ -156,11 +158,15 @@ class Batch:
         idx = tokens.new_zeros(most, 1)
         slots = [row.slot for row in rows]
         idx[slots] = tokens
-        logits: Tensor = self.model(idx, self._cache.ragged(lengths), last_only=True)
+        recorded = self._recorder.find(most, max(lengths), lambda: self._clear(*range(most)))
+        if recorded is None:
+            logits: Tensor = self.model(idx, self._cache.ragged(lengths), last_only=True)
+        else:
+            logits = recorded(idx, torch.tensor(lengths))
         return logits[slots, -1]
 
-    def _clear(self, slot: int) -> None:
-        if slot in self._unwritten:
+    def _clear(self, *slots: int) -> None:
+        for slot in self._unwritten.intersection(slots):
             self._unwritten.remove(slot)
             for layer in self._cache.layers:
                 layer.keys[slot].zero_()

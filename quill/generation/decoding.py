@@ -12,10 +12,12 @@ into a second cache, a few at a time, while the first one fills.
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from quill.generation import cuda
 from quill.model.gpt import GPT
 from quill.model.kv_cache import KVCache
 
@@ -55,6 +57,7 @@ class Decoder:
         self._cache = model.new_cache(rows) if cache is None else cache
         self._read: list[Tensor] = []
         self._ahead: KVCache | None = None
+        self._recorder = cuda.Recorder(model, self._cache)
         self.length = 0
 
     @property
@@ -74,9 +77,18 @@ class Decoder:
         """
         if self.length + idx.shape[1] > self.model.shape.block_size:
             idx = self._move(idx)
-        logits: Tensor = self.model(idx, self._cache, last_only=True)
+        logits = self._step(idx) if idx.shape[1] == 1 else self.model(idx, self._cache, last_only=True)
         self.note(idx)
         return logits[:, -1]
+
+    def _step(self, idx: Tensor) -> Tensor:
+        """Read one token in each row."""
+        recorded = self._recorder.find(len(idx), self.length, self._cache.wipe)
+        if recorded is None:
+            return cast(Tensor, self.model(idx, self._cache, last_only=True))
+        logits = recorded(idx, self.length)
+        self._cache.rewind(self.length + 1)
+        return logits
 
     def _move(self, idx: Tensor) -> Tensor:
         """Move the window; return those of its tokens that remain to be read."""
@@ -123,7 +135,7 @@ class Decoder:
         """
         twin = copy.copy(self)
         twin._read = [t.expand(rows, -1) for t in self._read]
-        twin._cache = self._cache.repeat(rows)
+        twin.use(self._cache.repeat(rows))
         twin._ahead = None if self._ahead is None else self._ahead.repeat(rows)
         return twin
 
@@ -136,11 +148,12 @@ class Decoder:
     def use(self, cache: KVCache) -> None:
         """Continue on another cache that contains the same keys and values."""
         self._cache = cache
+        self._recorder = cuda.Recorder(self.model, cache)
 
     def sharing(self, cache: KVCache) -> Decoder:
         """A decoder that has read what this one has, over a copy of its keys and values."""
         twin = copy.copy(self)
         twin._read = list(self._read)
-        twin._cache = cache
+        twin.use(cache)
         twin._ahead = None if self._ahead is None else self._ahead.repeat(1)
         return twin

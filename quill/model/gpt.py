@@ -218,6 +218,11 @@ class GPT(nn.Module):
         scaled = ("ln_f.", "lm_head.bias") if self.shape.n_layer else ("wte.",)
         return {n: p / temperature if n.startswith(scaled) else p for n, p in self.state_dict().items()}
 
+    @property
+    def uses_rotations(self) -> bool:
+        """Whether positions rotate queries and keys, rather than being added to the embeddings."""
+        return self.shape.n_layer > 0 and not self.learned_positions
+
     def rotations(self) -> Rope:
         """The rotary table for the whole context length, on the device of the weights."""
         device = self.wte.weight.device

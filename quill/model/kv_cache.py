@@ -131,6 +131,12 @@ class KVCache:
         for layer in self.layers:
             layer.length = 0
 
+    def wipe(self) -> None:
+        """Set what is not filled to zero: memory that was never written may contain NaN."""
+        for layer in self.layers:
+            layer.keys[:, :, self.length :].zero_()
+            layer.values[:, :, self.length :].zero_()
+
     def repeat(self, rows: int) -> KVCache:
         """Copy a single sequence's cache to each of several rows, to decode them side by side."""
         twin = copy.copy(self)
@@ -178,14 +184,27 @@ class KVCache:
             lengths: Tokens in the cache of each of the first rows.
         """
         device = self.layers[0].keys.device if self.layers else None
-        positions = torch.tensor(lengths, device=device)
         longest = max(lengths) + 1
+        is_even = min(lengths) == longest - 1
+        return self._of_rows(torch.tensor(lengths, device=device), longest, masked=not is_even)
+
+    def at(self, positions: Tensor, span: int) -> KVCache:
+        """As `ragged`, for lengths that are on the device and may change.
+
+        Args:
+            positions: Tokens in the cache of each of the first rows, (B).
+            span: Positions that are attended to, more than any length.
+        """
+        return self._of_rows(positions, span, masked=True)
+
+    def _of_rows(self, positions: Tensor, longest: int, *, masked: bool) -> KVCache:
+        device = positions.device
         mask = None
-        if min(lengths) != longest - 1:
+        if masked:
             mask = (torch.arange(longest, device=device) <= positions[:, None])[:, None, None]
         twin = copy.copy(self)
         twin.positions = positions
-        rows = torch.arange(len(lengths), device=device)
+        rows = torch.arange(len(positions), device=device)
         twin.layers = [RaggedLayer(layer, rows, positions, longest, mask) for layer in self.layers]
         return twin
 

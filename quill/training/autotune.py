@@ -28,10 +28,12 @@ from quill.training.trainer import Trainer
 if TYPE_CHECKING:
     from quill.data.dataset import Dataset
 
-# Compiling takes about a minute, so a run must be long enough to win it back.
-_COMPILE_PAYS_AFTER_SECONDS = 600.0
-# A pass over a whole batch may take minutes and gigabytes, so a share of its sequences is timed.
-_TRIAL_FLOPS = 1e11
+# Compiling takes about a minute on a CPU, a quarter of it on a GPU, where it also gains the most: a run must
+# be long enough to win it back.
+_COMPILE_PAYS_AFTER_SECONDS = {"cpu": 600.0, "cuda": 45.0}
+# A pass over a whole batch may take minutes and gigabytes, so a share of its sequences is timed: as many as
+# take most of a second on a slow device of the kind, and no fewer than keep a fast one busy.
+_TRIAL_FLOPS = {"cpu": 1e11, "mps": 1e12, "cuda": 1e13}
 # One choice is timed for no longer than this.
 _TRIAL_SECONDS = 1.0
 # How many times as fast a choice must be to win after one timed step: noise is smaller.
@@ -95,7 +97,8 @@ def share_of(model: GPT, config: TrainConfig) -> TrainConfig:
     """The settings of a step over as few of a batch's sequences as can be timed."""
     parameters = sum(p.numel() for p in model.parameters())
     per_sequence = 6 * parameters * model.shape.block_size
-    rows = min(config.batch_size, max(1, int(_TRIAL_FLOPS / max(per_sequence, 1))))
+    flops = _TRIAL_FLOPS.get(model.wte.weight.device.type, _TRIAL_FLOPS["cpu"])
+    rows = min(config.batch_size, max(1, int(flops / max(per_sequence, 1))))
     return config.model_copy(update={"batch_size": rows, "gradient_accumulation_steps": 1})
 
 
@@ -199,13 +202,14 @@ def _measured(
     dtype, seconds = fastest(dtypes, trial(share, Device(device, dtypes[0], False)))
     plain = fitted(Device(device, dtype, False))
     passes = c.batch_size / share.batch_size * c.gradient_accumulation_steps
+    pays_after = _COMPILE_PAYS_AFTER_SECONDS.get(plain.kind, _COMPILE_PAYS_AFTER_SECONDS["cpu"])
     if (
         not may_compile
         or plain.checkpointing
-        or (c.compile == "auto" and seconds * passes * c.max_iters < _COMPILE_PAYS_AFTER_SECONDS)
+        or (c.compile == "auto" and seconds * passes * c.max_iters < pays_after)
     ):
         return plain
-    stage("compiling, about a minute")
+    stage("compiling, which takes up to a minute")
     # Compiled code is made for one shape, which has to be the run's own.
     compiled = replace(plain, compiled=True)
     whole = c.model_copy(update={"gradient_accumulation_steps": 1})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -45,6 +46,18 @@ class Device:
         """Whether steps are queued without waiting for their results; scaling float16 needs each of them."""
         return self.kind != "cpu" and self.dtype != "float16"
 
+    @property
+    def records(self) -> bool:
+        """Whether a compiled pass is recorded, and then run again without waiting for Python."""
+        return self.compiled and self.kind == "cuda"
+
+    def compile(self, module: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Compile a model, or a function of one, for a single shape of its arguments."""
+        if not self.records:
+            return torch.compile(module)
+        # "reduce-overhead" is torch's name for CUDA graphs, each of which has a shape of its own.
+        return torch.compile(module, mode="reduce-overhead", dynamic=False)
+
     def put(self, x: Tensor) -> Tensor:
         """Copy a tensor from the CPU to the device, while that computes."""
         # Only from pinned memory does a copy not wait for what is queued.
@@ -55,6 +68,15 @@ class Device:
         if self.dtype == "float32":
             return nullcontext()
         return torch.autocast(self.kind, dtype=getattr(torch, self.dtype))
+
+    def repeatable(self) -> AbstractContextManager[None]:
+        """A context in which equal passes give equal gradients, bit for bit.
+
+        On CUDA the environment must say how cuBLAS uses memory, as the command line makes it do.
+        """
+        # With any other value torch refuses products in such a context.
+        is_told = os.environ.get("CUBLAS_WORKSPACE_CONFIG") in (":4096:8", ":16:8")
+        return _repeatable() if self.kind == "cuda" and is_told else nullcontext()
 
     def seeded(self, seed: int) -> AbstractContextManager[None]:
         """A context in which torch's generators start at `seed`; the caller's are restored at its end."""
@@ -80,6 +102,23 @@ def _seeded(devices: list[torch.device], seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    # Nothing here reads memory that it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def find_device(wanted: str) -> str:

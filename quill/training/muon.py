@@ -30,8 +30,8 @@ _POLAR_EXPRESS: _Polynomials = tuple(
     )
 )
 _EPSILON = 1e-7
-# Small matrices are faster together; a stack of large ones would only leave the cache and take memory.
-_STACK_ELEMENTS = 2**20
+# Small matrices are faster together; on a CPU a stack of large ones would only leave the cache.
+_STACK_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
 # Factors on the update of a matrix with so many rows (outputs) and columns (inputs).
 SCALES: dict[str, Callable[[int, int], float]] = {
     "original": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
@@ -77,7 +77,8 @@ class Muon(torch.optim.Optimizer):
         for p in matrices:
             by_shape.setdefault(p.shape, []).append(p)
         for shape, alike in by_shape.items():
-            most = max(1, _STACK_ELEMENTS // shape.numel()) if self._together else 1
+            elements = _STACK_ELEMENTS.get(alike[0].device.type, _STACK_ELEMENTS["cpu"])
+            most = max(1, elements // shape.numel()) if self._together else 1
             for i in range(0, len(alike), most):
                 yield alike[i : i + most]
 

@@ -143,10 +143,13 @@ class Trainer:
         # Steps whose figures are still on the device, and those whose figures nobody has asked for.
         self._queued: list[tuple[int, float, Tensor]] = []
         self._known: list[Step] = []
-        self._forward: Callable[..., Tensor] = torch.compile(model) if device.compiled else model
+        self._forward: Callable[..., Tensor] = device.compile(model) if device.compiled else model
+        if device.compiled and model.uses_rotations:
+            # Made in a compiled pass, the table would be in the memory of its graph.
+            model.rotations()
         # On a GPU the graph has the loss too; on a CPU that would change the numbers for little.
         fuses = device.compiled and device.kind != "cpu"
-        self._forward_loss: Callable[..., Tensor] | None = torch.compile(_forward_loss) if fuses else None
+        self._forward_loss: Callable[..., Tensor] | None = device.compile(_forward_loss) if fuses else None
         # This process and their number, where several share the run; the config is then this one's part.
         self._rank, self._size = 0, 1
 
@@ -240,15 +243,21 @@ class Trainer:
 
     def _accumulate(self, poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
         """Accumulate gradients; returns the loss and what the objective adds to it, on the device."""
+        with self.device.repeatable() if self.config.deterministic else nullcontext():
+            return self._pass_over(self._parts(), poll)
+
+    def _pass_over(self, parts: Iterator[_Part], poll: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """Forward and backward passes over the parts of a step."""
         weight = self.config.masked_loss_weight
         total = torch.zeros((), device=self.device.name)
         extra = torch.zeros((), device=self.device.name)
-        if self._n_parts > 1:
+        several = self.config.gradient_accumulation_steps > 1 or weight > 0
+        if self._n_parts > 1 or (self.device.records and several):
             # Made in the first backward pass, gradients would lie between activations, and leave gaps that
-            # those of the next pass do not fit.
+            # those of the next pass do not fit; and in the memory of a recorded pass, which writes over them.
             for p in self.model.parameters():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        for i, part in enumerate(self._parts()):
+        for i, part in enumerate(parts):
             if i:
                 poll()
             with part.rows:

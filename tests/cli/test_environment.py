@@ -17,6 +17,15 @@ def test_a_waiting_thread_spins_for_a_moment_only():
     assert env["GOMP_SPINCOUNT"] == "20000"
 
 
+def test_products_on_cuda_are_the_same_in_every_run():
+    env: dict[str, str] = {}
+    _environment.prepare(env)
+    assert env["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    env["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"
+    _environment.prepare(env)
+    assert env["CUBLAS_WORKSPACE_CONFIG"] == ":16:8", "the user's own"
+
+
 @pytest.mark.parametrize(
     ("variable", "unset"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,37 @@ def test_a_diverged_trainer_gives_no_state() -> None:
             trainer.state()
         with pytest.raises(DivergedError):
             trainer.evaluate(TOKENS, 2000)
+
+
+def test_passes_that_are_recorded_add_to_gradients_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a recorded pass returns is written over by the next one."""
+    config = ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=17)
+    recorded = type("Recorded", (Device,), {"records": True})("cpu", "float32", False)
+    found: list[list[bool]] = []
+    whole = Trainer._backward
+
+    def backward(self: Trainer, part: torch.Tensor) -> None:
+        found.append([p.grad is not None for p in self.model.parameters()])
+        whole(self, part)
+
+    monkeypatch.setattr(Trainer, "_backward", backward)
+    for settings in ({"gradient_accumulation_steps": 2}, {"masked_loss_weight": 0.5}, {}):
+        found.clear()
+        Trainer(GPT(config.shape()), TrainConfig(batch_size=2, **settings), TOKENS, recorded).advance()
+        assert all(found[0]) == bool(settings)
+
+
+def test_deterministic_is_asked_for_around_the_passes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=17)
+    entered: list[bool] = []
+
+    @contextmanager
+    def repeatable(self: Device) -> Iterator[None]:
+        entered.append(True)
+        yield
+
+    monkeypatch.setattr(Device, "repeatable", repeatable)
+    for wanted in (True, False):
+        settings = TrainConfig(batch_size=2, deterministic=wanted)
+        Trainer(GPT(config.shape()), settings, TOKENS, Device("cpu", "float32", False)).advance()
+    assert entered == [True]

@@ -123,7 +123,7 @@ def test_matrices_are_orthogonalized_together_as_they_are_alone(monkeypatch: pyt
     monkeypatch.setattr(muon, "polar_express", lambda x, dtype: (sizes.append(len(x)), whole(x, dtype))[1])
     together.advance()
     assert sum(sizes) == 14 and len(sizes) == 3, "q, k, v, o; gate and up; down, of both layers"
-    monkeypatch.setattr(muon, "_STACK_ELEMENTS", 1)
+    monkeypatch.setitem(muon._STACK_ELEMENTS, "cpu", 1)
     alone.advance()
     assert sizes[3:] == [1] * 14
     for name, value in weights(together).items():

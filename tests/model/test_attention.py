@@ -1,0 +1,26 @@
+"""Attention of one query in each row, as a GPU computes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from quill.model.attention import single
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_a_single_query_sees_what_the_fused_kernel_sees(
+    heads: tuple[int, int], masked: bool, scale: float | None
+) -> None:
+    H, K = heads
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(3, 1, H, 8, generator=generator).transpose(1, 2)
+    k, v = (torch.randn(3, K, 20, 8, generator=generator)[:, :, :11] for _ in range(2))
+    mask = (torch.arange(11) <= torch.tensor([[0], [5], [10]]))[:, None, None] if masked else None
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+    found = single(q, k, v, mask, scale)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected)
