@@ -232,11 +232,18 @@ def _translate(
     if isinstance(failure, OSError) and failure.errno == errno.ENAMETOOLONG:
         name = shorten(os.path.basename(os.fsdecode(failure.filename or "")))
         return InputError(f"the path of {name} is too long", why="the filesystem allows no such name")
+    if isinstance(failure, UnicodeEncodeError) and (wrong := _first_lone(arguments)):
+        return InputError(f"the argument {shorten(wrong)} is not text", why="it contains a lone surrogate")
     return QuillError(
         f"internal error: {type(failure).__name__}: {failure}",
         why="this is a bug in quill; your models are unchanged",
         hint="run the same command with --debug and report the traceback to quill's issue tracker",
     )
+
+
+def _first_lone(arguments: Sequence[str]) -> str | None:
+    """The first argument that cannot be written anywhere, because it has a lone surrogate."""
+    return next((a for a in arguments if any("\ud800" <= c <= "\udfff" for c in a)), None)
 
 
 def _usage_error(

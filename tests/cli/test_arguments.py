@@ -8,7 +8,8 @@ from quill.cli import app
 from quill.cli.app import main
 
 ARGUMENTS = {
-    "a lone surrogate": "\udcff",
+    "a byte that is no text": "\udcff",
+    "a lone surrogate": "\ud800",
     "70,000 characters": "x" * 70_000,
     "70,000 digits": "9" * 70_000,
     "a long path": "./" + "x/" * 30_000,
@@ -16,6 +17,7 @@ ARGUMENTS = {
 # Where the argument goes.
 COMMANDS = """
     show {} | show m:{} | show data:{} | show m --{} | list {} | list --sort {} | list --registry {}
+    show a --registry {} | verify --registry {} | gc --registry {} | compare a a --registry {}
     rm {} -y | mv a {} | cp a {} | alias set a {} | alias rm a:{} | alias restore {} | logs {} | compare a {}
     verify {} | gc {} | gc --keep {} | config check {} | config show {} | config schema {} | help {}
     {} | --{}
