@@ -191,6 +191,7 @@ class Need:
         added: Bytes of the largest gradient, which exists twice while it is added to that of an earlier pass.
         first: Bytes that a pass over one sequence takes, with what it takes for any number of them.
         each: Bytes that each further sequence takes.
+        closes_gaps: Whether activations take the place of an earlier step's gradients, and gradients theirs.
         batch_size: Sequences of a batch.
         accumulates: Whether gradients of several passes add up even if no batch is cut.
     """
@@ -200,6 +201,7 @@ class Need:
     added: int
     first: int
     each: int
+    closes_gaps: bool
     batch_size: int
     accumulates: bool
 
@@ -208,6 +210,10 @@ class Need:
         activations = self.first + self.each * (rows - 1)
         if self.accumulates or rows < self.batch_size:
             return self.fixed + self.gradients + self.added + activations
+        if not self.closes_gaps:
+            # glibc cuts an aligned block of memory out of a larger one, and gives the edges to small objects.
+            # When it is freed, its place is a few bytes too small for the next one of its size.
+            return self.fixed + self.gradients + activations
         # Activations are freed while gradients take their place.
         return self.fixed + max(self.gradients, activations)
 
@@ -241,23 +247,32 @@ def need(config: RunConfig, device: Device, teachers: Sequence[Shape] = (), shar
     accumulates = c.gradient_accumulation_steps > 1 or c.masked_loss_weight > 0
     one_block = outline(replace(shape, n_layer=min(shape.n_layer, 1)))
     added = _BYTES_OF_WEIGHT * max(p.numel() for p in one_block.parameters()) // sharing.shares
-    return Need(fixed, gradients, added, one, two - one, c.batch_size, accumulates)
+    closes_gaps = device.kind != "cpu"
+    return Need(fixed, gradients, added, one, two - one, closes_gaps, c.batch_size, accumulates)
 
 
 def _activations(shape: Shape, device: Device, rows: int) -> int:
     """Bytes that a forward pass stores, and those that the backward pass takes in addition."""
     tokens, depth = rows * shape.block_size, shape.n_layer
     # The logarithms of the probabilities, their gradient, and that of the logits, all in float32.
-    head = 3 * 4 * tokens * shape.vocab_size
+    logits = tokens * shape.vocab_size
+    head, on_cpu, is_short = 3 * 4 * logits, device.kind == "cpu", device.dtype != "float32"
+    if is_short:
+        # The weights that make the logits, once more in 16 bits.
+        head += 2 * shape.n_embd * shape.vocab_size
     shallow = _stored(replace(shape, n_layer=min(depth, 1)), device, rows)
     if depth < 2:
         return shallow + head
     block = _stored(replace(shape, n_layer=2), device, rows) - shallow
     # The gradients inside of a block take about as much as what it has stored.
     if not device.checkpointing:
-        return shallow + depth * block + head
-    # What a block's first pass frees lies between the inputs that are kept, in gaps that are too small.
-    return shallow + 2 * block + (depth - 1) * 4 * tokens * shape.n_embd + head
+        # Conversions leave gaps.
+        gaps = block + 2 * logits if on_cpu and is_short else 0
+        return shallow + depth * block + gaps + head
+    # What a block's first pass frees lies between the inputs that are kept, in gaps that are too small. On a
+    # CPU half of it stays unused, in 16 bits a quarter, and so does the place of the logits.
+    gaps = 4 * logits + (depth - 1) * block // (4 if is_short else 2) if on_cpu else block
+    return shallow + block + gaps + (depth - 1) * 4 * tokens * shape.n_embd + head
 
 
 def _stored(shape: Shape, device: Device, rows: int) -> int:

@@ -61,6 +61,11 @@ def limited(config, device, room):
 _SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "vocab_size": 1000, "dropout": 0.1}
 _GPT2 = {"model": _SHAPE | {"block": "gpt2"}, "train": {"optimizer": "adamw", "batch_size": 24}}
 _MODERN = {"model": _SHAPE | {"block": "modern"}, "train": {"batch_size": 24}}
+# The vocabulary of GPT-2, whose logits take more than all blocks.
+_WORDS = {
+    "model": _SHAPE | {"block": "gpt2", "vocab_size": 50304, "block_size": 512},
+    "train": {"optimizer": "adamw", "batch_size": 2},
+}
 # One sequence that does not fit below the limit unless activations are computed again.
 _LONG = {
     "model": _SHAPE | {"block": "modern", "n_layer": 12, "block_size": 1024, "n_embd": 128},
@@ -74,6 +79,7 @@ _RUNS: list[tuple[dict[str, Any], list[Any]]] = [
     (_MODERN, ["float32", False, 24, False]),
     (_MODERN, ["bfloat16", False, 8, False]),
     (_MODERN, ["float32", False, 1, True]),
+    (_WORDS, ["float32", False, 2, True]),
 ]
 
 
