@@ -7,7 +7,9 @@ https://github.com/EleutherAI/lm-evaluation-harness
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +64,11 @@ def measure(
     if unknown:
         raise NotFoundError(f"no task '{unknown[0]}'", hint="lm_eval ls tasks")
     try:
-        found = simple_evaluate(
-            _model(generator, report), tasks=names, task_manager=manager, log_samples=False
-        )
+        # It prints what it bootstraps, in the middle of what a program reads from stdout.
+        with redirect_stdout(io.StringIO()):
+            found = simple_evaluate(
+                _model(generator, report), tasks=names, task_manager=manager, log_samples=False
+            )
     except QuillError:
         raise
     except Exception as e:

@@ -82,7 +82,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_every_figure_is_that_of_the_hf_model(files, tiny_registry, tmp_path):
+def test_every_figure_is_that_of_the_hf_model(files, tiny_registry, tmp_path, capsys):
     pytest.importorskip("accelerate")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -90,6 +90,7 @@ def test_every_figure_is_that_of_the_hf_model(files, tiny_registry, tmp_path):
 
     model = quill.load("tiny", registry=tiny_registry.root, device="cpu")
     found = harness.measure(model, files)
+    assert capsys.readouterr().out == ""
     quill.export("tiny", "hf", tmp_path / "hf", registry=tiny_registry.root)
     prefix = harness._prefix(model)
     theirs = HFLM(pretrained=str(tmp_path / "hf"), device="cpu", batch_size=1, prefix_token_id=prefix)
