@@ -108,7 +108,8 @@ def plan(
     first = Device(device, autotune.candidates(device, part.train)[0], False)
     divided = memory.must_divide(part, first, taught_by, group)
     sharing = memory.sharing_of(group, divided=divided)
-    model = outline(shape) if divided else GPT(shape, part.train.seed).to(device)
+    # Without n-gram counts, which are made of the text when training begins, and take little time to train.
+    model = outline(shape) if divided else GPT(shape, part.train.seed).network().to(device)
     chosen = autotune.choose(model, part, dataset, device, teachers=taught_by, sharing=sharing)
     times = _Times() if divided else _time_run(model, part, tokens, chosen, found)
     rows = chosen.micro_batch_size or part.train.batch_size

@@ -813,6 +813,13 @@ def test_memory_is_that_of_the_computer() -> None:
     assert 10**8 < memory.of_device("cpu") < 10**15
 
 
+def test_a_model_with_counts_is_planned_before_they_are_made(config: RunConfig, registry: Registry) -> None:
+    counted = config.model_copy(update={"model": config.model.model_copy(update={"ngram": 3})})
+    made = plan(counted, registry, registry.root.parent / "data")
+    assert made.config["model"]["ngram"] == 3
+    assert made.seconds_total
+
+
 def test_a_plan_is_measured_and_leaves_nothing_behind(config: RunConfig, registry: Registry) -> None:
     made = plan(config, registry, registry.root.parent / "data")
     assert made.tokens_per_step == 64
