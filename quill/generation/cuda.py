@@ -132,7 +132,7 @@ def record(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
         step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # Other threads may use the device meanwhile.
+    # Other threads may be using the device.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = step()
 

@@ -55,7 +55,7 @@ class Device:
         """Compile a model, or a function of one, for a single shape of its arguments."""
         if not self.records:
             return torch.compile(module)
-        # "reduce-overhead" is torch's name for CUDA graphs, each of which has a shape of its own.
+        # "reduce-overhead" is torch's name for CUDA graphs; a graph has fixed shapes.
         return torch.compile(module, mode="reduce-overhead", dynamic=False)
 
     def put(self, x: Tensor) -> Tensor:
