@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -98,21 +99,16 @@ def _forks(code: str, *arguments: Any) -> Any:
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no peak to set back here")
 def test_the_estimate_is_near_the_peak_of_whole_and_cut_and_checkpointed_batches() -> None:
     code = """
-found = []
-for settings, way in json.loads(sys.argv[1])[0]:
-    work = reading.parse(settings, origin="the test"), Device("cpu", *way)
-    expected, highest = forked(estimate, *work), forked(peak, *work)
-    # Where blocks fit into gaps by luck, one run in four takes a tenth less; the memory has to be there.
-    for _ in range(4):
-        if expected > 1.1 * highest:
-            highest = max(highest, forked(peak, *work))
-    found.append([expected, highest])
-print(json.dumps(found))
+import torch._dynamo  # what the first optimizer would load in each fork
+function, runs = json.loads(sys.argv[1])
+work = [(reading.parse(settings, origin="the test"), Device("cpu", *way)) for settings, way in runs]
+print(json.dumps([forked(globals()[function], *one) for one in work]))
 """
-    found = _forks(code, _RUNS)
-    assert len(found) == len(_RUNS)
-    for (estimate, peak), (_, way) in zip(found, _RUNS, strict=True):
-        assert estimate == pytest.approx(peak, rel=0.15), way
+    # Addresses at the start of a process decide which gaps of its heap a block fits into: peaks of one run
+    # differ by up to 15% from their mean, and only between processes.
+    peaks = zip(*(_forks(code, "peak", _RUNS) for _ in range(4)), strict=True)
+    for estimate, found, (_, way) in zip(_forks(code, "estimate", _RUNS), peaks, _RUNS, strict=True):
+        assert estimate == pytest.approx(mean(found), rel=0.15), (way, found)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on address space are Linux's")
