@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -277,11 +278,20 @@ def read_config(session: Session, file: Path | None, name: str | None, what: str
     overrides: dict[str, Any] = {**session.overrides, **({"name": name} if name is not None else {})}
     if what is not None and what.endswith(".json"):
         if file is not None:
-            raise InputError(f"'{what}' and --config are mutually exclusive", why="both are config files")
+            raise InputError(
+                f"'{what}' and --config are mutually exclusive",
+                why="both are config files",
+                hint=f"quill train --config {shlex.quote(what)}",
+            )
         file = Path(what)
     elif what is not None:
         if "data.source" in overrides:
-            raise InputError(f"'{what}' and --data are mutually exclusive", why="both name the text")
+            text = shlex.quote(str(overrides["data.source"]))
+            raise InputError(
+                f"'{what}' and --data are mutually exclusive",
+                why="both name the text; --name names the model",
+                hint=f"quill train {text} --name {shlex.quote(name or what)}",
+            )
         overrides["data.source"] = what
     if isinstance(overrides.get("data.source"), str):
         overrides["data.source"] = overrides["data.source"].removeprefix(PREFIX)

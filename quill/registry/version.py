@@ -7,7 +7,7 @@ from pathlib import Path
 from quill.errors import CorruptError, NotFoundError, QuillError
 from quill.registry import manifest
 from quill.registry.files import OpenFile
-from quill.registry.folder import Folder, State, exists, is_published, refuse_link
+from quill.registry.folder import Folder, State, exists, refuse_link
 from quill.registry.manifest import Manifest
 
 
@@ -81,15 +81,17 @@ def load(name: str, number: int, path: Path, label: str = "", *, flat: bool = Fa
         InputError: It was made by a newer quill.
     """
     refuse_link(path)
-    if not is_published(path):
+    try:
+        found = Version(name, number, path, manifest.read(path), label=label, flat=flat)
+    except NotFoundError:
         missing = [f for f in manifest.REQUIRED if not exists(path / f)]
         if missing and missing != [manifest.TOKENIZER]:
-            raise NotFoundError(f"no model in '{path}'", why=f"{missing[0]} is missing", hint="quill list")
+            why = f"{missing[0]} is missing"
+            raise NotFoundError(f"no model in '{path}'", why=why, hint="quill list") from None
         if missing:
             why = "without it the model's tokens cannot be decoded to text"
-            raise CorruptError(f"'{path}' has no {manifest.TOKENIZER}", why=why)
+            raise CorruptError(f"'{path}' has no {manifest.TOKENIZER}", why=why) from None
         return Version(name, number, path, label=label, flat=flat)
-    found = Version(name, number, path, manifest.read(path), label=label, flat=flat)
     listed = found.facts["files"]
     if missing := [f for f in manifest.REQUIRED if f not in listed]:
         raise CorruptError(f"'{path}' is damaged", why=f"its manifest does not list {missing[0]}")

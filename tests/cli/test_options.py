@@ -193,8 +193,10 @@ def test_the_argument_of_train_is_a_text_or_a_config(tmp_path, monkeypatch):
     assert (run.name, run.data.source) == ("run", "notes.txt")
     with pytest.raises(InputError, match="mutually exclusive"):
         read_config(session, tmp_path / "run.json", None, "run.json")
-    with pytest.raises(InputError, match="mutually exclusive"):
-        read_config(options.Session(output=None, overrides={"data.source": "b"}), None, None, "a")
+    with pytest.raises(InputError, match="mutually exclusive") as twice:
+        read_config(options.Session(output=None, overrides={"data.source": "b.txt"}), None, None, "a")
+    # As `quill sample a` names a model.
+    assert twice.value.hint == "quill train b.txt --name a"
 
 
 def test_help_shows_types_and_defaults(capsys):
