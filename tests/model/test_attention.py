@@ -1,4 +1,4 @@
-"""Attention of one query in each row, as a GPU computes it."""
+"""Attention of one query in each row."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from quill.model.attention import single
+from quill.threads import one_thread
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
@@ -24,3 +25,14 @@ def test_a_single_query_sees_what_the_fused_kernel_sees(
     found = single(q, k, v, mask, scale)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected)
+
+
+def test_a_single_query_has_the_same_bits_on_any_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for S in (17, 64, 100, 256):
+        q, k, v = (torch.randn(2, 6, n, 64, generator=generator) for n in (1, S, S))
+        with one_thread():
+            wanted = single(q, k, v, None, None)
+            for threads in (2, 3, 5):
+                torch.set_num_threads(threads)
+                assert torch.equal(single(q, k, v, None, None), wanted)
