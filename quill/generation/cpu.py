@@ -2,8 +2,8 @@
 
 One token at a time means matrices times vectors, bound by how fast weights stream from memory, and many
 small operations, bound by how fast Python calls them. The twin therefore has products for a few rows (see
-`_sliced` and `_bagged`) and calls the parts of the model as plain functions. Its logits equal the model's up
-to rounding, and those of a single token do not depend on the number of threads.
+`_sliced`, `_bagged` and `_packed`) and calls the parts of the model as plain functions. Its logits equal the
+model's up to rounding, and those of a single token do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def for_batches(model: GPT) -> GPT:
         model: Any model, on any device.
     """
     if _has_fast_products(model) and _is_small(model):
-        return _twin(model, partial(_sliced, copied=True))
+        return _twin(model, _packed if _packs() else partial(_sliced, copied=True))
     return _twin(model, _product_for(model, copy_weights=False))
 
 
@@ -131,6 +131,21 @@ def _is_intel() -> bool:
             return "GenuineIntel" in file.read(4096)
     except OSError:
         return "GenuineIntel" in platform.processor()
+
+
+@cache
+def _packs() -> bool:
+    """Whether oneDNN's products of several rows are the fastest: where MKL's are not at their best.
+
+    Their names in torch are private and may change, so they are tried.
+    """
+    if _is_intel():
+        return False
+    weight, x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]])
+    try:
+        return torch.equal(_packed(weight, None)(x), F.linear(x, weight))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
 
 
 def _call_directly(module: nn.Module, product: Callable[[Tensor, Tensor | None], _Product] | None) -> None:
@@ -218,6 +233,22 @@ def _bagged(weight: Tensor, bias: Tensor | None) -> _Product:
         # Arguments 4 to 6: no scaling by frequency, the sum of the bag, no sparse gradient.
         y = bag(table, every, first, False, 0, False, repeated)[0].view(1, 1, -1).narrow(-1, 0, n_out)
         return y if bias is None else y + bias
+
+    return product
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> _Product:
+    """As `_sliced`, for any number of rows and with a copy of the weights in the order of oneDNN's kernels.
+
+    On an AMD EPYC it took a third to a half of the time of MKL's products, for 2 to 128 rows.
+    """
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _COPIED_ROWS)
+    shift, linear = None if bias is None else bias.detach(), torch.ops.mkldnn._linear_pointwise
+
+    def product(x: Tensor) -> Tensor:
+        # Nothing is computed of the product besides.
+        y: Tensor = linear(x, packed, shift, "none", [], "")
+        return y
 
     return product
 

@@ -127,8 +127,8 @@ def test_large_weights_are_shared(make_model: MakeModel, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     "product",
-    [cpu._sliced, cpu._bagged, partial(cpu._sliced, copied=True)],
-    ids=["sliced", "bagged", "copied"],
+    [cpu._sliced, cpu._bagged, partial(cpu._sliced, copied=True), cpu._packed],
+    ids=["sliced", "bagged", "copied", "packed"],
 )
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("n_out", [3, 16, 21])
@@ -141,10 +141,28 @@ def test_product_is_a_linear_layer(
     torch.testing.assert_close(product(weight, bias)(x), F.linear(x, weight, bias))
 
 
-@pytest.mark.parametrize("product", [cpu._sliced, cpu._bagged])
-def test_a_product_is_the_same_on_any_number_of_threads(product: Callable[..., Any]) -> None:
+def test_batches_have_other_products_where_torch_has_lost_those_of_onednn(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*arguments: Any) -> Any:
+        raise AttributeError("_linear_pointwise")
+
+    model, idx = make_model(), torch.randint(0, 29, (3, 9))
+    monkeypatch.setattr(cpu, "_is_intel", lambda: False)
+    monkeypatch.setattr(cpu, "_packed", lost)
+    cpu._packs.cache_clear()
+    try:
+        found = cpu.for_batches(model).predict(idx, targets=False)
+    finally:
+        cpu._packs.cache_clear()
+    torch.testing.assert_close(found, model.predict(idx, targets=False), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("product", [cpu._sliced, cpu._bagged, cpu._packed])
+def test_a_product_is_the_same_on_any_number_of_threads(product: Callable[..., Any], rows: int) -> None:
     for n_out, n_in in ((384, 1536), (1152, 384), (65, 384)):
-        multiply, x = product(torch.randn(n_out, n_in), torch.randn(n_out)), torch.randn(1, 1, n_in)
+        multiply, x = product(torch.randn(n_out, n_in), torch.randn(n_out)), torch.randn(rows, 1, n_in)
         with one_thread():
             wanted = multiply(x)
             for threads in (2, 3, 5):
