@@ -89,7 +89,7 @@ def read(document: Mapping[str, Any], vocabulary: Mapping[str, int], origin: str
     """Read a BPE model as a byte-pair tokenizer.
 
     Raises:
-        CorruptError: The document contradicts itself.
+        CorruptError: The document contradicts itself, or splits text by a pattern that is not known.
         InputError: quill does not support the tokenizer.
     """
     pattern = _split(document, origin)
@@ -196,7 +196,8 @@ def _split(document: Mapping[str, Any], origin: str) -> str:
     ours = from_oniguruma(pattern)
     if ours is None:
         known = "that of GPT-2, GPT-4, GPT-4o, Llama 3 or Qwen"
-        raise fields.unsupported(origin, f"its pattern {shorten(pattern, 60)} is not {known}")
+        why = f"its pattern {shorten(pattern, 60)} is not {known}, and others may take endless time"
+        raise CorruptError(f"the tokenizer in '{origin}' is not safe to use", why=why, hint="tokenizer=gpt2")
     return ours
 
 
