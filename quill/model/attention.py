@@ -45,7 +45,9 @@ def attend(
     grouped = q.shape[1] != k.shape[1]
     if T == 1 and cache is not None:
         # One query sees every key of its row, so it needs a mask only where rows differ in length.
-        return single(q, k, v, cache.mask, scale)
+        if q.device.type in ("cpu", "cuda"):
+            return single(q, k, v, cache.mask, scale)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask, scale=scale, enable_gqa=grouped)
     if T == S and cpu_attention.suits(q, dropout):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         return cpu_attention.attend(q, k, v, dropout=dropout, scale=scale)
@@ -79,10 +81,9 @@ def single(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | 
     """
     B, H, _, D = q.shape
     K = k.shape[1]
-    # Heads that share keys are rows of one product, (B K, H / K, S). The first argument counts 0 times.
-    q = q.reshape(B * K, H // K, D)
-    factor = D**-0.5 if scale is None else scale
-    scores = torch.baddbmm(q.new_empty(1), q, k.flatten(0, 1).mT, beta=0, alpha=factor)
+    # Heads that share keys are rows of one product, (B K, H / K, S).
+    q = q.reshape(B * K, H // K, D) * (D**-0.5 if scale is None else scale)
+    scores = torch.bmm(q, k.flatten(0, 1).mT)
     if mask is not None:
         scores = scores.view(B, K, H // K, -1).masked_fill_(~mask, float("-inf")).flatten(0, 1)
     return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(B, H, 1, D)
