@@ -50,6 +50,7 @@ from quill.training import memory, resume
 from quill.training.device import Device
 from quill.training.events import Evaluated, Event, Finished, Notice, Sampled, Saved, Started, Stepped
 from quill.training.inputs import settle
+from quill.training.optimizer import is_hidden
 from quill.training.plan import plan
 from quill.training.run import Outcome, train
 from quill.training.trainer import Trainer
@@ -862,8 +863,10 @@ def test_a_run_interrupted_under_version_0_1_0_resumes(
     assert resumed is not None and whole is not None
     a, b = (load_checkpoint(v).model.state_dict() for v in (resumed, whole))
     for name, value in a.items():
-        # Equal bit for bit where the processor is the one that wrote the fixture.
-        torch.testing.assert_close(value, b[name], rtol=1e-5, atol=1e-5, msg=name)
+        # Equal bit for bit where the processor is the one that wrote the fixture. In bfloat16 Muon magnifies
+        # the rounding of another to 4e-4; a momentum that is lost moves its matrices by more than 1e-2.
+        atol = 1e-3 if optimizer == "muon" and is_hidden(name, value) else 1e-5
+        torch.testing.assert_close(value, b[name], rtol=1e-5, atol=atol, msg=name)
     lines = [[untimed(x) for x in stream(v.metrics())] for v in (resumed, whole)]
     assert [x["step"] for x in lines[0]] == [x["step"] for x in lines[1]]
 
