@@ -246,7 +246,7 @@ def _packed(weight: Tensor, bias: Tensor | None) -> _Product:
     shift, linear = None if bias is None else bias.detach(), torch.ops.mkldnn._linear_pointwise
 
     def product(x: Tensor) -> Tensor:
-        # Nothing is computed of the product besides.
+        # No function is applied to the product.
         y: Tensor = linear(x, packed, shift, "none", [], "")
         return y
 

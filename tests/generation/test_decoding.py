@@ -27,6 +27,10 @@ SHAPES: list[dict[str, Any]] = [
     {"block": "modern", "n_kv_head": 2, "head_size": 10},
     {"n_layer": 0},
 ]
+PACKED = pytest.param(
+    cpu._packed,
+    marks=pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"),
+)
 
 
 @pytest.fixture(params=["sliced", "bagged", "plain"])
@@ -127,7 +131,7 @@ def test_large_weights_are_shared(make_model: MakeModel, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     "product",
-    [cpu._sliced, cpu._bagged, partial(cpu._sliced, copied=True), cpu._packed],
+    [cpu._sliced, cpu._bagged, partial(cpu._sliced, copied=True), PACKED],
     ids=["sliced", "bagged", "copied", "packed"],
 )
 @pytest.mark.parametrize("biased", [True, False])
@@ -159,7 +163,7 @@ def test_batches_have_other_products_where_torch_has_lost_those_of_onednn(
 
 
 @pytest.mark.parametrize("rows", [1, 8])
-@pytest.mark.parametrize("product", [cpu._sliced, cpu._bagged, cpu._packed])
+@pytest.mark.parametrize("product", [cpu._sliced, cpu._bagged, PACKED])
 def test_a_product_is_the_same_on_any_number_of_threads(product: Callable[..., Any], rows: int) -> None:
     for n_out, n_in in ((384, 1536), (1152, 384), (65, 384)):
         multiply, x = product(torch.randn(n_out, n_in), torch.randn(n_out)), torch.randn(rows, 1, n_in)
