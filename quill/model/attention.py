@@ -81,9 +81,10 @@ def single(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | 
     """
     B, H, _, D = q.shape
     K = k.shape[1]
-    # Heads that share keys are rows of one product, (B K, H / K, S).
-    q = q.reshape(B * K, H // K, D) * (D**-0.5 if scale is None else scale)
-    scores = torch.bmm(q, k.flatten(0, 1).mT)
+    # Heads that share keys are rows of one product, (B K, H / K, S). With a beta of 0 what would be added,
+    # the first argument, is not read.
+    q, factor = q.reshape(B * K, H // K, D), D**-0.5 if scale is None else scale
+    scores = torch.baddbmm(q.new_empty(1), q, k.flatten(0, 1).mT, beta=0, alpha=factor)
     if mask is not None:
         scores = scores.view(B, K, H // K, -1).masked_fill_(~mask, float("-inf")).flatten(0, 1)
     return torch.bmm(scores.softmax(-1), v.flatten(0, 1)).view(B, H, 1, D)
